@@ -1,0 +1,77 @@
+"""The `gora` command: parse, call a stage, print. torch is imported by the stages, not here."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from gora.cli.inspect_ranks import inspect_ranks_command
+from gora.cli.merge import merge_command
+from gora.cli.precompute import precompute_command
+from gora.cli.recipes import recipes_app
+from gora.cli.run import run_command
+from gora.cli.train import train_command
+from gora.errors import GoraError
+
+app = typer.Typer(
+    name="gora",
+    help="Fine-tune Hugging Face models with GoRA: ranks and starting values from the gradients of your own data.",
+    epilog="First use: gora run quickstart",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("run")(run_command)
+app.command("precompute")(precompute_command)
+app.command("train")(train_command)
+app.command("merge")(merge_command)
+app.command("inspect-ranks")(inspect_ranks_command)
+app.add_typer(recipes_app, name="recipes")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from gora import __version__
+
+        typer.echo(f"gora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _gora(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command and exit: 0 done, 1 the work failed, 2 wrong input, 130 and 143 interrupted."""
+    from gora.runtime.interrupt import StopSignal, stopping_at_once
+
+    # A tokenizer warns about forked processes otherwise; gora tokenizes before anything forks.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        with stopping_at_once():
+            app(standalone_mode=True)
+    except GoraError as error:
+        _fail(str(error), error.exit_code)
+    except StopSignal as stop:
+        _fail(
+            f"Stopped by signal {stop.number}. What was being written has been removed; finished files are whole.",
+            128 + stop.number,
+        )
+    except MemoryError as error:
+        _fail(f"Out of memory: {error}", 1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        advice = "Lower train.micro_batch_size or data.max_length, or set train.activation_checkpointing: true."
+        _fail(f"{str(error).splitlines()[0]}\n{advice}", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"gora: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,37 @@
+"""gora merge"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gora.cli.options import OverwriteOption, TrustOption
+
+
+class MergedType(StrEnum):
+    """Data type of the merged weights."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+def merge_command(
+    adapter: Annotated[
+        Path, typer.Argument(metavar="ADAPTER", help="An adapter folder, or a run folder that holds one.")
+    ],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder of the merged model.")],
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="MODEL", help="Base model, if not the one the adapter names.")
+    ] = None,
+    dtype: Annotated[
+        MergedType, typer.Option("--dtype", help="Type of the weights; auto: as in training.")
+    ] = MergedType.auto,
+    overwrite: OverwriteOption = False,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Fold an adapter into its base model."""
+    from gora.stages.merge import merge
+
+    merge(adapter, output, base=base, dtype=dtype.value, overwrite=overwrite, trust_remote_code=trust_remote_code)

@@ -1,0 +1,62 @@
+"""gora recipes"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+recipes_app = typer.Typer(
+    help="List, show and copy the built-in recipes.", invoke_without_command=True, no_args_is_help=False
+)
+
+
+@recipes_app.callback()
+def list_command(context: typer.Context) -> None:
+    """List the built-in recipes."""
+    if context.invoked_subcommand is not None:
+        return
+    from rich.table import Table
+
+    from gora.recipe.builtin import builtin_recipes
+    from gora.runtime.console import output
+
+    table = Table("recipe", "what it does")
+    for name, description in builtin_recipes():
+        table.add_row(name, description)
+    output.say(table)
+    output.say("gora recipes show NAME prints one; gora recipes copy NAME FILE makes it yours.")
+
+
+@recipes_app.command("show")
+def show_command(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Print a built-in recipe."""
+    from gora.recipe.builtin import read_builtin
+
+    typer.echo(read_builtin(name), nl=False)
+
+
+@recipes_app.command("copy")
+def copy_command(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The new file.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Copy a built-in recipe to a file of your own."""
+    from gora.errors import InputError
+    from gora.files import write_text
+    from gora.recipe.builtin import read_builtin
+
+    text = read_builtin(name)
+    if file.exists() and not overwrite:
+        raise InputError(f"{file} exists. Add --overwrite to replace it.")
+    write_text(file, text)
+    typer.echo(f"recipe    {file}\nnext      gora run {file}")
+
+
+@recipes_app.command("schema")
+def schema_command() -> None:
+    """Print the JSON schema of recipes, for editors that complete and check YAML."""
+    from gora.recipe import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))

@@ -1,0 +1,25 @@
+"""gora train"""
+
+from gora.cli.options import OverwriteOption, RecipeArgument, ResumeOption, SetOption, ShowSampleOption, TrustOption
+
+
+def train_command(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    show_sample: ShowSampleOption = False,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Train the adapter: reads the plan, writes the adapter."""
+    from gora.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    if show_sample:
+        from gora.stages.sample import show_sample as show
+
+        show(loaded.recipe, trust_remote_code=trust_remote_code)
+        return
+    from gora.stages.train import train
+
+    train(loaded.recipe, resume=resume, overwrite=overwrite, trust_remote_code=trust_remote_code)

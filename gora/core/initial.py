@@ -1,0 +1,69 @@
+"""Initial values of the adapter (paper, section 3.3 and appendix A.1): the first step of gradient descent, compressed.
+
+Shapes are torch's: a weight and its gradient G are (out, in), A is (r, in), B is (out, r), and the layer computes
+x (W + scaling B A)^T. The paper writes the transposes of all of them.
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+
+class SingularFactorError(ValueError):
+    """A A^T cannot be factorised: the rows of A are linearly dependent, or not finite."""
+
+
+def scaling(alpha: float, rank: int) -> float:
+    """Factor in front of B A: alpha / sqrt(r), as rsLoRA.
+
+    Computed as (alpha sqrt(r)) / r, because PEFT divides a module's alpha by its rank: with `module_alpha` as that
+    alpha it arrives at the same number to the last bit.
+    """
+    return module_alpha(alpha, rank) / rank
+
+
+def module_alpha(alpha: float, rank: int) -> float:
+    """The alpha that LoRA's alpha / r turns into alpha / sqrt(r)."""
+    return alpha * math.sqrt(rank)
+
+
+def draw_a(name: str, rank: int, in_features: int, seed: int) -> Tensor:
+    """A ~ kaiming_uniform(a = sqrt(5)), that is uniform in +-1/sqrt(in), float32 (r, in) on the CPU.
+
+    The generator is seeded with the layer's name, so that a layer gets the same values whatever the other layers,
+    the number of processes or the device are.
+    """
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    bound = 1 / math.sqrt(in_features)
+    return torch.empty(rank, in_features).uniform_(-bound, bound, generator=generator)
+
+
+def solve_b(gradient: Tensor, factor_a: Tensor, gamma: float, alpha: float) -> Tensor:
+    """B = -xi G A^T (A A^T)^-1 with xi = gamma sqrt(in) / alpha, float32 (out, r), on the gradient's device.
+
+    B A is then minus xi times the projection of G on the row space of A, and under the paper's isotropy assumption
+    the layer moves by scaling ||B A||_F = gamma ||G||_F. All of it is computed in float64, the r x r system by a
+    Cholesky factorisation: the normal equations square the condition number of A, which float32 would not bear.
+
+    Args:
+        gradient: G, the mean gradient, (out, in).
+        factor_a: A, (r, in).
+        gamma: size of the step relative to the gradient.
+        alpha: scaling numerator.
+
+    Raises:
+        SingularFactorError: the rows of A are linearly dependent.
+    """
+    rank, in_features = factor_a.shape
+    wide = factor_a.to(gradient.device, torch.float64)
+    projected = gradient.double() @ wide.T
+    triangle, failed = torch.linalg.cholesky_ex(wide @ wide.T)
+    if failed.item() or not torch.isfinite(triangle).all():
+        raise SingularFactorError(
+            f"A A^T is singular (rank {rank}, {in_features} inputs): its rows are linearly dependent"
+        )
+    step = gamma * math.sqrt(in_features) / alpha
+    return (-step * torch.cholesky_solve(projected.T, triangle).T).float().contiguous()

@@ -1,0 +1,43 @@
+"""Data: from files and hub data sets to batches of token ids with a supervised part.
+
+The way of a row: a source is read (`sources`), a row becomes segments of text that are trained on or not (`formats`),
+segments become ids and labels (`encode`), and a set of them is what a run trains on (`preparation`).
+"""
+
+from gora.data.chat import Chat
+from gora.data.collate import Collator, padding_id
+from gora.data.draw import draw_rows
+from gora.data.encode import IGNORED, Encoded, Encoder
+from gora.data.examples import Counts, DataCounts, Examples
+from gora.data.formats import Format, Segment, format_for, segments_of
+from gora.data.instruction import Instruction
+from gora.data.preparation import PreparedData, prepare
+from gora.data.rows import BadRow, Rows
+from gora.data.show import sample_text
+from gora.data.sources import read_rows
+from gora.data.templates import named_template
+
+__all__ = [
+    "IGNORED",
+    "BadRow",
+    "Chat",
+    "Collator",
+    "Counts",
+    "DataCounts",
+    "Encoded",
+    "Encoder",
+    "Examples",
+    "Format",
+    "Instruction",
+    "PreparedData",
+    "Rows",
+    "Segment",
+    "draw_rows",
+    "format_for",
+    "named_template",
+    "padding_id",
+    "prepare",
+    "read_rows",
+    "sample_text",
+    "segments_of",
+]

@@ -1,0 +1,66 @@
+"""Examples become a batch of tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from gora.data.encode import IGNORED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def padding_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The id to pad inputs with: the tokenizer's padding token, or its end-of-sequence token where it has none.
+
+    Which of them it is makes no difference to a result: padded positions are masked out and have no label.
+    """
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads the examples of a micro-batch on the right, to the longest of them and no further.
+
+    Args:
+        pad_token_id: fills `input_ids`; see `padding_id`.
+        encoder_decoder: labels then have a length of their own; otherwise they are as long as the inputs.
+        pad_to_multiple_of: round the padded length up to a multiple of this; None does not.
+    """
+
+    pad_token_id: int
+    encoder_decoder: bool = False
+    pad_to_multiple_of: int | None = None
+
+    @classmethod
+    def of(cls, tokenizer: "PreTrainedTokenizerBase", encoder_decoder: bool) -> "Collator":
+        """The collator for a tokenizer's examples."""
+        return cls(padding_id(tokenizer), encoder_decoder)
+
+    def __call__(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        """Make a batch of examples that hold `input_ids` and `labels`.
+
+        Returns:
+            int64 tensors `input_ids` and `attention_mask` (batch x longest input, mask 1 on tokens and 0 on padding)
+            and `labels` (batch x longest label list for an encoder-decoder, else the shape of the inputs), whose
+            padding is -100.
+        """
+        inputs = [example["input_ids"] for example in examples]
+        labels = [example["labels"] for example in examples]
+        input_width = self._width(inputs)
+        label_width = self._width(labels) if self.encoder_decoder else input_width
+        return {
+            "input_ids": _padded(inputs, input_width, self.pad_token_id),
+            "attention_mask": _padded([[1] * len(ids) for ids in inputs], input_width, 0),
+            "labels": _padded(labels, label_width, IGNORED),
+        }
+
+    def _width(self, lists: list[list[int]]) -> int:
+        longest = max(len(ids) for ids in lists)
+        return longest + -longest % self.pad_to_multiple_of if self.pad_to_multiple_of else longest
+
+
+def _padded(lists: list[list[int]], width: int, filler: int) -> torch.Tensor:
+    return torch.tensor([ids + [filler] * (width - len(ids)) for ids in lists], dtype=torch.int64)

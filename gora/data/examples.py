@@ -1,0 +1,136 @@
+"""The examples of a run, as a torch data set, and what became of the rows they were made of."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import sys
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from gora.data.encode import IGNORED, Encoded
+
+
+class Examples(torch.utils.data.Dataset[dict[str, list[int]]]):
+    """Encoded rows in a fixed order.
+
+    Args:
+        encoded: the examples.
+        places: where each came from, as in `train.jsonl:17`.
+        encoder_decoder: whether the labels are a sequence of their own.
+    """
+
+    def __init__(self, encoded: Sequence[Encoded], places: Sequence[str], *, encoder_decoder: bool) -> None:
+        self._encoded = list(encoded)
+        self._places = list(places)
+        self.encoder_decoder = encoder_decoder
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        """`input_ids` and `labels` of one example, as lists of int; labels are -100 where nothing is trained."""
+        example = self._encoded[index]
+        return {"input_ids": example.input_ids.tolist(), "labels": example.labels.tolist()}
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """The tokens of each example; for an encoder-decoder those of its inputs and of its labels together."""
+        return [len(one.input_ids) + (len(one.labels) if self.encoder_decoder else 0) for one in self._encoded]
+
+    @cached_property
+    def supervised(self) -> list[int]:
+        """How many tokens of each example are trained on."""
+        return [len(one.labels) - one.labels.count(IGNORED) for one in self._encoded]
+
+    def where(self, index: int) -> str:
+        """Where an example came from: `train.jsonl:17`."""
+        return self._places[index]
+
+    def truncated(self, index: int) -> bool:
+        """Whether an example was cut at the longest length allowed."""
+        return self._encoded[index].truncated
+
+    def subset(self, indices: Sequence[int]) -> Examples:
+        """Some of the examples, in the order of `indices`."""
+        encoded = [self._encoded[index] for index in indices]
+        return Examples(encoded, [self._places[index] for index in indices], encoder_decoder=self.encoder_decoder)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the ids and labels of all examples in order, in hexadecimal; the same on every machine."""
+        digest = hashlib.sha256()
+        for one in self._encoded:
+            digest.update(struct.pack("<II", len(one.input_ids), len(one.labels)))
+            digest.update(_little_endian(one.input_ids))
+            digest.update(_little_endian(one.labels))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the rows of one set: `rows = used + bad + dropped + held_out`.
+
+    Attributes:
+        rows: read from the source; for a holdout, drawn from the training rows.
+        used: made into examples.
+        bad: not usable, see `data.bad_rows`.
+        dropped: too long, or with nothing to train on once cut.
+        held_out: set aside for evaluation.
+        truncated: those of `used` that were cut.
+        tokens: of all examples.
+        supervised_tokens: those of `tokens` that are trained on.
+    """
+
+    rows: int
+    used: int
+    bad: int
+    dropped: int
+    held_out: int
+    truncated: int
+    tokens: int
+    supervised_tokens: int
+
+    def summary(self) -> str:
+        """`7,470 of 7,473 (12 cut at the end, 3 bad), 1,234,567 tokens, 37 % of them supervised`."""
+        named = {
+            "cut at the end": self.truncated,
+            "bad": self.bad,
+            "dropped as too long": self.dropped,
+            "held out": self.held_out,
+        }
+        left_out = ", ".join(f"{number:,} {what}" for what, number in named.items() if number)
+        share = round(100 * self.supervised_tokens / self.tokens) if self.tokens else 0
+        rows = f"{self.used:,} of {self.rows:,}" + (f" ({left_out})" if left_out else "")
+        return f"{rows}, {self.tokens:,} tokens, {share} % of them supervised"
+
+
+@dataclass(frozen=True)
+class DataCounts:
+    """What became of the training rows and, where there are any, of the evaluation rows."""
+
+    train: Counts
+    eval: Counts | None = None
+
+    def summary(self) -> str:
+        """Both in one line."""
+        evaluated = f"; eval {self.eval.summary()}" if self.eval else ""
+        return f"train {self.train.summary()}{evaluated}"
+
+
+def count(examples: Examples, *, rows: int, bad: int = 0, dropped: int = 0, held_out: int = 0) -> Counts:
+    """Add what the examples say to what became of the rows."""
+    truncated = sum(examples.truncated(index) for index in range(len(examples)))
+    tokens, supervised = sum(examples.lengths), sum(examples.supervised)
+    return Counts(rows, len(examples), bad, dropped, held_out, truncated, tokens, supervised)
+
+
+def _little_endian(ids: array[int]) -> bytes:
+    if sys.byteorder == "little":
+        return ids.tobytes()
+    swapped = array(ids.typecode, ids)
+    swapped.byteswap()
+    return swapped.tobytes()

@@ -1,0 +1,161 @@
+"""From the recipe's `data` section to the examples of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from gora.data.encode import Encoder
+from gora.data.examples import Counts, DataCounts, Examples, count
+from gora.data.formats import Format, Segment, format_for, segments_of
+from gora.data.rows import BadRow, Rows
+from gora.data.sources import read_rows
+from gora.errors import InputError
+from gora.recipe.schema import DataSection, SourceSection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TRAIN_SPLITS = ("train",)
+_EVAL_SPLITS = ("test", "validation")
+_NAMED_AT_MOST = 10
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What a run trains and evaluates on.
+
+    Attributes:
+        train: the training examples.
+        eval: the examples of `data.eval` or of the holdout, or None.
+        counts: what became of the rows of both.
+        fingerprint: SHA-256 over the ids and labels of the training examples, in order.
+    """
+
+    train: Examples
+    eval: Examples | None
+    counts: DataCounts
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Formatted:
+    """One source, read and brought into its format."""
+
+    rows: Rows
+    fmt: Format
+    segments: list[list[Segment] | None]
+    bad: list[BadRow]
+
+
+def prepare(
+    data: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    *,
+    encoder_decoder: bool,
+    say: Callable[[str], None],
+) -> PreparedData:
+    """Read, format and encode the rows of a run. The same call gives the same examples in every process.
+
+    Args:
+        data: the recipe's section.
+        tokenizer: what turns text into ids; its chat template is used by the chat format.
+        seed: draws the holdout.
+        encoder_decoder: whether the model has an encoder, so that prompt and response are sequences of their own.
+        say: takes warnings and the list of the rows that were left out.
+
+    Raises:
+        InputError: a source cannot be read, a row is bad (and `data.bad_rows` is `error`), or nothing is left to
+            train on.
+    """
+    if data.eval is not None and data.holdout:
+        raise InputError("data.eval and data.holdout both name rows to evaluate on. Use one of them.")
+    encoder = Encoder(tokenizer, data.max_length, data.overlong, encoder_decoder=encoder_decoder)
+    _warn_of_length(data, tokenizer, say)
+    # Both sources are checked before either is tokenised, which is what takes the time.
+    train = _formatted(data, data.train, _TRAIN_SPLITS, tokenizer)
+    evaluated = _formatted(data, data.eval, _EVAL_SPLITS, tokenizer) if data.eval is not None else None
+    for note in train.fmt.notes():
+        say(note)
+    _answer_for_bad_rows(data, [train, evaluated] if evaluated else [train], say)
+
+    train_set, train_counts = _encoded(data, train, encoder, encoder_decoder)
+    eval_set, eval_counts = None, None
+    if evaluated is not None:
+        eval_set, eval_counts = _encoded(data, evaluated, encoder, encoder_decoder)
+    elif data.holdout:
+        train_set, eval_set = _hold_out(train_set, data.holdout, seed)
+        train_counts = count(
+            train_set,
+            rows=train_counts.rows,
+            bad=train_counts.bad,
+            dropped=train_counts.dropped,
+            held_out=data.holdout,
+        )
+        eval_counts = count(eval_set, rows=data.holdout)
+    return PreparedData(train_set, eval_set, DataCounts(train_counts, eval_counts), train_set.fingerprint())
+
+
+def _formatted(
+    data: DataSection, source: SourceSection, splits: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
+) -> _Formatted:
+    rows = read_rows(source, splits)
+    fmt = format_for(data, tokenizer, typed=rows.typed)
+    return _Formatted(rows, fmt, *segments_of(rows, fmt))
+
+
+def _answer_for_bad_rows(data: DataSection, sources: list[_Formatted], say: Callable[[str], None]) -> None:
+    bad = [row for source in sources for row in source.bad]
+    if not bad:
+        return
+    named = [str(row) for row in bad[:_NAMED_AT_MOST]]
+    if len(bad) > len(named):
+        named.append(f"and {len(bad) - len(named):,} more")
+    total = f"{len(bad):,} of {sum(source.rows.read for source in sources):,} rows"
+    if data.bad_rows == "error":
+        advice = "Mend them, or leave them out with `data.bad_rows: skip`."
+        raise InputError(f"{total} cannot be used. {advice}", named)
+    say("\n".join([f"{total} cannot be used and are left out:", *(f"  - {line}" for line in named)]))
+
+
+def _encoded(data: DataSection, source: _Formatted, encoder: Encoder, encoder_decoder: bool) -> tuple[Examples, Counts]:
+    usable = [index for index, segments in enumerate(source.segments) if segments is not None]
+    encoded = list(encoder(segments for segments in source.segments if segments is not None))
+    kept = [(one, source.rows.where(index)) for one, index in zip(encoded, usable, strict=True) if one is not None]
+    examples = Examples([one for one, _ in kept], [place for _, place in kept], encoder_decoder=encoder_decoder)
+    counts = count(examples, rows=source.rows.read, bad=len(source.bad), dropped=len(encoded) - len(kept))
+    if not kept:
+        raise _nothing_left(data, source, counts)
+    return examples, counts
+
+
+def _nothing_left(data: DataSection, source: _Formatted, counts: Counts) -> InputError:
+    reasons = [f"{counts.bad:,} of its {counts.rows:,} rows cannot be used."] if counts.bad else []
+    if counts.dropped and data.overlong == "drop":
+        reasons.append(f"{counts.dropped:,} are longer than data.max_length, {data.max_length} tokens.")
+    elif counts.dropped:
+        reasons.append(f"In {counts.dropped:,} the prompt alone fills data.max_length, {data.max_length} tokens.")
+    return InputError(f"{source.rows.name} leaves no token to train on ({source.fmt.title}).", reasons)
+
+
+def _hold_out(examples: Examples, holdout: int, seed: int) -> tuple[Examples, Examples]:
+    total = len(examples)
+    if holdout >= total:
+        raise InputError(
+            f"data.holdout is {holdout:,}, but there are {total:,} usable rows, and some must be left to train on."
+        )
+    drawn = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:holdout].tolist()
+    held = set(drawn)
+    return examples.subset([index for index in range(total) if index not in held]), examples.subset(sorted(drawn))
+
+
+def _warn_of_length(data: DataSection, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> None:
+    if data.max_length > tokenizer.model_max_length:
+        say(
+            f"data.max_length is {data.max_length:,} tokens, but the tokenizer says that the model takes "
+            f"{tokenizer.model_max_length:,}."
+        )

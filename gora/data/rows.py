@@ -1,0 +1,75 @@
+"""Rows as they were read: the good ones, where each came from, and the ones that could not be used."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Unusable(ValueError):
+    """A row cannot be used; the message is the reason, without the row's place."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be used.
+
+    Attributes:
+        where: its place, as in `train.jsonl:17`.
+        reason: what is wrong with it.
+        position: how many rows, good or bad, come before it in its source.
+    """
+
+    where: str
+    reason: str
+    position: int
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+@dataclass
+class Rows:
+    """The rows of one source, in its order.
+
+    Attributes:
+        name: the source, as messages call it: `train.jsonl`, `org/name[train]`.
+        rows: column name to value, for every row that could be read.
+        bad: the rows that could not be read.
+        typed: whether values have types of their own; in a CSV file every value is text.
+    """
+
+    name: str
+    typed: bool = True
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    bad: list[BadRow] = field(default_factory=list)
+    _places: list[str] = field(default_factory=list, repr=False)
+    _positions: list[int] = field(default_factory=list, repr=False)
+
+    @property
+    def read(self) -> int:
+        """How many rows were met, the unreadable ones included."""
+        return len(self.rows) + len(self.bad)
+
+    def keep(self, row: dict[str, Any], place: str | None = None) -> None:
+        """Add a row that was read; its place is `<name> row <n>`, counted from 1, unless a better one is known."""
+        self._places.append(place or self._next_place())
+        self._positions.append(self.read)
+        self.rows.append(row)
+
+    def refuse(self, reason: str, place: str | None = None) -> None:
+        """Add a row that could not be read."""
+        self.bad.append(BadRow(place or self._next_place(), reason, self.read))
+
+    def where(self, index: int) -> str:
+        """Where row `index` of `rows` came from: `train.jsonl:17`, `x.parquet row 17`, `org/name[train] row 17`."""
+        return self._places[index]
+
+    def unusable(self, index: int, reason: str) -> BadRow:
+        """Row `index` of `rows` as a bad row: it could be read, but nothing can be made of it."""
+        return BadRow(self._places[index], reason, self._positions[index])
+
+    def columns(self) -> list[str]:
+        """Every column that some row has, in the order of their first appearance."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def _next_place(self) -> str:
+        return f"{self.name} row {self.read + 1}"

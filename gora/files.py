@@ -1,0 +1,134 @@
+"""Files appear whole: everything is written aside, flushed to disk and renamed into place."""
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_ASIDE = ".writing-"
+
+
+@contextmanager
+def publish(final: Path | str) -> Iterator[Path]:
+    """Yield a path beside `final`; what the block leaves there (a file or a folder) becomes `final` when it ends well.
+
+    A block that raises, Ctrl-C included, leaves `final` as it was and nothing beside it. An existing file is replaced
+    in one step. An existing folder is moved aside first and deleted afterwards.
+
+    Raises:
+        FileNotFoundError: the block wrote nothing.
+    """
+    final = Path(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(final.parent)
+    aside = _beside(final, "new")
+    try:
+        yield aside
+        _flush(aside)
+        _rename(aside, final)
+    finally:
+        _remove(aside)
+
+
+def write_text(final: Path | str, text: str) -> None:
+    """Publish a UTF-8 text file."""
+    with publish(final) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(final: Path | str, content: Any) -> None:
+    """Publish a JSON file, indented and ending in a line feed."""
+    write_text(final, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_line(path: Path | str, line: str) -> None:
+    """Add one line to a growing file in a single write, so that a reader never meets half a line."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, f"{line}\n".encode())
+    finally:
+        os.close(descriptor)
+
+
+def _rename(aside: Path, final: Path) -> None:
+    if not final.is_dir() or final.is_symlink():
+        os.replace(aside, final)
+        _flush_folder(final.parent)
+        return
+    old = _beside(final, "old")
+    os.replace(final, old)
+    try:
+        os.replace(aside, final)
+    except BaseException:
+        os.replace(old, final)
+        raise
+    _flush_folder(final.parent)
+    shutil.rmtree(old)
+
+
+def _flush(path: Path) -> None:
+    files = [path] if path.is_file() else [child for child in sorted(path.rglob("*")) if child.is_file()]
+    mode = 0o666 & ~_umask()
+    for file in files:
+        # Some writers keep their files to the owner alone; published ones are as readable as any other.
+        os.chmod(file, mode)
+        with open(file, "rb") as stream:
+            os.fsync(stream.fileno())
+    if path.is_dir():
+        _flush_folder(path)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _beside(final: Path, role: str) -> Path:
+    return final.parent / f"{_ASIDE}{role}-{final.name}-{_host()}-{os.getpid()}"
+
+
+def _host() -> str:
+    return socket.gethostname().replace("-", "_")
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what processes of this machine that no longer live left aside, and put a folder back that they moved away."""
+    for leftover in folder.glob(f"{_ASIDE}*-{_host()}-*"):
+        named, _, owner = leftover.name.rpartition("-")
+        if not owner.isdigit() or _is_alive(int(owner)):
+            continue
+        role, _, name = named.removeprefix(_ASIDE).removesuffix(f"-{_host()}").partition("-")
+        if role == "old" and not (folder / name).exists():
+            os.replace(leftover, folder / name)
+        else:
+            _remove(leftover)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,56 @@
+"""Fingerprints that tell whether a model is the one that was seen before."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+_NOT_ARCHITECTURE = {
+    "_name_or_path",
+    "_attn_implementation_autoset",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+_PEFT_PREFIX = "base_model.model."
+
+
+def config_fingerprint(config: PreTrainedConfig) -> str:
+    """SHA-256 of the settings that differ from their class's defaults; names, versions and data types do not count."""
+    settings = {key: value for key, value in config.to_diff_dict().items() if key not in _NOT_ARCHITECTURE}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def weights_fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names, shapes and values, independent of order, device and of a lossless change of data type.
+
+    A float32 tensor whose values all fit bfloat16 counts as that bfloat16 tensor, so that a checkpoint stored in
+    bfloat16 has one fingerprint in whichever of the two it is loaded.
+    """
+    with ThreadPoolExecutor() as pool:
+        digests = sorted(pool.map(_digest, tensors))
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of every weight of the base model, wrapped by PEFT or not; those of adapters are skipped."""
+    for name, parameter in model.named_parameters():
+        if ".lora_" not in name:
+            yield name.removeprefix(_PEFT_PREFIX).replace(".base_layer.", "."), parameter
+
+
+def _digest(named: tuple[str, Tensor]) -> str:
+    name, tensor = named
+    values = tensor.detach()
+    if values.dtype == torch.float32:
+        short = values.bfloat16()
+        values = short if torch.equal(short.float(), values) else values
+    content = values.reshape(-1).contiguous().view(torch.uint8).cpu().numpy()
+    header = f"{name} {tuple(values.shape)} {values.dtype} "
+    return header + hashlib.sha256(content.data).hexdigest()

@@ -1,0 +1,144 @@
+"""Loading base models and tokenizers from the hub, a folder, or what ships with gora."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import is_flash_attn_2_available
+
+from gora import assets
+from gora.errors import InputError
+from gora.recipe.schema import ModelSection
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a base model lies and whether its own code may run."""
+
+    path: str
+    """Hub id or folder."""
+    revision: str | None
+    trust_remote_code: bool
+    config: PreTrainedConfig
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether the prompt goes to an encoder and the response to a decoder."""
+        return bool(self.config.is_encoder_decoder)
+
+
+def find_model(settings: ModelSection, *, trust_remote_code: bool = False) -> Source:
+    """Read a model's configuration, and nothing else yet.
+
+    Raises:
+        InputError: there is no such model, or it needs code of its own and `trust_remote_code` is off.
+    """
+    path = assets.resolve(settings.name, "models")
+    arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if settings.revision is not None:
+        arguments["revision"] = settings.revision
+    try:
+        config = AutoConfig.from_pretrained(path, **arguments)
+    except (OSError, ValueError) as error:
+        raise _explained(settings.name, path, error) from None
+    return Source(path, settings.revision, trust_remote_code, config)
+
+
+def load_tokenizer(settings: ModelSection, source: Source) -> PreTrainedTokenizerBase:
+    """Load the tokenizer the recipe names, else the model's own.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = assets.resolve(settings.tokenizer, "models") if settings.tokenizer else source.path
+    arguments: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
+    if source.revision is not None and not settings.tokenizer:
+        arguments["revision"] = source.revision
+    try:
+        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path, **arguments))
+    except (OSError, ValueError) as error:
+        raise _explained(settings.tokenizer or settings.name, path, error) from None
+
+
+def load_model(settings: ModelSection, source: Source, device: torch.device) -> PreTrainedModel:
+    """Load the base model onto one device, frozen, in evaluation mode.
+
+    Only safetensors weights are read.
+
+    Raises:
+        InputError: the weights are missing, or the attention kernel asked for cannot run.
+    """
+    family = AutoModelForSeq2SeqLM if source.encoder_decoder else AutoModelForCausalLM
+    dtype = base_dtype(settings.dtype, device)
+    arguments: dict[str, Any] = {"trust_remote_code": source.trust_remote_code, "use_safetensors": True}
+    if source.revision is not None:
+        arguments["revision"] = source.revision
+    attention = attention_kernel(settings.attention, dtype, device)
+    if attention is not None:
+        arguments["attn_implementation"] = attention
+    try:
+        model = family.from_pretrained(source.path, dtype=dtype, **arguments)
+    except (OSError, ValueError, ImportError) as error:
+        raise _explained(settings.name, source.path, error) from None
+    model.requires_grad_(False)
+    model.to(device)
+    return cast(PreTrainedModel, model.eval())
+
+
+def default_device() -> torch.device:
+    """The first accelerator, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def base_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """Resolve `model.dtype`: auto is bfloat16 on a GPU that computes in it, else float32."""
+    if wanted == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[wanted]
+
+
+def attention_kernel(wanted: str, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Resolve `model.attention`; None leaves SDPA or, for a model without it, the plain kernel to transformers.
+
+    Raises:
+        InputError: FlashAttention-2 is asked for where it cannot run, with every reason.
+    """
+    reasons = []
+    if not is_flash_attn_2_available():
+        reasons.append("the package flash-attn is not installed, or finds no GPU")
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        reasons.append(f"the device ({device.type}) is not an NVIDIA GPU of compute capability 8.0 or newer")
+    if dtype != torch.bfloat16:
+        reasons.append(f"it computes in bfloat16, and the base weights are {dtype}".replace("torch.", ""))
+    if wanted == "flash_attention_2" and reasons:
+        raise InputError("model.attention: FlashAttention-2 cannot run here. `auto` takes the best that can.", reasons)
+    if wanted == "auto":
+        return None if reasons else "flash_attention_2"
+    return wanted
+
+
+def _explained(name: str, path: str, error: Exception) -> InputError:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "trust_remote_code" in str(error):
+        return InputError(
+            f"model {name!r} brings Python code of its own, which gora does not run unless told to. "
+            "Read that code, then add --trust-remote-code to the command."
+        )
+    if Path(path).is_dir():
+        return InputError(f"model {name!r}: the folder cannot be loaded: {first_line}")
+    return InputError(
+        f"model {name!r} is neither a folder here nor a model that the hub answers for: {first_line}",
+        [
+            "Check the name; for a gated model log in with `hf auth login`; offline, download it first and give its folder."
+        ],
+    )

@@ -1,0 +1,90 @@
+"""Which layers are adapted: `attention`, `all-linear`, names or a regular expression become a list of layers."""
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from gora.errors import InputError
+
+_ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
+_PLAIN_NAME = re.compile(r"[\w.]+")
+
+
+def find_targets(model: nn.Module, targets: str | Sequence[str], exclude: Sequence[str] = ()) -> dict[str, nn.Module]:
+    """Resolve the recipe's targets to layers, in the model's order.
+
+    Args:
+        model: any transformers model; weights may be on the meta device.
+        targets: `attention` (linear layers inside attention blocks), `all-linear` (all of them but the output head),
+            one name or several (the full name or its last parts), or a regular expression on full names.
+        exclude: names that are left out again.
+
+    Raises:
+        InputError: a name or the expression matches no linear layer; the linear layers there are get listed.
+    """
+    linear: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    chosen = _choose(linear, model, targets)
+    left_out = set(_by_names(linear, exclude, "adapter.exclude"))
+    found = {name: module for name, module in linear.items() if name in chosen and name not in left_out}
+    if not found:
+        raise InputError(f"adapter.targets {targets!r} leaves no layer to adapt. {_kinds(linear)}")
+    return found
+
+
+def weight_shape(module: nn.Module) -> tuple[int, int]:
+    """(out, in) of a linear layer; Conv1D stores its weight the other way round."""
+    rows, columns = module.weight.shape  # type: ignore[misc, union-attr]
+    return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)  # type: ignore[return-value]
+
+
+def as_out_in(module: nn.Module, matrix: Tensor) -> Tensor:
+    """View a matrix that is shaped like the layer's weight as (out, in)."""
+    return matrix.T if isinstance(module, Conv1D) else matrix
+
+
+def kind_of(name: str) -> str:
+    """Last part of a layer's name, such as `q_proj`: layers of one kind do the same work in different blocks."""
+    return name.rpartition(".")[2]
+
+
+def _choose(linear: dict[str, nn.Module], model: nn.Module, targets: str | Sequence[str]) -> set[str]:
+    if targets == "all-linear":
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        return {name for name, module in linear.items() if module is not head}
+    if targets == "attention":
+        return {name for name in linear if _ATTENTION.search(name)}
+    if isinstance(targets, str) and not _PLAIN_NAME.fullmatch(targets):
+        return _by_expression(linear, targets)
+    return set(_by_names(linear, [targets] if isinstance(targets, str) else targets, "adapter.targets"))
+
+
+def _by_expression(linear: dict[str, nn.Module], expression: str) -> set[str]:
+    try:
+        pattern = re.compile(expression)
+    except re.error as error:
+        raise InputError(f"adapter.targets: {expression!r} is not a regular expression: {error}.") from None
+    chosen = {name for name in linear if pattern.fullmatch(name)}
+    if not chosen:
+        raise InputError(f"adapter.targets: no linear layer's full name matches {expression!r}. {_kinds(linear)}")
+    return chosen
+
+
+def _by_names(linear: dict[str, nn.Module], wanted: Sequence[str], key: str) -> list[str]:
+    chosen: list[str] = []
+    problems = []
+    for end in wanted:
+        matches = [name for name in linear if name == end or name.endswith(f".{end}")]
+        if not matches:
+            near = get_close_matches(end, sorted({kind_of(name) for name in linear}), n=1)
+            problems.append(f"{end!r} names no linear layer" + (f"; did you mean {near[0]!r}?" if near else ""))
+        chosen += matches
+    if problems:
+        raise InputError(f"{key}: {_kinds(linear)}", problems)
+    return chosen
+
+
+def _kinds(linear: dict[str, nn.Module]) -> str:
+    return f"Linear layers of this model: {', '.join(sorted({kind_of(name) for name in linear}))}."

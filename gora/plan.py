@@ -1,0 +1,221 @@
+"""The plan: ranks and initial values of every target layer, as one safetensors file.
+
+Tensors are `<module>.lora_A` (r, in) and `<module>.lora_B` (out, r), float32, for every module with a rank above zero.
+The rest is one JSON document in the file's header, under `gora`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from gora.errors import InputError
+from gora.files import publish
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT_VERSION = 1
+Factors = dict[str, tuple["Tensor", "Tensor"]]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class ModelIdentity(_Record):
+    """Which base model a plan belongs to."""
+
+    name: str
+    """Hub id or folder, as the recipe named it; not compared, since the same model can lie in many places."""
+    config: str
+    """SHA-256 of the model's architecture settings."""
+    weights: str
+    """SHA-256 of the names and values of the target weights."""
+
+
+class DataIdentity(_Record):
+    """Which rows the gradients come from."""
+
+    fingerprint: str
+    """SHA-256 of the token ids and labels of the training rows, in order."""
+
+
+class ModulePlan(_Record):
+    """What one target layer gets."""
+
+    name: str
+    shape: tuple[int, int]
+    """(out, in)."""
+    importance: float
+    advantage: float
+    rank: int
+    scaling: float
+    """alpha / sqrt(rank); 0 for rank 0."""
+    gradient_norm: float
+    """Frobenius norm of the mean gradient."""
+
+    @property
+    def parameters(self) -> int:
+        """Entries of A and B."""
+        return self.rank * sum(self.shape)
+
+
+class Plan(_Record):
+    """A rank and a scaling for every target layer, and where they come from."""
+
+    format_version: Literal[1] = 1
+    gora_version: str
+    model: ModelIdentity
+    data: DataIdentity
+    steps: int
+    micro_batch_size: int
+    seed: int
+    gamma: float
+    alpha: float
+    reference_rank: int
+    rank_min: int
+    rank_max: int | None
+    """None is unbounded."""
+    importance: str
+    budget: str
+    modules: tuple[ModulePlan, ...]
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Plan:
+        names = [module.name for module in self.modules]
+        if len(set(names)) != len(names):
+            raise ValueError("a module is named twice")
+        return self
+
+    @property
+    def adapted(self) -> tuple[ModulePlan, ...]:
+        """The modules with a rank above zero."""
+        return tuple(module for module in self.modules if module.rank > 0)
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters of the adapter."""
+        return sum(module.parameters for module in self.modules)
+
+    @property
+    def lora_parameters(self) -> int:
+        """Trainable parameters of LoRA at the reference rank on the same layers."""
+        return sum(self.reference_rank * sum(module.shape) for module in self.modules)
+
+
+def write_plan(path: Path | str, plan: Plan, factors: Factors) -> None:
+    """Publish the plan file.
+
+    Args:
+        path: where it appears.
+        plan: the document.
+        factors: A (r, in) and B (out, r) of every adapted module, any float dtype; stored as float32 on the CPU.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for module in plan.adapted:
+        factor_a, factor_b = factors[module.name]
+        tensors[f"{module.name}.lora_A"] = factor_a.detach().float().cpu().contiguous()
+        tensors[f"{module.name}.lora_B"] = factor_b.detach().float().cpu().contiguous()
+    with publish(path) as aside:
+        save_file(tensors, aside, metadata={"format": "pt", "gora": plan.model_dump_json()})
+
+
+def read_plan(path: Path | str) -> Plan:
+    """Read and check the document of a plan file, without the tensors and without torch.
+
+    Raises:
+        InputError: no such file, not a safetensors file, not a plan, or a plan of another format version.
+    """
+    document = _read_document(Path(path))
+    version = document.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(f"{path}: plan format version {version!r}, but this gora reads version {FORMAT_VERSION}.")
+    try:
+        return Plan.model_validate(document)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, issue['loc'])) or 'plan'}: {issue['msg']}" for issue in error.errors()]
+        raise InputError(f"{path}: not a valid plan", problems) from None
+
+
+def read_factors(path: Path | str, plan: Plan) -> Factors:
+    """Read A and B of every adapted module, float32 on the CPU.
+
+    Raises:
+        InputError: tensors are missing, left over, of another shape or dtype than the plan says, or not finite.
+    """
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    expected = {}
+    for module in plan.adapted:
+        expected[f"{module.name}.lora_A"] = (module.rank, module.shape[1])
+        expected[f"{module.name}.lora_B"] = (module.shape[0], module.rank)
+    problems = [f"tensor {name} is missing" for name in expected if name not in tensors]
+    problems += [f"tensor {name} belongs to no module of the plan" for name in tensors if name not in expected]
+    for name in expected.keys() & tensors.keys():
+        found = f"{tuple(tensors[name].shape)} {str(tensors[name].dtype).removeprefix('torch.')}"
+        if found != (wanted := f"{expected[name]} float32"):
+            problems.append(f"tensor {name} is {found}, expected {wanted}")
+        elif not tensors[name].isfinite().all():
+            problems.append(f"tensor {name} holds NaN or infinity")
+    if problems:
+        raise InputError(f"{path}: tensors and ranks do not agree", sorted(problems))
+    return {m.name: (tensors[f"{m.name}.lora_A"], tensors[f"{m.name}.lora_B"]) for m in plan.adapted}
+
+
+def identity_differences(plan: Plan, model: ModelIdentity, shapes: dict[str, tuple[int, int]]) -> list[str]:
+    """What keeps a plan from fitting a model, one sentence a difference; empty when it fits.
+
+    Args:
+        plan: the plan.
+        model: identity of the loaded model, its weights' fingerprint over `shapes`' layers.
+        shapes: (out, in) of every target layer of the loaded model.
+    """
+    planned = {module.name: module.shape for module in plan.modules}
+    found = []
+    if plan.model.config != model.config:
+        found.append(
+            f"model.config: the plan was made for {plan.model.name!r}, whose architecture is not that of {model.name!r}"
+        )
+    if missing := sorted(planned.keys() - shapes.keys()):
+        found.append(f"targets: {len(missing)} planned layers are not targets of this run ({_some(missing)})")
+    if extra := sorted(shapes.keys() - planned.keys()):
+        found.append(f"targets: {len(extra)} targets of this run are not in the plan ({_some(extra)})")
+    for name in sorted(planned.keys() & shapes.keys()):
+        if planned[name] != shapes[name]:
+            found.append(f"modules.{name}.shape: {planned[name]} in the plan, {shapes[name]} in the model")
+    if not found and plan.model.weights != model.weights:
+        found.append(f"model.weights: the target weights of {model.name!r} are not those the plan was made from")
+    return found
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such plan file. `gora precompute` writes one.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+        document = json.loads(metadata["gora"])
+    except SafetensorError as error:
+        raise InputError(
+            f"{path}: not a whole safetensors file ({error}). Make it again with `gora precompute`."
+        ) from None
+    except (KeyError, json.JSONDecodeError):
+        raise InputError(
+            f"{path}: a safetensors file, but not a plan of gora (no `gora` document in its header)."
+        ) from None
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: the `gora` document in the header is not an object.")
+    return document

@@ -1,0 +1,210 @@
+"""What pydantic found wrong, told in sentences that name what was expected and what was probably meant."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from math import isfinite
+from typing import Any
+
+from gora.recipe.document import KeyPath, dotted
+from gora.recipe.schema import Recipe
+
+# Names of other toolkits for what a recipe calls otherwise.
+FOREIGN_NAMES = {
+    "adam_beta1": "train.beta1",
+    "adam_beta2": "train.beta2",
+    "adam_epsilon": "train.epsilon",
+    "attn_implementation": "model.attention",
+    "base_model": "model.name",
+    "cutoff_len": "data.max_length",
+    "dataset": "data.train.path",
+    "eval_steps": "evaluation.steps",
+    "exclude_modules": "adapter.exclude",
+    "gradient_checkpointing": "train.activation_checkpointing",
+    "logging_steps": "train.log_steps",
+    "lora_alpha": "adapter.alpha",
+    "lora_dropout": "adapter.dropout",
+    "lora_r": "adapter.rank",
+    "lora_rank": "adapter.rank",
+    "lr": "train.learning_rate",
+    "lr_scheduler_type": "train.schedule",
+    "max_seq_length": "data.max_length",
+    "model_name_or_path": "model.name",
+    "num_epochs": "train.epochs",
+    "num_train_epochs": "train.epochs",
+    "output_dir": "output",
+    "per_device_eval_batch_size": "evaluation.micro_batch_size",
+    "per_device_train_batch_size": "train.micro_batch_size",
+    "r": "adapter.rank",
+    "save_total_limit": "train.keep_checkpoints",
+    "target_modules": "adapter.targets",
+    "torch_dtype": "model.dtype",
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """What the schema says of one key: its JSON schema, and whether it is a section, may be null and must be given."""
+
+    schema: dict[str, Any]
+    section: bool
+    nullable: bool
+    required: bool
+
+
+@cache
+def known_keys() -> dict[KeyPath, Key]:
+    """Every key of a recipe, sections before what they hold."""
+    whole = Recipe.model_json_schema()
+    keys: dict[KeyPath, Key] = {}
+
+    def walk(section: dict[str, Any], path: KeyPath) -> None:
+        for name, schema in section["properties"].items():
+            kinds = schema.get("anyOf", [schema])
+            inner = next((whole["$defs"][kind["$ref"].rpartition("/")[2]] for kind in kinds if "$ref" in kind), None)
+            nullable = {"type": "null"} in kinds
+            keys[*path, name] = Key(schema, inner is not None, nullable, name in section.get("required", ()))
+            if inner:
+                walk(inner, (*path, name))
+
+    walk(whole, ())
+    return keys
+
+
+def key_path(location: Sequence[str | int]) -> KeyPath:
+    """The part of a pydantic location that names keys, without list indexes and branches of unions."""
+    path: KeyPath = ()
+    for part in location:
+        if path and not (path in known_keys() and known_keys()[path].section):
+            break
+        path = (*path, str(part))
+    return path
+
+
+def explain(path: KeyPath, value: Any, errors: Sequence[Any]) -> tuple[str, tuple[KeyPath, ...]]:
+    """One sentence for all that pydantic says about one key, and the known keys that an unknown one may stand for.
+
+    Args:
+        path: the key.
+        value: its value, as it was written.
+        errors: pydantic's details, of which a union has several.
+    """
+    if path not in known_keys():
+        return _unknown(path)
+    schema = known_keys()[path].schema
+    about = schema.get("description", "")
+    if errors[0]["type"] == "missing":
+        return _with(f"missing; expected {expected(schema)}", about), ()
+    if known_keys()[path].section:
+        return f"expected a section with keys such as {_names(path)[0]!r}, got {_shown(value)}", ()
+    item = next((error["loc"][-1] for error in errors if isinstance(error["loc"][-1], int)), None)
+    where = f" (item {item + 1} is {_shown(value[item])})" if item is not None else ""
+    hint = _hint(schema, value if item is None else value[item])
+    return _with(f"expected {expected(schema)}, got {_shown(value)}{where}{hint}", about), ()
+
+
+def expected(schema: dict[str, Any]) -> str:
+    """A JSON schema in plain words: `a whole number greater than 0, or 'auto'`."""
+    if "anyOf" in schema:
+        return ", or ".join(expected(branch) for branch in schema["anyOf"])
+    choices = _choices(schema)
+    if choices:
+        return " or ".join(filter(None, [", ".join(map(repr, choices[:-1])), repr(choices[-1])]))
+    if schema.get("type") == "array":
+        least = f" (at least {schema['minItems']})" if "minItems" in schema else ""
+        return f"a list of {expected(schema['items'])}{least}"
+    words = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
+    return words.get(schema.get("type", ""), schema.get("type", "a section")) + _range(schema)
+
+
+def _with(text: str, about: str) -> str:
+    """The sentence, and the field's description after it."""
+    return f"{text}{'' if text.endswith('?') else '.'} {about}".rstrip()
+
+
+def _range(schema: dict[str, Any]) -> str:
+    words = {
+        "exclusiveMinimum": "greater than",
+        "minimum": "at least",
+        "maximum": "at most",
+        "exclusiveMaximum": "less than",
+    }
+    bounds = [f"{word} {schema[name]}" for name, word in words.items() if name in schema]
+    return f" {' and '.join(bounds)}" if bounds else ""
+
+
+def _choices(schema: dict[str, Any]) -> list[str]:
+    nested = [choice for branch in schema.get("anyOf", ()) for choice in _choices(branch)]
+    return nested or schema.get("enum", [schema["const"]] if "const" in schema else [])
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return "keys and values"
+    if isinstance(value, float) and not isfinite(value):
+        return "a number that is not finite"
+    text = f"[{', '.join(map(_shown, value))}]" if isinstance(value, list) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _hint(schema: dict[str, Any], value: Any) -> str:
+    """What to do about a slip that is easily recognised."""
+    words = expected(schema)
+    near = get_close_matches(value, _choices(schema), n=1) if isinstance(value, str) else []
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    if isinstance(value, str) and "number" in words and _is_number(value.replace("_", "")):
+        return "; write a number without quotes and underscores"
+    if "text" in words and isinstance(value, int | float):
+        return "; put quotes around text that looks like a number, true or false"
+    if "text" in words and isinstance(value, dict):
+        return "; put quotes around text with braces or with a colon and a space"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _unknown(path: KeyPath) -> tuple[str, tuple[KeyPath, ...]]:
+    name = path[-1]
+    plain = name.lower().replace("-", "_")
+    spread = (*path[:-1], *name.split("."))
+    if spread != path and spread in known_keys():
+        return f"unknown key {name!r}; a key has no dots: write {_there(spread)}", (spread,)
+    if spread != path and _names(spread[:-1]):
+        return _unknown(spread)
+    elsewhere = tuple(known for known in known_keys() if known[-1] == plain and known[:-1] != path[:-1])
+    if elsewhere and plain not in _names(path[:-1]):
+        return f"unknown key {name!r}; {plain!r} belongs {_sections(elsewhere)}", elsewhere
+    if plain in FOREIGN_NAMES:
+        known = tuple(FOREIGN_NAMES[plain].split("."))
+        return f"unknown key {name!r}; here it is {_there(known)}", (known,)
+    near = get_close_matches(plain, _names(path[:-1]), n=1)
+    if near:
+        return f"unknown key {name!r}; did you mean {near[0]!r}?", ((*path[:-1], near[0]),)
+    far = get_close_matches(plain, {known[-1] for known in known_keys()}, n=1, cutoff=0.75)
+    if far:
+        likely = tuple(known for known in known_keys() if known[-1] == far[0])
+        return f"unknown key {name!r}; did you mean {far[0]!r}, which belongs {_sections(likely)}?", likely
+    return f"unknown key {name!r}; known here: {', '.join(_names(path[:-1]))}", ()
+
+
+def _names(section: KeyPath) -> list[str]:
+    return [known[-1] for known in known_keys() if known[:-1] == section]
+
+
+def _there(path: KeyPath) -> str:
+    return f"{path[-1]!r} {_sections([path])}"
+
+
+def _sections(paths: Sequence[KeyPath]) -> str:
+    """`under 'gora:' or under 'evaluation:'`."""
+    return " or ".join(f"under '{dotted(path[:-1])}:'" if len(path) > 1 else "at the top level" for path in paths)

@@ -1,0 +1,158 @@
+"""Settings that contradict each other, each rule beside the keys that it concerns."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import PurePath
+
+from gora.errors import InputError
+from gora.recipe.schema import DataSection, Recipe, SourceSection, TrainSection
+
+TEMPLATES = ("plain", "alpaca", "qa")
+INSTRUCTION_ONLY = ("prompt", "response", "choices", "template")
+CHAT_ONLY = ("messages", "chat_template", "system")
+_FILES = (".jsonl", ".json", ".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """Two or more settings that cannot all hold.
+
+    Args:
+        keys: the dotted keys concerned, the one to look at first in front.
+        text: what is wrong and what to do.
+    """
+
+    keys: tuple[str, ...]
+    text: str
+
+
+Rule = Callable[[Recipe], Iterator[Contradiction]]
+_RULES: list[Rule] = []
+
+
+def contradictions(recipe: Recipe) -> list[Contradiction]:
+    """All contradictions in a recipe whose values are each valid by themselves."""
+    return [found for rule in _RULES for found in rule(recipe)]
+
+
+def accumulation_steps(train: TrainSection, processes: int) -> int:
+    """How many forward and backward passes of each process make one optimizer step.
+
+    Args:
+        train: the training section.
+        processes: how many processes share the global batch, at least 1.
+
+    Raises:
+        InputError: the batch cannot be shared out evenly.
+    """
+    unit = train.micro_batch_size * processes
+    if train.batch_size % unit:
+        raise InputError(
+            f"train.batch_size ({train.batch_size}) is not a multiple of train.micro_batch_size x processes "
+            f"({train.micro_batch_size} x {processes} = {unit}). {_remedy(train, processes)}"
+        )
+    return train.batch_size // unit
+
+
+def _remedy(train: TrainSection, processes: int) -> str:
+    unit = train.micro_batch_size * processes
+    below = train.batch_size // unit * unit
+    batches = " or ".join(str(size) for size in (below, below + unit) if size)
+    share, rest = divmod(train.batch_size, processes)
+    # The bound keeps the search short for absurd sizes.
+    smaller = range(min(train.micro_batch_size - 1, share, 4096), 0, -1)
+    fitting = next((size for size in smaller if not rest and share % size == 0), None)
+    instead = f", or train.micro_batch_size: {fitting}" if fitting else ""
+    return f"Set train.batch_size: {batches}{instead}."
+
+
+def _rule(rule: Rule) -> Rule:
+    _RULES.append(rule)
+    return rule
+
+
+@_rule
+def _ranks(recipe: Recipe) -> Iterator[Contradiction]:
+    """The reference rank's budget has to lie between the bounds; `auto` bounds always leave room for it."""
+    if recipe.adapter.method != "gora":
+        return
+    low, high, rank = recipe.gora.rank_min, recipe.gora.rank_max, recipe.adapter.rank
+    concerned = ("adapter.rank", "adapter.method")
+    if isinstance(low, int) and low > rank:
+        text = f"rank_min ({low}) is above adapter.rank ({rank}), whose budget can then not be met"
+        yield Contradiction(("gora.rank_min", *concerned), text)
+    if isinstance(high, int) and high < rank:
+        text = f"rank_max ({high}) is below adapter.rank ({rank}), whose budget can then not be used up"
+        yield Contradiction(("gora.rank_max", *concerned), text)
+    lowest = max(1, rank // 2) if low == "auto" else low
+    highest = 4 * rank if high == "auto" else high
+    if isinstance(highest, int) and lowest > highest:
+        text = f"rank_min ({_resolved(low, lowest)}) is above rank_max ({_resolved(high, highest)})"
+        yield Contradiction(("gora.rank_min", "gora.rank_max", *concerned), text)
+
+
+def _resolved(written: int | str, value: int) -> str:
+    return f"auto, here {value}" if written == "auto" else str(value)
+
+
+@_rule
+def _batch(recipe: Recipe) -> Iterator[Contradiction]:
+    train = recipe.train
+    if train.batch_size % train.micro_batch_size:
+        text = f"batch_size ({train.batch_size}) is not a multiple of micro_batch_size ({train.micro_batch_size})"
+        yield Contradiction(("train.batch_size", "train.micro_batch_size"), f"{text}. {_remedy(train, 1)}")
+
+
+@_rule
+def _evaluation_rows(recipe: Recipe) -> Iterator[Contradiction]:
+    data = recipe.data
+    if data.eval and data.holdout:
+        text = f"evaluation rows are given twice, as data.eval and as data.holdout ({data.holdout}); keep one of them"
+        yield Contradiction(("data.holdout", "data.eval"), text)
+    if recipe.evaluation.steps and not data.eval and not data.holdout:
+        text = "there are no rows to evaluate on; give data.eval or data.holdout"
+        yield Contradiction(("evaluation.steps", "data.eval", "data.holdout"), text)
+    if data.eval and _rows(data.eval, "test") == _rows(data.train, "train"):
+        text = "the evaluation rows are the training rows; name others, or set some aside with data.holdout"
+        yield Contradiction(("data.eval", "data.train"), text)
+
+
+def _rows(source: SourceSection, split: str) -> tuple[str, str | None, str | None]:
+    """Which rows are meant; a file has no splits, elsewhere null is another split for training than for evaluation."""
+    path = PurePath(source.path)
+    is_file = path.suffix in _FILES
+    return str(path), source.subset, source.split or (None if is_file else split)
+
+
+@_rule
+def _format(recipe: Recipe) -> Iterator[Contradiction]:
+    """A setting of the other format would have no effect. A complete recipe lists those too, with their defaults."""
+    chat = recipe.data.format == "chat"
+    for name in INSTRUCTION_ONLY if chat else CHAT_ONLY:
+        if getattr(recipe.data, name) != DataSection.model_fields[name].default:
+            other = "instruction" if chat else "chat"
+            text = f"{name} belongs to data.format: {other}, but the format is {recipe.data.format}"
+            yield Contradiction((f"data.{name}", "data.format"), text)
+
+
+@_rule
+def _template(recipe: Recipe) -> Iterator[Contradiction]:
+    template = recipe.data.template
+    if recipe.data.format == "chat" or template in TEMPLATES or re.search(r"\{[^{}]+\}", template):
+        return
+    near = get_close_matches(template, TEMPLATES, n=1)
+    meant = f"did you mean {near[0]!r}?" if near else f"write one, as {{prompt}}, or take {', '.join(TEMPLATES)}"
+    text = f"a template of your own needs a column in braces, and {template[:60]!r} has none; {meant}"
+    yield Contradiction(("data.template", "data.format"), text)
+
+
+@_rule
+def _targets(recipe: Recipe) -> Iterator[Contradiction]:
+    targets = recipe.adapter.targets
+    for target in [targets] if isinstance(targets, str) else targets:
+        try:
+            re.compile(target)
+        except (re.error, OverflowError, RecursionError) as error:
+            yield Contradiction(("adapter.targets",), f"{target[:60]!r} is not a valid regular expression: {error}")

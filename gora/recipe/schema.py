@@ -1,0 +1,191 @@
+"""The recipe: every setting of a run, its type, its range, its default and its meaning.
+
+The text under a field is its documentation everywhere: in the error messages, in `gora recipes schema` and in `docs/`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A section takes known keys of the right type only, and does not change once it is read."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ModelSection(Section):
+    """The base model, which is never changed."""
+
+    name: str
+    """Hub id or folder of a causal or encoder-decoder language model; `builtin:tiny-6m` ships with gora."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; null is the default branch."""
+    tokenizer: str | None = None
+    """Hub id or folder of the tokenizer; null takes the model's own."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Data type of the base weights in memory; auto is bfloat16 on a GPU that computes in it, else float32."""
+    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
+    """Attention kernel; auto is FlashAttention-2 where it is installed and the device has it, else torch's SDPA."""
+
+
+class SourceSection(Section):
+    """One set of rows."""
+
+    path: str
+    """Hub id, folder, or a JSONL, JSON, CSV or Parquet file; `builtin:gsm8k/train.jsonl` ships with gora."""
+    subset: str | None = None
+    """Configuration of a hub data set or of a folder that names several."""
+    split: str | None = None
+    """Split of a hub data set or folder; null is `train` for training, `test` or `validation` for evaluation."""
+    max_rows: Positive | None = None
+    """Use the first rows only; null uses all."""
+
+
+class DataSection(Section):
+    """What to train on, and how a row becomes tokens with a supervised part."""
+
+    train: SourceSection
+    """Rows to train on; the gradients of `gora precompute` come from them too."""
+    eval: SourceSection | None = None
+    """Rows to evaluate on; null evaluates on `holdout` rows, or not at all."""
+    holdout: Annotated[int, Field(ge=0)] = 0
+    """How many training rows, drawn with the seed, are set aside for evaluation."""
+    format: Literal["instruction", "chat"] = "instruction"
+    """`instruction`: a prompt column and a response column; `chat`: a column with a list of messages."""
+    prompt: str = "prompt"
+    """Column with the prompt (instruction)."""
+    response: str = "response"
+    """Column with the response that is trained (instruction)."""
+    choices: Annotated[list[str], Field(min_length=2)] | None = None
+    """Texts of a classification's labels: the response column then holds an index into this list (instruction)."""
+    template: str = "plain"
+    """Text before the response: `plain`, `alpaca`, `qa`, or your own with columns as `{prompt}` (instruction)."""
+    messages: str = "messages"
+    """Column with a list of messages, as `role` and `content` or as `from` and `value` (chat)."""
+    chat_template: str | None = None
+    """null is the tokenizer's own template; or `plain`, `chatml`, or a Jinja file (chat)."""
+    system: str | None = None
+    """System message for conversations that have none (chat)."""
+    max_length: Annotated[int, Field(ge=8)] = 1024
+    """Longest row in tokens, prompt and response together; for an encoder-decoder each of the two."""
+    overlong: Literal["truncate", "drop"] = "truncate"
+    """What happens to a longer row: cut at the end, or left out; both are counted."""
+    bad_rows: Literal["error", "skip"] = "error"
+    """What happens to an unusable row: the command ends and names it, or it is left out, named and counted."""
+
+
+class AdapterSection(Section):
+    """The low-rank adapter."""
+
+    method: Literal["gora", "lora"] = "gora"
+    """`gora` takes ranks and initial values from the plan; `lora` has one rank, scaling alpha / rank and B = 0."""
+    rank: Positive = 8
+    """Rank of every layer (lora), or the reference rank whose parameter budget is shared out (gora)."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """Scaling numerator: alpha / sqrt(rank) for gora, alpha / rank for lora."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input during training."""
+    targets: str | Annotated[list[str], Field(min_length=1)] = "attention"
+    """Layers to adapt: `attention`, `all-linear` (all but the output head), layer names, or a regex on full names."""
+    exclude: list[str] = []
+    """Layer names that are left out of the targets."""
+
+
+class GoraSection(Section):
+    """How gradients become ranks and initial values (arXiv 2502.12171)."""
+
+    steps: Positive = 64
+    """N: micro-batches whose gradients are averaged."""
+    micro_batch_size: Positive | None = None
+    """Rows in each of those micro-batches; null takes `train.micro_batch_size`."""
+    gamma: Annotated[float, Field(ge=0)] = 0.05
+    """First step as a fraction of the gradient: 0.05 at rank 8, 0.01 at 32, 0.005 at 128; 0 keeps the base model."""
+    rank_min: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Smallest rank; auto is half the reference rank; with 0 a layer may get no adapter."""
+    rank_max: Positive | Literal["auto", "unbounded"] = "auto"
+    """Largest rank; auto is four times the reference rank."""
+    budget: Literal["paper", "parameters"] = "paper"
+    """`paper`: the paper's equation, whose sum clipping may change; `parameters`: nearest to LoRA's parameter count."""
+    importance: Literal["sensitivity", "nuclear-gradient", "nuclear-product"] = "sensitivity"
+    """Importance of a layer: mean |W * G|, nuclear norm of G, or nuclear norm of W * G."""
+
+
+class TrainSection(Section):
+    """The training loop."""
+
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the training rows."""
+    max_steps: Positive | None = None
+    """Stop after this many optimizer steps, if the epochs do not end before."""
+    batch_size: Positive = 64
+    """Global batch size: rows in an optimizer step, over all processes and accumulation steps."""
+    micro_batch_size: Positive = 8
+    """Rows in one forward and backward pass of one process; gradient accumulation follows from it."""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    """Peak learning rate of A."""
+    loraplus_lr_ratio: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Learning rate of B over that of A; auto is 16 for gora and 1 for lora."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate after warm-up."""
+    warmup_ratio: Fraction = 0.03
+    """Share of all steps in which the learning rate rises from zero."""
+    min_lr_ratio: Fraction = 0.1
+    """Final learning rate over the peak (cosine)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    """Decoupled weight decay of AdamW."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's decay of the first moment."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """AdamW's decay of the second moment."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's guard against division by zero."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Clip the gradient to this norm; null does not clip."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of both passes; auto is bf16 on a GPU that has it, else fp32. Adapter values stay float32."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time; `gora precompute` follows it."""
+    log_steps: Positive = 10
+    """Steps between two lines of `metrics.jsonl`."""
+    save_steps: Positive | None = None
+    """Steps between two checkpoints; null keeps one only when the run is interrupted."""
+    keep_checkpoints: Positive = 2
+    """How many of the newest checkpoints are kept."""
+
+
+class EvaluationSection(Section):
+    """Loss on rows that are not trained on."""
+
+    steps: Positive | None = None
+    """Steps between two evaluations during training; null evaluates before and after only."""
+    micro_batch_size: Positive | None = None
+    """Rows in one evaluation pass; null takes `train.micro_batch_size`."""
+
+
+class Recipe(Section):
+    """A complete run: sections `model` and `data` name what is tuned on what, the rest has defaults."""
+
+    description: str = ""
+    """One line for the list of recipes."""
+    model: ModelSection
+    """The base model."""
+    data: DataSection
+    """Rows, and how they become tokens."""
+    adapter: AdapterSection = AdapterSection()
+    """The low-rank adapter."""
+    gora: GoraSection = GoraSection()
+    """How gradients become ranks and initial values."""
+    train: TrainSection = TrainSection()
+    """The training loop."""
+    evaluation: EvaluationSection = EvaluationSection()
+    """Loss on rows that are not trained on."""
+    output: str | None = None
+    """The run folder; null is `runs/` and the recipe's name."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Seed of data order, micro-batches and initial values."""

@@ -1,0 +1,64 @@
+"""What the user reads: on the terminal, and the same without colour in the run folder's log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+
+_LOG_WIDTH = 140
+
+
+class Output:
+    """A terminal and, while a run folder is open, its log file."""
+
+    def __init__(self, terminal: Console | None = None) -> None:
+        self.terminal = terminal or _terminal()
+        self._log: Console | None = None
+
+    def say(self, content: RenderableType = "") -> None:
+        """Print a line, a table or any other renderable; text is printed as it is, without markup."""
+        _print(self.terminal, content)
+        self.note(content)
+
+    def warn(self, text: str) -> None:
+        """Print a line that asks for attention."""
+        self.terminal.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+        self.note(f"warning: {text}")
+
+    def note(self, content: RenderableType) -> None:
+        """Write to the log only."""
+        if self._log is not None:
+            _print(self._log, content)
+
+    @contextmanager
+    def logging_to(self, path: Path, command: str) -> Iterator[None]:
+        """Add everything that is said inside the block to a log file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8", buffering=1) as stream:
+            outer, self._log = self._log, Console(file=stream, width=_LOG_WIDTH, no_color=True, highlight=False)
+            try:
+                if outer is None:
+                    self.note(f"== {datetime.now().astimezone().isoformat(timespec='seconds')} {command}")
+                yield
+            finally:
+                self._log = outer
+
+
+def _terminal() -> Console:
+    terminal = Console(highlight=False)
+    # A pipe has no width; tables that are cut to 80 columns there would only be harder to read.
+    return terminal if terminal.is_terminal else Console(highlight=False, width=_LOG_WIDTH)
+
+
+def _print(console: Console, content: RenderableType) -> None:
+    if isinstance(content, str):
+        console.print(content, markup=False, soft_wrap=True)
+    else:
+        console.print(content)
+
+
+output = Output()

@@ -1,0 +1,76 @@
+"""The run folder: where everything that a run makes has its place."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gora.errors import InputError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names of the files of one run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The fully resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """Ranks and initial values."""
+        return self.path / "plan.safetensors"
+
+    @property
+    def adapter(self) -> Path:
+        """The trained adapter, in PEFT's format."""
+        return self.path / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folders named `checkpoint-STEP`."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        """Losses before and after."""
+        return self.path / "evaluation.json"
+
+    @property
+    def merged(self) -> Path:
+        """The merged model of `gora run --merge`."""
+        return self.path / "merged"
+
+    @property
+    def log(self) -> Path:
+        """Everything that was printed."""
+        return self.path / "log.txt"
+
+    def refuse_to_replace(self, *made: Path, how: str) -> None:
+        """End when an earlier run has left one of these files here.
+
+        Raises:
+            InputError: it has; `how` says what the user can do.
+        """
+        if found := [path for path in made if path.exists()]:
+            raise InputError(
+                f"{self.path} already holds {', '.join(path.name for path in found)} of an earlier run. {how}"
+            )
+
+    def refuse_earlier_run(self, *made: Path, how: str) -> None:
+        """As `refuse_to_replace`, for checkpoints too: an empty folder of them is not one."""
+        newest = self.newest_checkpoint()
+        self.refuse_to_replace(*made, *([newest] if newest else []), how=how)
+
+    def newest_checkpoint(self) -> Path | None:
+        """The checkpoint with the highest step, if there is one."""
+        steps = [
+            path for path in self.checkpoints.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()
+        ]
+        return max(steps, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)

@@ -1,0 +1,69 @@
+"""Ctrl-C and termination requests: long loops finish their step, everything else stops at once."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignal(KeyboardInterrupt):
+    """A signal that asks the process to stop, raised where it arrives; a KeyboardInterrupt that knows its number."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(f"signal {number}")
+
+
+class StopRequest:
+    """Whether a signal has asked to stop."""
+
+    number: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.number is not None
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """Inside the block a signal raises StopSignal, so that `finally` clauses clean up."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise StopSignal(number)
+
+    with _handling(handle):
+        yield
+
+
+@contextmanager
+def stopping_between_steps(announce: Callable[[str], None]) -> Iterator[StopRequest]:
+    """Inside the block the first signal only sets a flag for the loop to look at; the second stops at once."""
+    request = StopRequest()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if request:
+            raise StopSignal(number)
+        request.number = number
+        announce("Stopping after this step. A second signal stops at once, and loses what is not saved.")
+
+    with _handling(handle):
+        yield request
+
+
+@contextmanager
+def _handling(handler: object) -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        for number in _SIGNALS:
+            signal.signal(number, handler)  # type: ignore[arg-type]
+    except ValueError:
+        # Only the main thread may set handlers; in another one signals go where they went before.
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)

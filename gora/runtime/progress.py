@@ -1,0 +1,85 @@
+"""Progress of long work: a bar with rate and time left on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gora.runtime.console import Output
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Meter:
+    """Counts steps and tokens of one task.
+
+    Args:
+        output: where to show it.
+        title: what is being done.
+        total: how many steps there are.
+        done: how many were done before (a resumed run).
+    """
+
+    def __init__(self, output: Output, title: str, total: int, done: int = 0) -> None:
+        self._output, self._title, self._total = output, title, total
+        self._steps, self._first, self._tokens = done, done, 0
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=output.terminal,
+            transient=True,
+            disable=not output.terminal.is_terminal,
+        )
+
+    def __enter__(self) -> Meter:
+        self._start = self._last_line = time.monotonic()
+        self._bar.start()
+        self._task = self._bar.add_task(self._title, total=self._total, completed=self._steps, facts="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    @property
+    def seconds(self) -> float:
+        """Time since the start."""
+        return time.monotonic() - self._start
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Mean rate since the start."""
+        return self._tokens / max(self.seconds, 1e-9)
+
+    def advance(self, tokens: int = 0, facts: str = "") -> None:
+        """Count one step of `tokens` tokens; `facts` is shown beside the count."""
+        self._steps += 1
+        self._tokens += tokens
+        facts = "  ".join(part for part in (facts, f"{self.tokens_per_second:,.0f} tokens/s") if part)
+        self._bar.update(self._task, completed=self._steps, facts=facts)
+        now = time.monotonic()
+        if self._bar.disable and (now - self._last_line > _SECONDS_BETWEEN_LINES or self._steps == self._total):
+            self._last_line = now
+            line = f"{self._title} {self._steps}/{self._total}  {facts}  {self._time_left()} left"
+            self._output.terminal.print(line, soft_wrap=True)
+
+    def _time_left(self) -> str:
+        rate = (self._steps - self._first) / max(self.seconds, 1e-9)
+        return clock((self._total - self._steps) / max(rate, 1e-9))
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `8s`, `2m 05s` or `1h 02m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"

@@ -1,0 +1,17 @@
+"""Keeps the libraries' own bars and notes off the terminal, where gora says what matters itself."""
+
+import logging
+import warnings
+
+
+def quiet_libraries() -> None:
+    """Only errors of transformers, datasets and PEFT reach the user; everything else is shown by gora."""
+    import transformers.utils.logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # Renamed arguments of coming major versions are gora's concern, not the user's.
+    for module in ("transformers", "peft", "accelerate", "torch"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=module)

@@ -1,0 +1,76 @@
+"""The whole chain: precompute, train, evaluate and, if wanted, merge."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.table import Table
+
+from gora.errors import InputError
+from gora.methods import METHODS
+from gora.recipe.schema import Recipe
+from gora.runtime.console import output
+from gora.runtime.folder import RunFolder
+from gora.runtime.progress import clock
+from gora.stages.merge import merge
+from gora.stages.precompute import precompute
+from gora.stages.train import Trained, train
+
+
+def run(
+    recipe: Recipe,
+    *,
+    merge_too: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> Trained:
+    """Run every stage that the recipe's method needs, and close with a summary.
+
+    Args:
+        recipe: the recipe.
+        merge_too: also write the merged model to `<output>/merged`.
+        resume: keep the plan and go on from the newest checkpoint of an interrupted run.
+        overwrite: replace everything that an earlier run left in the folder.
+        trust_remote_code: let the model run Python code of its own.
+
+    Raises:
+        InputError, GoraError, Interrupted: as the stages do.
+    """
+    start = time.monotonic()
+    folder = RunFolder(Path(str(recipe.output)))
+    _check_folder(folder, resume, overwrite)
+    needs_plan = METHODS[recipe.adapter.method].needs_plan
+    if needs_plan and not (resume and folder.plan.exists()):
+        precompute(recipe, overwrite=True, trust_remote_code=trust_remote_code)
+        output.say()
+    trained = train(recipe, resume=resume, overwrite=not resume, trust_remote_code=trust_remote_code)
+    if merge_too:
+        merge(trained.adapter, folder.merged, overwrite=True, trust_remote_code=trust_remote_code)
+    with output.logging_to(folder.log, "run"):
+        output.say(_summary(folder, trained, merge_too, time.monotonic() - start))
+    return trained
+
+
+def _check_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise InputError("--resume goes on with an earlier run and --overwrite deletes it: give one of the two.")
+    if not resume and not overwrite:
+        how = "Add --resume to go on with it, --overwrite to replace it, or give another --set output=FOLDER."
+        folder.refuse_earlier_run(folder.plan, folder.adapter, how=how)
+
+
+def _summary(folder: RunFolder, trained: Trained, merged: bool, seconds: float) -> Table:
+    table = Table(show_header=False, title=f"Done in {clock(seconds)}", title_justify="left")
+    if trained.losses:
+        base, final = trained.losses["base"], trained.losses["final"]
+        table.add_row("evaluation loss", f"{base:.4f} with the base model, {final:.4f} with the adapter")
+    table.add_row("adapter", str(trained.adapter))
+    if merged:
+        table.add_row("merged model", str(folder.merged))
+    table.add_row("metrics, log", f"{folder.metrics}, {folder.log}")
+    table.add_row("ranks", f"gora inspect-ranks {folder.plan}" if folder.plan.exists() else "one rank for all layers")
+    if not merged:
+        table.add_row("next", f"gora merge {trained.adapter} --output {folder.merged}")
+    return table

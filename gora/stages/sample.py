@@ -1,0 +1,16 @@
+"""A look at what the model is trained on: one row as tokens, its supervised part marked."""
+
+from gora.data.show import sample_text
+from gora.recipe.schema import Recipe
+from gora.runtime.console import output
+from gora.stages.setup import Setup
+
+
+def show_sample(recipe: Recipe, *, trust_remote_code: bool = False) -> None:
+    """Print the first training row as the model will see it.
+
+    Raises:
+        InputError: the model's tokenizer or the rows cannot be used.
+    """
+    setup = Setup.of(recipe, trust_remote_code=trust_remote_code)
+    output.say(sample_text(setup.tokenizer, setup.data.train))

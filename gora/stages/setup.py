@@ -1,0 +1,87 @@
+"""What every stage starts from: the tokenized rows and the base model that the recipe names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gora.data import Collator, PreparedData, prepare
+from gora.models.fingerprint import base_weights, config_fingerprint, weights_fingerprint
+from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
+from gora.models.targets import find_targets, kind_of
+from gora.plan import ModelIdentity
+from gora.recipe.schema import Recipe
+from gora.runtime.console import output
+from gora.runtime.precision import Precision, resolve_precision
+from gora.runtime.quiet import quiet_libraries
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A recipe with its rows ready, before the model is loaded."""
+
+    recipe: Recipe
+    device: torch.device
+    precision: Precision
+    source: Source
+    tokenizer: PreTrainedTokenizerBase
+    data: PreparedData
+    collator: Collator
+
+    @classmethod
+    def of(cls, recipe: Recipe, *, trust_remote_code: bool = False) -> Setup:
+        """Find the model, load its tokenizer, read and tokenize the rows.
+
+        Raises:
+            InputError: the model, the tokenizer or the rows cannot be used.
+        """
+        quiet_libraries()
+        device = default_device()
+        precision = resolve_precision(recipe.train.precision, device)
+        source = find_model(recipe.model, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(recipe.model, source)
+        with output.terminal.status("reading and tokenizing rows"):
+            data = prepare(recipe.data, tokenizer, recipe.seed, encoder_decoder=source.encoder_decoder, say=output.warn)
+        output.say(f"model     {recipe.model.name}")
+        output.say(f"rows      {data.counts.summary()}")
+        return cls(recipe, device, precision, source, tokenizer, data, Collator.of(tokenizer, source.encoder_decoder))
+
+    def load_model(self) -> PreTrainedModel:
+        """Load the base model, frozen."""
+        with output.terminal.status("loading the model"):
+            model = load_model(self.recipe.model, self.source, self.device)
+        dtype = str(model.dtype).removeprefix("torch.")
+        kernel = model.config._attn_implementation
+        output.say(
+            f"loaded    {model.num_parameters():,} parameters in {dtype} on {self.device}, attention {kernel}, computing in {self.precision}"
+        )
+        return model
+
+    def find_targets(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The layers to adapt, printed by kind."""
+        targets = find_targets(model, self.recipe.adapter.targets, self.recipe.adapter.exclude)
+        kinds: dict[str, int] = {}
+        for name in targets:
+            kinds[kind_of(name)] = kinds.get(kind_of(name), 0) + 1
+        output.say(
+            f"targets   {len(targets)} layers: " + ", ".join(f"{kind} x{count}" for kind, count in kinds.items())
+        )
+        output.note("\n".join(targets))
+        return targets
+
+    def identify(self, model: PreTrainedModel, targets: Mapping[str, nn.Module]) -> ModelIdentity:
+        """Fingerprints of the architecture and of the target weights."""
+        weights = {f"{name}.weight" for name in targets}
+        return ModelIdentity(
+            name=self.recipe.model.name,
+            config=config_fingerprint(model.config),
+            weights=weights_fingerprint((name, tensor) for name, tensor in base_weights(model) if name in weights),
+        )
+
+    def move(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Move a micro-batch to the device."""
+        return {key: tensor.to(self.device, non_blocking=True) for key, tensor in batch.items()}

@@ -1,0 +1,56 @@
+"""The adapter's folder: PEFT's own files, the tokenizer, and a note on where it comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
+
+from gora import __version__
+from gora.errors import GoraError
+from gora.files import publish, write_json
+
+NOTE = "gora.json"
+
+
+def save_adapter(
+    path: Path, model: PeftModel, tokenizer: PreTrainedTokenizerBase, *, method: str, dtype: str, base_fingerprint: str
+) -> None:
+    """Publish the adapter folder after reading it back.
+
+    Args:
+        path: the folder.
+        model: the wrapped model.
+        tokenizer: saved beside the adapter, with the chat template that was trained.
+        method: the recipe's method.
+        dtype: data type of the base weights during training.
+        base_fingerprint: fingerprint of all base weights.
+
+    Raises:
+        GoraError: what was written is not what is in memory, or holds a B that is zero throughout.
+    """
+    with publish(path) as aside:
+        model.save_pretrained(str(aside), safe_serialization=True)
+        tokenizer.save_pretrained(str(aside))
+        note = {
+            "gora_version": __version__,
+            "method": method,
+            "base_dtype": dtype,
+            "base_fingerprint": base_fingerprint,
+        }
+        write_json(aside / NOTE, note)
+        _check(load_file(aside / "adapter_model.safetensors"), get_peft_model_state_dict(model))
+
+
+def _check(written: dict[str, torch.Tensor], held: dict[str, torch.Tensor]) -> None:
+    if written.keys() != held.keys():
+        raise GoraError(f"The saved adapter holds {len(written)} tensors instead of {len(held)}.")
+    differing = [name for name, tensor in held.items() if not torch.equal(written[name], tensor.detach().cpu())]
+    if differing:
+        raise GoraError(f"The saved adapter differs from the trained one in {', '.join(differing[:3])}.")
+    factors_b = [tensor for name, tensor in written.items() if ".lora_B." in name]
+    if not any(tensor.any() for tensor in factors_b):
+        raise GoraError("Every B of the trained adapter is zero: training has not changed anything.")

@@ -1,0 +1,118 @@
+"""What happens around training steps: metrics and progress, stopping on request, refusing NaN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from gora.errors import GoraError
+from gora.recipe.schema import TrainSection
+from gora.runtime.console import Output
+from gora.runtime.interrupt import StopRequest
+from gora.runtime.progress import Meter
+from gora.training.groups import check_groups, group_table
+from gora.training.metrics import Metrics
+
+
+class Report(TrainerCallback):
+    """Shows the optimizer's groups and the progress, and writes metrics.jsonl."""
+
+    def __init__(self, output: Output, metrics: Metrics, wanted_groups: list[dict[str, Any]]) -> None:
+        self._output, self._metrics, self._wanted = output, metrics, wanted_groups
+        self._rates: dict[str, float] = {}
+        self._facts = ""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check and print what the engine made of the parameter groups."""
+        groups = kwargs["optimizer"].param_groups
+        check_groups(groups, self._wanted)
+        self._output.say(group_table(groups))
+        self._tokens = state.num_input_tokens_seen
+        self._meter = Meter(self._output, "training", state.max_steps, state.global_step)
+        self._meter.__enter__()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remember the learning rates of the step that is about to be taken."""
+        self._rates = {f"learning_rate_{g['name'].lower()}": g["lr"] for g in kwargs["optimizer"].param_groups}
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Advance the progress bar."""
+        seen = state.num_input_tokens_seen
+        self._meter.advance(int(seen - self._tokens), self._facts)
+        self._tokens = seen
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write one line of metrics."""
+        logs = kwargs["logs"]
+        if "loss" in logs:
+            self._facts = f"loss {logs['loss']:.4f}"
+            norm = {"grad_norm": float(logs["grad_norm"])} if "grad_norm" in logs else {}
+            values = {"epoch": state.epoch, "loss": logs["loss"], **norm, **self._rates}
+            rate = {"tokens_per_second": round(self._meter.tokens_per_second, 1)}
+            self._metrics.add(state.global_step, **values, tokens=int(state.num_input_tokens_seen), **rate)
+        elif "eval_loss" in logs:
+            self._metrics.add(state.global_step, epoch=state.epoch, eval_loss=logs["eval_loss"])
+            self._output.say(f"step {state.global_step}: evaluation loss {logs['eval_loss']:.4f}")
+
+    def stop(self) -> None:
+        """Take the progress bar down, also after an error."""
+        if hasattr(self, "_meter"):
+            self._meter.__exit__(None, None, None)
+
+    @property
+    def seconds(self) -> float:
+        """Duration of training so far."""
+        return self._meter.seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Mean rate over training."""
+        return self._meter.tokens_per_second
+
+
+class SaveAndLog(TrainerCallback):
+    """Logs at every step that is saved, so that a resumed run writes the same lines as an unbroken one."""
+
+    def __init__(self, settings: TrainSection) -> None:
+        self._settings = settings
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask for a log line."""
+        last = state.global_step == state.max_steps
+        if last or (self._settings.save_steps and state.global_step % self._settings.save_steps == 0):
+            control.should_log = True
+
+
+class StopWhenAsked(TrainerCallback):
+    """Saves a checkpoint and ends training after the step in which a signal arrived."""
+
+    def __init__(self, request: StopRequest) -> None:
+        self._request = request
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look at the request."""
+        if self._request and state.global_step < state.max_steps:
+            control.should_log = control.should_save = control.should_training_stop = True
+
+
+class RefuseNaN(TrainerCallback):
+    """Ends training before a gradient that is not finite reaches the weights."""
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check all gradients with one transfer to the host."""
+        gradients = [
+            p.grad for group in kwargs["optimizer"].param_groups for p in group["params"] if p.grad is not None
+        ]
+        if not torch.stack(torch._foreach_norm(gradients)).isfinite().all():
+            raise GoraError(
+                f"The gradient of step {state.global_step + 1} holds NaN or infinity; the adapter was not changed by it. "
+                "Lower train.learning_rate or gora.gamma, or compute in float32 (train.precision: fp32)."
+            )

@@ -1,0 +1,72 @@
+"""Parameter groups: A and B learn at different rates (LoRA+, arXiv 2402.12354)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+from torch import nn
+
+from gora.errors import GoraError
+from gora.recipe.schema import TrainSection
+
+
+def ab_groups(model: nn.Module, settings: TrainSection, lr_ratio: float) -> list[dict[str, Any]]:
+    """One optimizer group for all A and one for all B; a group without parameters is left out.
+
+    Every setting stands in the group itself, because engines that replace the optimizer keep groups and lose defaults.
+
+    Raises:
+        GoraError: a trainable parameter is neither A nor B, or nothing is trainable.
+    """
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    members = {part: [p for name, p in trainable.items() if f".lora_{part}." in name] for part in ("A", "B")}
+    if sum(map(len, members.values())) != len(trainable):
+        stray = [name for name in trainable if ".lora_A." not in name and ".lora_B." not in name]
+        raise GoraError(f"Trainable parameters that belong to no group: {', '.join(stray[:5])}")
+    if not trainable:
+        raise GoraError("No parameter is trainable.")
+    rates = {"A": settings.learning_rate, "B": settings.learning_rate * lr_ratio}
+    shared = {
+        "weight_decay": settings.weight_decay,
+        "betas": (settings.beta1, settings.beta2),
+        "eps": settings.epsilon,
+    }
+    return [{"name": part, "params": members[part], "lr": rates[part], **shared} for part in rates if members[part]]
+
+
+def check_groups(running: Sequence[dict[str, Any]], wanted: Sequence[dict[str, Any]]) -> None:
+    """Compare the groups that really run with those that were asked for.
+
+    Raises:
+        GoraError: a group was dropped, emptied, or runs with other settings.
+    """
+    if len(running) != len(wanted):
+        raise GoraError(f"The optimizer runs {len(running)} parameter groups instead of {len(wanted)}.")
+    for group, expected in zip(running, wanted, strict=True):
+        peak = group.get("initial_lr", group["lr"])
+        found = {"lr": peak, **{key: group[key] for key in ("weight_decay", "betas", "eps")}}
+        asked = {key: expected[key] for key in found}
+        if not group["params"] or found != asked:
+            raise GoraError(f"Parameter group {expected['name']} runs with {found} instead of {asked}.")
+
+
+def group_table(groups: Sequence[dict[str, Any]]) -> Table:
+    """The groups as the user reads them."""
+    table = Table(
+        "group", "tensors", "parameters", "learning rate", "betas", "eps", "weight decay", title="Optimizer: AdamW"
+    )
+    for group in groups:
+        count = sum(parameter.numel() for parameter in group["params"])
+        rate, betas = f"{group.get('initial_lr', group['lr']):g}", "{:g}, {:g}".format(*group["betas"])
+        table.add_row(
+            group["name"],
+            str(len(group["params"])),
+            f"{count:,}",
+            rate,
+            betas,
+            f"{group['eps']:g}",
+            f"{group['weight_decay']:g}",
+        )
+    return table

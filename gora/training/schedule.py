@@ -1,0 +1,37 @@
+"""How long training lasts, and how the learning rate runs."""
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_with_min_lr_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
+
+from gora.recipe.schema import TrainSection
+
+
+def optimizer_steps(rows: int, settings: TrainSection, accumulation: int, processes: int = 1) -> int:
+    """Optimizer steps of a run: a last, smaller batch of an epoch is a step too; `max_steps` may end it earlier.
+
+    Args:
+        rows: training examples.
+        settings: the recipe's section.
+        accumulation: micro-batches of one process in a step.
+        processes: how many share each step.
+    """
+    micro_batches = math.ceil(rows / (settings.micro_batch_size * processes))
+    steps = math.ceil(settings.epochs * math.ceil(micro_batches / accumulation))
+    return min(steps, settings.max_steps or steps)
+
+
+def make_schedule(optimizer: Optimizer, settings: TrainSection, steps: int) -> LRScheduler:
+    """The recipe's schedule, stepped once an optimizer step; every group follows it from its own peak."""
+    warmup = math.ceil(settings.warmup_ratio * steps)
+    if settings.schedule == "cosine":
+        return get_cosine_with_min_lr_schedule_with_warmup(optimizer, warmup, steps, min_lr_rate=settings.min_lr_ratio)
+    if settings.schedule == "linear":
+        return get_linear_schedule_with_warmup(optimizer, warmup, steps)
+    return get_constant_schedule_with_warmup(optimizer, warmup)

@@ -1,0 +1,147 @@
+"""The Trainer of transformers, with gora's optimizer groups, schedule, evaluation and whole checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from gora.files import publish
+from gora.models.checkpointing import recompute_activations
+from gora.recipe.schema import Recipe
+from gora.runtime.folder import RunFolder
+from gora.runtime.precision import Precision
+from gora.training.groups import ab_groups
+from gora.training.schedule import make_schedule
+
+
+class GoraTrainer(Trainer):
+    """Trains the adapter of one run.
+
+    Args:
+        model: the wrapped model.
+        recipe: the recipe.
+        folder: where checkpoints go.
+        rows: training examples.
+        collator: turns examples into a micro-batch.
+        steps: optimizer steps of the whole run.
+        accumulation: micro-batches in one of them.
+        lr_ratio: learning rate of B over that of A.
+        precision: arithmetic of the forward and backward pass.
+        evaluate_loss: mean loss per token on the evaluation rows; None where there are none.
+        callbacks: told of what happens.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        recipe: Recipe,
+        folder: RunFolder,
+        rows: Dataset[Any],
+        collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
+        *,
+        steps: int,
+        accumulation: int,
+        lr_ratio: float,
+        precision: Precision,
+        evaluate_loss: Callable[[], float] | None,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        self._recipe, self._checkpoints = recipe, folder.checkpoints
+        self._lr_ratio, self._evaluate_loss = lr_ratio, evaluate_loss
+        self._stage: Path | None = None
+        self.last_evaluation = (-1, 0.0)
+        super().__init__(
+            model=model,
+            args=_arguments(recipe, folder, steps, accumulation, precision, evaluates=evaluate_loss is not None),
+            train_dataset=rows,
+            eval_dataset=rows if evaluate_loss else None,
+            data_collator=collator,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        if recipe.train.activation_checkpointing:
+            recompute_activations(model, True)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with one group for A and one for B."""
+        if self.optimizer is None:
+            groups = ab_groups(model or self.model_wrapped, self._recipe.train, self._lr_ratio)
+            self.optimizer = torch.optim.AdamW(groups, fused=torch.cuda.is_available())
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """The recipe's schedule."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = make_schedule(optimizer or self.optimizer, self._recipe.train, num_training_steps)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Mean loss per supervised token, which does not depend on how rows fall into micro-batches."""
+        assert self._evaluate_loss is not None
+        metrics = {"eval_loss": self._evaluate_loss()}
+        self.last_evaluation = (self.state.global_step, metrics["eval_loss"])
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._stage) if self._stage else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        final = self._checkpoints / f"checkpoint-{self.state.global_step}"
+        with publish(final) as aside:
+            # The Trainer chooses the name below the folder that it is given, so its folder is unwrapped afterwards.
+            self._stage = aside.with_name(f"{aside.name}.stage")
+            try:
+                super()._save_checkpoint(model, trial)
+                (self._stage / final.name).rename(aside)
+            finally:
+                shutil.rmtree(self._stage, ignore_errors=True)
+                self._stage = None
+        self._drop_old_checkpoints()
+
+    def _drop_old_checkpoints(self) -> None:
+        folders = [path for path in self._checkpoints.glob("checkpoint-*") if path.name.partition("-")[2].isdigit()]
+        folders.sort(key=lambda path: int(path.name.partition("-")[2]))
+        for folder in folders[: -self._recipe.train.keep_checkpoints]:
+            shutil.rmtree(folder)
+
+
+def _arguments(
+    recipe: Recipe, folder: RunFolder, steps: int, accumulation: int, precision: Precision, *, evaluates: bool
+) -> TrainingArguments:
+    train, evaluation = recipe.train, recipe.evaluation
+    arguments = TrainingArguments(
+        output_dir=str(folder.checkpoints),
+        max_steps=steps,
+        per_device_train_batch_size=train.micro_batch_size,
+        gradient_accumulation_steps=accumulation,
+        max_grad_norm=train.max_grad_norm or 0.0,
+        bf16=precision == "bf16",
+        logging_steps=train.log_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if evaluates and evaluation.steps else "no",
+        eval_steps=evaluation.steps,
+        save_strategy="steps" if train.save_steps else "no",
+        save_steps=train.save_steps or steps,
+        include_num_input_tokens_seen="non_padding",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=True,
+        report_to=[],
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+    )
+    # One process trains on one device: the Trainer would otherwise wrap the model in DataParallel on several GPUs.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

@@ -1,0 +1,123 @@
+"""Files and folders appear whole or not at all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from gora.files import append_line, publish, write_json, write_text
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_when_the_block_ends_well(tmp_path):
+    with publish(tmp_path / "a.txt") as aside:
+        aside.write_text("new")
+        assert not (tmp_path / "a.txt").exists()
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_block_that_raises_leaves_what_was_there(tmp_path, error):
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(error), publish(tmp_path / "a.txt") as aside:
+        aside.write_text("half")
+        raise error
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_replaces_a_folder(tmp_path):
+    for content in ("old", "new"):
+        with publish(tmp_path / "model") as aside:
+            aside.mkdir()
+            (aside / content).write_text(content)
+    assert names(tmp_path / "model") == ["new"]
+    assert names(tmp_path) == ["model"]
+
+
+def test_nothing_written_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError), publish(tmp_path / "a.txt"):
+        pass
+
+
+def test_json_that_json_cannot_say_is_refused_and_nothing_appears(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert names(tmp_path) == []
+
+
+def test_appended_lines_are_whole(tmp_path):
+    for number in range(3):
+        append_line(tmp_path / "m.jsonl", json.dumps({"step": number}))
+    assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [0, 1, 2]
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from gora.files import publish
+with publish(Path(sys.argv[1])) as aside:
+    aside.mkdir()
+    (aside / "weights").write_bytes(b"x" * 1000)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+KILLED_BETWEEN_RENAMES = """
+import os, signal, sys
+from pathlib import Path
+import gora.files as files
+real = os.replace
+def replace(source, target):
+    if str(target) == sys.argv[1]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(source, target)
+files.os.replace = replace
+with files.publish(Path(sys.argv[1])) as aside:
+    aside.mkdir()
+    (aside / "new").write_text("new")
+"""
+
+
+def killed(script, path):
+    done = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_a_killed_process_leaves_nothing_under_the_final_name_and_the_next_one_sweeps(tmp_path):
+    killed(KILLED_WHILE_WRITING, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    assert len(names(tmp_path)) == 1
+    write_text(tmp_path / "other.txt", "x")
+    assert names(tmp_path) == ["other.txt"]
+
+
+def test_a_folder_that_a_killed_process_moved_aside_comes_back(tmp_path):
+    with publish(tmp_path / "adapter") as aside:
+        aside.mkdir()
+        (aside / "old").write_text("old")
+    killed(KILLED_BETWEEN_RENAMES, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    write_text(tmp_path / "other.txt", "x")
+    assert names(tmp_path / "adapter") == ["old"]
+    assert names(tmp_path) == ["adapter", "other.txt"]
+
+
+def test_what_a_living_process_writes_is_left_alone(tmp_path):
+    with publish(tmp_path / "first") as first:
+        first.write_text("first")
+        write_text(tmp_path / "second", "second")
+        assert first.exists()
+    assert names(tmp_path) == ["first", "second"]
+
+
+def test_files_beside_are_never_touched(tmp_path):
+    (tmp_path / f".writing-new-x-elsewhere-{os.getpid()}").write_text("of another machine")
+    write_text(tmp_path / "a.txt", "a")
+    assert len(names(tmp_path)) == 2
