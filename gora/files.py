@@ -105,7 +105,7 @@ def _host() -> str:
 
 
 def _sweep(folder: Path) -> None:
-    """Delete what processes of this machine that no longer live left aside, and put a folder back that they moved away."""
+    """Delete what dead processes of this machine left aside, and put a folder back that they moved away."""
     for leftover in folder.glob(f"{_ASIDE}*-{_host()}-*"):
         named, _, owner = leftover.name.rpartition("-")
         if not owner.isdigit() or _is_alive(int(owner)):

@@ -149,9 +149,7 @@ def test_builtin_names_cannot_leave_their_folder():
 
 
 def test_code_of_the_model_s_own_is_refused_without_the_flag(tmp_path):
-    (tmp_path / "config.json").write_text(
-        '{"model_type": "strange", "auto_map": {"AutoConfig": "strange.Config", "AutoModelForCausalLM": "strange.Model"}}'
-    )
+    (tmp_path / "config.json").write_text('{"model_type": "strange", "auto_map": {"AutoConfig": "strange.Config"}}')
     canary = tmp_path / "ran"
     (tmp_path / "strange.py").write_text(f"open({str(canary)!r}, 'w').write('ran')\n")
     with pytest.raises(InputError, match="--trust-remote-code"):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -91,7 +92,7 @@ def load_model(settings: ModelSection, source: Source, device: torch.device) -> 
     except (OSError, ValueError, ImportError) as error:
         raise _explained(settings.name, source.path, error) from None
     model.requires_grad_(False)
-    model.to(device)
+    nn.Module.to(model, device)
     return cast(PreTrainedModel, model.eval())
 
 
@@ -138,7 +139,5 @@ def _explained(name: str, path: str, error: Exception) -> InputError:
         return InputError(f"model {name!r}: the folder cannot be loaded: {first_line}")
     return InputError(
         f"model {name!r} is neither a folder here nor a model that the hub answers for: {first_line}",
-        [
-            "Check the name; for a gated model log in with `hf auth login`; offline, download it first and give its folder."
-        ],
+        ["Check the name; log in with `hf auth login` for a gated model; offline, give a downloaded folder."],
     )

@@ -25,7 +25,7 @@ def find_targets(model: nn.Module, targets: str | Sequence[str], exclude: Sequen
     Raises:
         InputError: a name or the expression matches no linear layer; the linear layers there are get listed.
     """
-    linear: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    linear = {name: module for name, module in model.named_modules() if _is_linear(module)}
     chosen = _choose(linear, model, targets)
     left_out = set(_by_names(linear, exclude, "adapter.exclude"))
     found = {name: module for name, module in linear.items() if name in chosen and name not in left_out}
@@ -48,6 +48,10 @@ def as_out_in(module: nn.Module, matrix: Tensor) -> Tensor:
 def kind_of(name: str) -> str:
     """Last part of a layer's name, such as `q_proj`: layers of one kind do the same work in different blocks."""
     return name.rpartition(".")[2]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D)
 
 
 def _choose(linear: dict[str, nn.Module], model: nn.Module, targets: str | Sequence[str]) -> set[str]:

@@ -26,7 +26,14 @@ _BARS = 2.6
 _FITS_NUMBER = 0.2
 _SMALL = 7.5
 _INK, _PALE, _MISSING, _MARK = "#222222", "#767676", "#f2f2f2", "#d55e00"
-_LEGEND: dict[str, Any] = {"ncols": 2, "frameon": False, "borderpad": 0, "handlelength": 1.2, "columnspacing": 1.4}
+_LEGEND: dict[str, Any] = {
+    "ncols": 2,
+    "frameon": False,
+    "borderpad": 0,
+    "handlelength": 1.2,
+    "columnspacing": 1.4,
+    "reverse": True,
+}
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": _INK,

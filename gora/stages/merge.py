@@ -110,9 +110,9 @@ def fold(wrapped: PeftModel) -> None:
     for layer in wrapped.modules():
         if isinstance(layer, LoraLayer):
             for name in layer.active_adapters:
-                weight = layer.get_base_layer().weight
-                delta = layer.get_delta_weight(name).float()  # type: ignore[operator]
-                weight.copy_((weight.float() + delta).to(weight.dtype))
+                weight: Any = layer.get_base_layer().weight
+                delta: Any = layer.get_delta_weight(name)  # type: ignore[operator]
+                weight.copy_((weight.float() + delta.float()).to(weight.dtype))
 
 
 @torch.no_grad()

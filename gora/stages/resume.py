@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from gora.errors import InputError
 from gora.plan import Plan
 from gora.recipe import load_recipe
 from gora.recipe.schema import Recipe
+from gora.runtime.console import output
+from gora.runtime.folder import RunFolder
 from gora.stages.precompute import micro_batch_size, rank_bounds
 
 # Settings that change how a run is watched or kept, not what it computes.
@@ -21,6 +24,38 @@ _FREE_TO_CHANGE = {
     "evaluation.steps",
     "evaluation.micro_batch_size",
 }
+
+
+def starting_point(folder: RunFolder, recipe: Recipe, resume: bool, overwrite: bool) -> Path | None:
+    """The checkpoint to go on from, or None to begin at the first step.
+
+    Raises:
+        InputError: the folder holds an earlier run and nothing says what to do with it, or it was another recipe's.
+    """
+    if resume and overwrite:
+        raise InputError("--resume goes on with an earlier run and --overwrite deletes it: give one of the two.")
+    if not resume:
+        if not overwrite:
+            how = "Add --resume to go on with it, --overwrite to replace it, or give another --set output=FOLDER."
+            folder.refuse_earlier_run(folder.adapter, how=how)
+        return None
+    if folder.adapter.exists():
+        raise InputError(f"{folder.adapter} is finished: there is nothing to resume.")
+    checkpoint = folder.newest_checkpoint()
+    if checkpoint is None:
+        output.warn(f"{folder.checkpoints} holds no checkpoint: training begins at the first step.")
+        return None
+    check_same_recipe(folder.recipe, recipe)
+    output.say(f"resuming  {checkpoint}")
+    return checkpoint
+
+
+def clear(folder: RunFolder) -> None:
+    """Delete what training left here before; the plan and the log stay."""
+    for path in (folder.adapter, folder.checkpoints):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (folder.metrics, folder.evaluation):
+        path.unlink(missing_ok=True)
 
 
 def check_same_recipe(saved: Path, recipe: Recipe) -> None:
@@ -57,6 +92,7 @@ def plan_differences(plan: Plan, recipe: Recipe) -> list[str]:
         "gora.rank_max": (plan.rank_max, bounds.largest),
         "gora.importance": (plan.importance, recipe.gora.importance),
         "gora.budget": (plan.budget, recipe.gora.budget),
+        "seed": (plan.seed, recipe.seed),
         "gora.steps": (plan.steps, recipe.gora.steps),
         "gora.micro_batch_size": (plan.micro_batch_size, micro_batch_size(recipe)),
     }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gora.data import Collator, PreparedData, prepare
+from gora.data import Collator, PreparedData, named_template, prepare
 from gora.models.fingerprint import base_weights, config_fingerprint, weights_fingerprint
 from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
 from gora.models.targets import find_targets, kind_of
@@ -46,6 +46,9 @@ class Setup:
         tokenizer = load_tokenizer(recipe.model, source)
         with output.terminal.status("reading and tokenizing rows"):
             data = prepare(recipe.data, tokenizer, recipe.seed, encoder_decoder=source.encoder_decoder, say=output.warn)
+        if recipe.data.chat_template is not None:
+            # Whoever uses the tokenizer that is saved with the adapter meets the template that was trained.
+            tokenizer.chat_template = named_template(recipe.data.chat_template, tokenizer)[0]
         output.say(f"model     {recipe.model.name}")
         output.say(f"rows      {data.counts.summary()}")
         return cls(recipe, device, precision, source, tokenizer, data, Collator.of(tokenizer, source.encoder_decoder))
@@ -56,9 +59,8 @@ class Setup:
             model = load_model(self.recipe.model, self.source, self.device)
         dtype = str(model.dtype).removeprefix("torch.")
         kernel = model.config._attn_implementation
-        output.say(
-            f"loaded    {model.num_parameters():,} parameters in {dtype} on {self.device}, attention {kernel}, computing in {self.precision}"
-        )
+        size = f"{model.num_parameters():,} parameters in {dtype} on {self.device}"
+        output.say(f"loaded    {size}, attention {kernel}, computing in {self.precision}")
         return model
 
     def find_targets(self, model: nn.Module) -> dict[str, nn.Module]:

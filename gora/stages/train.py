@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from peft import PeftModel
 from torch import nn
@@ -17,6 +14,7 @@ from gora.errors import GoraError, InputError, Interrupted
 from gora.files import write_json, write_text
 from gora.methods import METHODS, AdapterSettings, Method
 from gora.models.fingerprint import base_weights, weights_fingerprint
+from gora.models.targets import weight_shape
 from gora.plan import Plan, identity_differences, read_factors, read_plan
 from gora.recipe import accumulation_steps, dump_recipe
 from gora.recipe.schema import Recipe
@@ -26,7 +24,7 @@ from gora.runtime.interrupt import stopping_between_steps
 from gora.runtime.memory import peak_text, reset_peak
 from gora.runtime.progress import clock
 from gora.stages.evaluate import evaluate_loss
-from gora.stages.resume import check_same_recipe, plan_differences
+from gora.stages.resume import clear, plan_differences, starting_point
 from gora.stages.setup import Setup
 from gora.training.adapter import save_adapter
 from gora.training.callbacks import RefuseNaN, Report, SaveAndLog, StopWhenAsked
@@ -63,104 +61,35 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, trus
     """
     folder = RunFolder(Path(str(recipe.output)))
     method = METHODS[recipe.adapter.method]
-    checkpoint = _starting_point(folder, recipe, resume, overwrite)
-    plan = _read_plan(folder, recipe) if method.needs_plan else None
     accumulation = accumulation_steps(recipe.train, processes=1)
+    checkpoint = starting_point(folder, recipe, resume, overwrite)
+    plan = _read_plan(folder, recipe) if method.needs_plan else None
     with output.logging_to(folder.log, "train"):
         setup = Setup.of(recipe, trust_remote_code=trust_remote_code)
         model = _load_wrapped(setup, folder, method, plan)
         if checkpoint is None:
-            _clear(folder)
+            clear(folder)
             write_text(folder.recipe, dump_recipe(recipe))
-        return _train(setup, folder, method, model, accumulation, checkpoint)
-
-
-def _train(
-    setup: Setup, folder: RunFolder, method: Method, model: PeftModel, accumulation: int, checkpoint: Path | None
-) -> Trained:
-    recipe = setup.recipe
-    steps = optimizer_steps(len(setup.data.train), recipe.train, accumulation)
-    ratio = method.lr_ratio if recipe.train.loraplus_lr_ratio == "auto" else recipe.train.loraplus_lr_ratio
-    output.say(
-        f"batch     {recipe.train.batch_size} rows = {recipe.train.micro_batch_size} a micro-batch x {accumulation} accumulated x 1 process; "
-        f"{steps} optimizer steps"
-    )
-    before = weights_fingerprint(base_weights(model))
-    losses = _losses_before(model, setup)
-    metrics = Metrics(folder.metrics, int(checkpoint.name.partition("-")[2]) if checkpoint else 0)
-    report = Report(output, metrics, ab_groups(model, recipe.train, ratio))
-    reset_peak()
-    with stopping_between_steps(output.warn) as request:
-        trainer = GoraTrainer(
-            model,
-            recipe,
-            folder,
-            setup.data.train,
-            setup.collator,
-            steps=steps,
-            accumulation=accumulation,
-            lr_ratio=ratio,
-            precision=setup.precision,
-            evaluate_loss=(lambda: evaluate_loss(model, setup)) if setup.data.eval else None,
-            callbacks=[report, SaveAndLog(recipe.train), StopWhenAsked(request), RefuseNaN()],
-        )
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        finally:
-            report.stop()
-    if request.number is not None and trainer.state.global_step < steps:
-        saved = folder.newest_checkpoint()
-        raise Interrupted(
-            request.number, f"{saved} holds step {trainer.state.global_step} of {steps}; add --resume to go on from it."
-        )
-
-    if setup.data.eval:
-        step, loss = trainer.last_evaluation
-        losses["final"] = loss if step == steps else evaluate_loss(model, setup)
-    if weights_fingerprint(base_weights(model)) != before:
-        raise GoraError(
-            "The base weights changed during training. The adapter would not fit the base model; it is not saved."
-        )
-    dtype = str(model.dtype).removeprefix("torch.")
-    save_adapter(
-        folder.adapter, model, setup.tokenizer, method=recipe.adapter.method, dtype=dtype, base_fingerprint=before
-    )
-    write_json(folder.evaluation, {"rows": len(setup.data.eval or ()), "loss": losses})
-    output.say(
-        f"timing    {steps} steps in {clock(report.seconds)}, {report.tokens_per_second:,.0f} tokens/s; {peak_text()}"
-    )
-    output.say("base      every base weight is what it was before training")
-    output.say(f"adapter   {folder.adapter}")
+        before = weights_fingerprint(base_weights(model))
+        losses = _losses_before(model, setup)
+        trainer, report = _run_trainer(setup, folder, method, model, accumulation, checkpoint)
+        if setup.data.eval:
+            step, loss = trainer.last_evaluation
+            losses["final"] = loss if step == trainer.state.max_steps else evaluate_loss(model, setup)
+        _save(setup, folder, model, before, losses)
+        steps = trainer.state.global_step
+        rate = f"{steps} steps in {clock(report.seconds)}, {report.tokens_per_second:,.0f} tokens/s"
+        output.say(f"timing    {rate}; {peak_text()}")
+        output.say("base      every base weight is what it was before training")
+        output.say(f"adapter   {folder.adapter}")
     return Trained(folder.adapter, losses, steps, report.seconds)
-
-
-def _starting_point(folder: RunFolder, recipe: Recipe, resume: bool, overwrite: bool) -> Path | None:
-    """The checkpoint to go on from, or None to begin at the first step."""
-    if resume and overwrite:
-        raise InputError("--resume goes on with an earlier run and --overwrite deletes it: give one of the two.")
-    if not resume:
-        if not overwrite:
-            how = "Add --resume to go on with it, --overwrite to replace it, or give another --set output=FOLDER."
-            folder.refuse_earlier_run(folder.adapter, how=how)
-        return None
-    if folder.adapter.exists():
-        raise InputError(f"{folder.adapter} is finished: there is nothing to resume.")
-    checkpoint = folder.newest_checkpoint()
-    if checkpoint is None:
-        output.warn(f"{folder.checkpoints} holds no checkpoint: training begins at the first step.")
-        return None
-    check_same_recipe(folder.recipe, recipe)
-    output.say(f"resuming  {checkpoint}")
-    return checkpoint
 
 
 def _read_plan(folder: RunFolder, recipe: Recipe) -> Plan:
     plan = read_plan(folder.plan)
     if differences := plan_differences(plan, recipe):
-        raise InputError(
-            f"{folder.plan} was made with other settings. Make it again with `gora precompute --overwrite`.",
-            differences,
-        )
+        advice = "Make it again with `gora precompute --overwrite`."
+        raise InputError(f"{folder.plan} was made with other settings. {advice}", differences)
     return plan
 
 
@@ -171,9 +100,8 @@ def _load_wrapped(setup: Setup, folder: RunFolder, method: Method, plan: Plan | 
         _refuse_stranger(setup, folder, model, targets, plan)
     settings = setup.recipe.adapter
     factors = read_factors(folder.plan, plan) if plan else {}
-    wrapped = method.wrap(
-        model, targets, AdapterSettings(settings.rank, settings.alpha, settings.dropout), plan, factors
-    )
+    shared = AdapterSettings(settings.rank, settings.alpha, settings.dropout)
+    wrapped = method.wrap(model, targets, shared, plan, factors)
     trainable, _ = wrapped.get_nb_trainable_parameters()
     output.say(f"adapter   {settings.method}, {trainable:,} trainable parameters")
     return wrapped
@@ -182,14 +110,10 @@ def _load_wrapped(setup: Setup, folder: RunFolder, method: Method, plan: Plan | 
 def _refuse_stranger(
     setup: Setup, folder: RunFolder, model: PreTrainedModel, targets: Mapping[str, nn.Module], plan: Plan
 ) -> None:
-    from gora.models.targets import weight_shape
-
     shapes = {name: weight_shape(module) for name, module in targets.items()}
     if differences := identity_differences(plan, setup.identify(model, targets), shapes):
-        raise InputError(
-            f"{folder.plan} does not belong to this model. Make it again with `gora precompute --overwrite`.",
-            differences,
-        )
+        advice = "Make it again with `gora precompute --overwrite`."
+        raise InputError(f"{folder.plan} does not belong to this model. {advice}", differences)
     if plan.data.fingerprint != setup.data.fingerprint:
         output.warn("the plan was made from other training rows than these.")
 
@@ -197,18 +121,57 @@ def _refuse_stranger(
 def _losses_before(model: PeftModel, setup: Setup) -> dict[str, float]:
     if not setup.data.eval:
         return {}
-    with output.terminal.status("evaluating"), model.disable_adapter():
-        losses = {"base": evaluate_loss(model, setup)}
     with output.terminal.status("evaluating"):
+        with model.disable_adapter():
+            losses = {"base": evaluate_loss(model, setup)}
         losses["initial"] = evaluate_loss(model, setup)
-    output.say(
-        f"loss      {losses['base']:.4f} on {len(setup.data.eval)} evaluation rows with the base model, {losses['initial']:.4f} with the initial adapter"
-    )
+    with_each = f"{losses['base']:.4f} with the base model, {losses['initial']:.4f} with the initial adapter"
+    output.say(f"loss      {with_each}, on {len(setup.data.eval):,} evaluation rows")
     return losses
 
 
-def _clear(folder: RunFolder) -> None:
-    for path in (folder.adapter, folder.checkpoints):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in (folder.metrics, folder.evaluation):
-        path.unlink(missing_ok=True)
+def _run_trainer(
+    setup: Setup, folder: RunFolder, method: Method, model: PeftModel, accumulation: int, checkpoint: Path | None
+) -> tuple[GoraTrainer, Report]:
+    settings = setup.recipe.train
+    steps = optimizer_steps(len(setup.data.train), settings, accumulation)
+    ratio = method.lr_ratio if settings.loraplus_lr_ratio == "auto" else settings.loraplus_lr_ratio
+    batch = f"{settings.batch_size} rows = {settings.micro_batch_size} a micro-batch x {accumulation} accumulated"
+    output.say(f"batch     {batch}; {steps:,} optimizer steps")
+    metrics = Metrics(folder.metrics, int(checkpoint.name.partition("-")[2]) if checkpoint else 0)
+    report = Report(output, metrics, ab_groups(model, settings, ratio))
+    reset_peak()
+    with stopping_between_steps(output.warn) as request:
+        trainer = GoraTrainer(
+            model,
+            setup.recipe,
+            folder,
+            setup.data.train,
+            setup.collator,
+            steps=steps,
+            accumulation=accumulation,
+            lr_ratio=ratio,
+            precision=setup.precision,
+            evaluate_loss=(lambda: evaluate_loss(model, setup)) if setup.data.eval else None,
+            callbacks=[report, SaveAndLog(settings), StopWhenAsked(request), RefuseNaN()],
+        )
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            report.stop()
+    done = trainer.state.global_step
+    if request.number is not None and done < steps:
+        kept = f"{folder.newest_checkpoint()} holds step {done} of {steps}; add --resume to go on from it."
+        raise Interrupted(request.number, kept)
+    return trainer, report
+
+
+def _save(setup: Setup, folder: RunFolder, model: PeftModel, before: str, losses: dict[str, float]) -> None:
+    if weights_fingerprint(base_weights(model)) != before:
+        raise GoraError(
+            "The base weights changed during training. The adapter would not fit the base model, so it is not saved."
+        )
+    dtype = str(model.dtype).removeprefix("torch.")
+    method = setup.recipe.adapter.method
+    save_adapter(folder.adapter, model, setup.tokenizer, method=method, dtype=dtype, base_fingerprint=before)
+    write_json(folder.evaluation, {"rows": len(setup.data.eval or ()), "loss": losses})

@@ -113,6 +113,6 @@ class RefuseNaN(TrainerCallback):
         ]
         if not torch.stack(torch._foreach_norm(gradients)).isfinite().all():
             raise GoraError(
-                f"The gradient of step {state.global_step + 1} holds NaN or infinity; the adapter was not changed by it. "
+                f"The gradient of step {state.global_step + 1} holds NaN or infinity; it was not applied. "
                 "Lower train.learning_rate or gora.gamma, or compute in float32 (train.precision: fp32)."
             )

@@ -72,14 +72,16 @@ class GoraTrainer(Trainer):
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with one group for A and one for B."""
         if self.optimizer is None:
-            groups = ab_groups(model or self.model_wrapped, self._recipe.train, self._lr_ratio)
+            groups = ab_groups(model or self._wrapped, self._recipe.train, self._lr_ratio)
             self.optimizer = torch.optim.AdamW(groups, fused=torch.cuda.is_available())
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """The recipe's schedule."""
         if self.lr_scheduler is None:
-            self.lr_scheduler = make_schedule(optimizer or self.optimizer, self._recipe.train, num_training_steps)
+            optimizer = optimizer or self.create_optimizer()
+            schedule: Any = make_schedule(optimizer, self._recipe.train, num_training_steps)
+            self.lr_scheduler = schedule
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
