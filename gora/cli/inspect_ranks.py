@@ -20,12 +20,13 @@ def inspect_ranks_command(
     from gora.runtime.console import output
 
     document = read_plan(plan / "plan.safetensors" if plan.is_dir() else plan)
+    if plot is not None:
+        from gora.report.plot import plot_ranks
+
+        plot_ranks(document, plot)
     if as_json:
         typer.echo(json.dumps(rank_data(document), indent=2))
     else:
         output.say(rank_report(document))
     if plot is not None:
-        from gora.report.plot import plot_ranks
-
-        plot_ranks(document, plot)
         typer.echo(f"picture   {plot}", err=as_json)

@@ -70,12 +70,11 @@ def plot_ranks(plan: Plan, path: Path) -> None:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
+        # Neither file says when or by which version of matplotlib it was made.
+        metadata = {"Date": None} if form == "svg" else {"Software": None}
         figure = _draw(plan)
         with publish(path) as aside:
-            # Neither file says when or by which version of matplotlib it was made.
-            figure.savefig(
-                aside, format=form, dpi=160, metadata={"Date": None} if form == "svg" else {"Software": None}
-            )
+            figure.savefig(aside, format=form, dpi=160, metadata=metadata)
 
 
 def _draw(plan: Plan) -> Figure:

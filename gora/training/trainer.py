@@ -53,7 +53,7 @@ class GoraTrainer(Trainer):
         evaluate_loss: Callable[[], float] | None,
         callbacks: list[TrainerCallback],
     ) -> None:
-        self._recipe, self._checkpoints = recipe, folder.checkpoints
+        self._wrapped, self._recipe, self._checkpoints = model, recipe, folder.checkpoints
         self._lr_ratio, self._evaluate_loss = lr_ratio, evaluate_loss
         self._stage: Path | None = None
         self.last_evaluation = (-1, 0.0)
