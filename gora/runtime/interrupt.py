@@ -10,8 +10,11 @@ from types import FrameType
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class StopSignal(KeyboardInterrupt):
-    """A signal that asks the process to stop, raised where it arrives; a KeyboardInterrupt that knows its number."""
+class StopSignal(BaseException):
+    """A signal that asks the process to stop, raised where it arrives.
+
+    Not a KeyboardInterrupt, which the command-line library would answer by itself.
+    """
 
     def __init__(self, number: int) -> None:
         self.number = number
