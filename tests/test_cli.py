@@ -55,7 +55,7 @@ def test_help_names_every_verb(tmp_path):
 
 def test_a_wrong_recipe_is_answered_with_all_problems_and_code_2(tmp_path):
     (tmp_path / "my.yaml").write_text(
-        "model:\n  name: builtin:tiny-6m\ndata:\n  train: {path: x.jsonl}\nadapter:\n  rnak: 8\ntrain:\n  epochs: many\n"
+        "model: {name: builtin:tiny-6m}\n\ndata:\n  train: {path: x}\nadapter:\n  rnak: 8\ntrain:\n  epochs: many\n"
     )
     done = gora("run", "my.yaml", "--set", "train.learning_rte=1e-5", cwd=tmp_path)
     assert done.returncode == 2
