@@ -123,7 +123,8 @@ def write_plan(path: Path | str, plan: Plan, factors: Factors) -> None:
         tensors[f"{module.name}.lora_A"] = factor_a.detach().float().cpu().contiguous()
         tensors[f"{module.name}.lora_B"] = factor_b.detach().float().cpu().contiguous()
     with publish(path) as aside:
-        save_file(tensors, aside, metadata={"format": "pt", "gora": plan.model_dump_json()})
+        # One entry only: several are written in no fixed order, and the same plan should be the same file.
+        save_file(tensors, aside, metadata={"gora": plan.model_dump_json()})
 
 
 def read_plan(path: Path | str) -> Plan:

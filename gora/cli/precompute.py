@@ -1,12 +1,43 @@
 """gora precompute"""
 
-from gora.cli.options import OverwriteOption, RecipeArgument, SetOption, ShowSampleOption, TrustOption
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gora.cli.options import (
+    OverwriteOption,
+    RecipeArgument,
+    ResumeOption,
+    SetOption,
+    ShowSampleOption,
+    TrustOption,
+)
+
+
+class GradientType(StrEnum):
+    """Type of kept gradients."""
+
+    bf16 = "bf16"
+    fp32 = "fp32"
 
 
 def precompute_command(
     recipe: RecipeArgument,
     overrides: SetOption = None,
     show_sample: ShowSampleOption = False,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="An eighth of the memory for sums; importances are estimated.")
+    ] = False,
+    keep_gradients: Annotated[
+        GradientType | None, typer.Option("--keep-gradients", help="Also write the mean gradients, in this type.")
+    ] = None,
+    from_gradients: Annotated[
+        Path | None,
+        typer.Option("--from-gradients", metavar="DIR", help="Make a plan from kept gradients, without the model."),
+    ] = None,
+    resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     trust_remote_code: TrustOption = False,
 ) -> None:
@@ -19,6 +50,16 @@ def precompute_command(
 
         show(loaded.recipe, trust_remote_code=trust_remote_code)
         return
-    from gora.stages.precompute import precompute
+    from gora.stages.precompute import plan_again, precompute
 
-    precompute(loaded.recipe, overwrite=overwrite, trust_remote_code=trust_remote_code)
+    if from_gradients is not None:
+        plan_again(loaded.recipe, from_gradients, overwrite=overwrite)
+        return
+    precompute(
+        loaded.recipe,
+        resume=resume,
+        overwrite=overwrite,
+        low_memory=low_memory,
+        keep=keep_gradients.value if keep_gradients else None,  # type: ignore[arg-type]
+        trust_remote_code=trust_remote_code,
+    )

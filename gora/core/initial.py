@@ -45,8 +45,7 @@ def solve_b(gradient: Tensor, factor_a: Tensor, gamma: float, alpha: float) -> T
     """B = -xi G A^T (A A^T)^-1 with xi = gamma sqrt(in) / alpha, float32 (out, r), on the gradient's device.
 
     B A is then minus xi times the projection of G on the row space of A, and under the paper's isotropy assumption
-    the layer moves by scaling ||B A||_F = gamma ||G||_F. All of it is computed in float64, the r x r system by a
-    Cholesky factorisation: the normal equations square the condition number of A, which float32 would not bear.
+    the layer moves by scaling ||B A||_F = gamma ||G||_F.
 
     Args:
         gradient: G, the mean gradient, (out, in).
@@ -57,13 +56,31 @@ def solve_b(gradient: Tensor, factor_a: Tensor, gamma: float, alpha: float) -> T
     Raises:
         SingularFactorError: the rows of A are linearly dependent.
     """
-    rank, in_features = factor_a.shape
     wide = factor_a.to(gradient.device, torch.float64)
-    projected = gradient.double() @ wide.T
+    return solve_projected(gradient.double() @ wide.T, factor_a, gamma, alpha)
+
+
+def solve_projected(projected: Tensor, factor_a: Tensor, gamma: float, alpha: float) -> Tensor:
+    """As `solve_b`, from the projected gradient.
+
+    Computed in float64, the r x r system by a Cholesky factorisation: the normal equations square the condition number
+    of A, which float32 would not bear.
+
+    Args:
+        projected: G A^T, (out, r).
+        factor_a: A, (r, in).
+        gamma: size of the step relative to the gradient.
+        alpha: scaling numerator.
+
+    Raises:
+        SingularFactorError: the rows of A are linearly dependent.
+    """
+    rank, in_features = factor_a.shape
+    wide = factor_a.to(projected.device, torch.float64)
     triangle, failed = torch.linalg.cholesky_ex(wide @ wide.T)
     if failed.item() or not torch.isfinite(triangle).all():
         raise SingularFactorError(
             f"A A^T is singular (rank {rank}, {in_features} inputs): its rows are linearly dependent"
         )
     step = gamma * math.sqrt(in_features) / alpha
-    return (-step * torch.cholesky_solve(projected.T, triangle).T).float().contiguous()
+    return (-step * torch.cholesky_solve(projected.double().T, triangle).T).float().contiguous()

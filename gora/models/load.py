@@ -96,6 +96,14 @@ def load_model(settings: ModelSection, source: Source, device: torch.device) -> 
     return cast(PreTrainedModel, model.eval())
 
 
+def empty_model(source: Source) -> PreTrainedModel:
+    """The model's layers without memory for its weights (the meta device)."""
+    family = AutoModelForSeq2SeqLM if source.encoder_decoder else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = family.from_config(source.config, trust_remote_code=source.trust_remote_code)
+    return cast(PreTrainedModel, model)
+
+
 def default_device() -> torch.device:
     """The first accelerator, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

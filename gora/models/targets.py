@@ -35,9 +35,19 @@ def find_targets(model: nn.Module, targets: str | Sequence[str], exclude: Sequen
 
 
 def weight_shape(module: nn.Module) -> tuple[int, int]:
-    """(out, in) of a linear layer; Conv1D stores its weight the other way round."""
+    """(out, in) of a linear layer, also where its weight is turned (Conv1D) or packed (quantised)."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
     rows, columns = module.weight.shape  # type: ignore[misc, union-attr]
-    return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)  # type: ignore[return-value]
+    return columns, rows  # type: ignore[return-value]
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a linear layer as (out, in); a quantised one is dequantised."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    weight: Tensor = dequantize_module_weight(module)
+    return as_out_in(module, weight.detach())
 
 
 def as_out_in(module: nn.Module, matrix: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The run folder: where everything that a run makes has its place."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,16 @@ class RunFolder:
     def plan(self) -> Path:
         """Ranks and initial values."""
         return self.path / "plan.safetensors"
+
+    @property
+    def partial(self) -> Path:
+        """Gradient sums of an unfinished pass."""
+        return self.path / "gradients.partial"
+
+    @property
+    def gradients(self) -> Path:
+        """Mean gradients that were kept."""
+        return self.path / "gradients"
 
     @property
     def adapter(self) -> Path:
@@ -67,6 +78,10 @@ class RunFolder:
         """As `refuse_to_replace`, for checkpoints too: an empty folder of them is not one."""
         newest = self.newest_checkpoint()
         self.refuse_to_replace(*made, *([newest] if newest else []), how=how)
+
+    def drop_partial(self) -> None:
+        """Delete the gradient sums of an unfinished pass."""
+        shutil.rmtree(self.partial, ignore_errors=True)
 
     def newest_checkpoint(self) -> Path | None:
         """The checkpoint with the highest step, if there is one."""

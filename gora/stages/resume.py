@@ -12,7 +12,7 @@ from gora.recipe import load_recipe
 from gora.recipe.schema import Recipe
 from gora.runtime.console import output
 from gora.runtime.folder import RunFolder
-from gora.stages.precompute import micro_batch_size, rank_bounds
+from gora.stages.planning import micro_batch_size, rank_bounds
 
 # Settings that change how a run is watched or kept, not what it computes.
 _FREE_TO_CHANGE = {

@@ -43,7 +43,7 @@ def run(
     _check_folder(folder, resume, overwrite)
     needs_plan = METHODS[recipe.adapter.method].needs_plan
     if needs_plan and not (resume and folder.plan.exists()):
-        precompute(recipe, overwrite=True, trust_remote_code=trust_remote_code)
+        precompute(recipe, resume=resume, overwrite=not resume, trust_remote_code=trust_remote_code)
         output.say()
     trained = train(recipe, resume=resume, overwrite=not resume, trust_remote_code=trust_remote_code)
     if merge_too:
@@ -58,7 +58,7 @@ def _check_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
         raise InputError("--resume goes on with an earlier run and --overwrite deletes it: give one of the two.")
     if not resume and not overwrite:
         how = "Add --resume to go on with it, --overwrite to replace it, or give another --set output=FOLDER."
-        folder.refuse_earlier_run(folder.plan, folder.adapter, how=how)
+        folder.refuse_earlier_run(folder.plan, folder.partial, folder.adapter, how=how)
 
 
 def _summary(folder: RunFolder, trained: Trained, merged: bool, seconds: float) -> Table:

@@ -1,0 +1,130 @@
+"""Where gradient sums live: on the device while they fit there, else in pinned host memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from gora.errors import InputError
+from gora.gradients.host import HostSums, staging_bytes
+from gora.gradients.sums import DeviceSums, Shape, SplitSums, Sums
+
+Offload = Literal["auto", "none", "cpu"]
+# Left free on a GPU for what an allocator cannot use: fragments, libraries' workspaces, longer micro-batches.
+_SPARE_SHARE, _SPARE_BYTES = 0.03, 10**9
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which sums live where.
+
+    Attributes:
+        on_device: keys whose sums stay on the computing device.
+        on_host: keys whose sums live in pinned host memory.
+        shapes: (out, in) of every key.
+    """
+
+    on_device: tuple[str, ...]
+    on_host: tuple[str, ...]
+    shapes: Mapping[str, Shape]
+
+    def allocate(self, device: torch.device) -> Sums:
+        """Sums of zero, each in its place."""
+        near = DeviceSums({key: self.shapes[key] for key in self.on_device}, device)
+        if not self.on_host:
+            return near
+        far = HostSums({key: self.shapes[key] for key in self.on_host}, device)
+        return SplitSums(near, far) if self.on_device else far
+
+    def text(self, device: torch.device) -> str:
+        """`5.37 GB float32 on cuda:0`, or both places with their bytes."""
+        near, far = (sum_bytes({key: self.shapes[key] for key in keys}) for keys in (self.on_device, self.on_host))
+        parts = [f"{near / 1e9:.2f} GB float32 on {device}"] if near or not far else []
+        parts += [f"{far / 1e9:.2f} GB float32 in pinned host memory"] if far else []
+        return ", ".join(parts)
+
+
+def sum_bytes(shapes: Mapping[str, Shape]) -> int:
+    """Bytes of float32 sums."""
+    return 4 * sum(math.prod(shape) for shape in shapes.values())
+
+
+def place(offload: Offload, shapes: Mapping[str, Shape], device: torch.device, measure: Callable[[], int]) -> Placement:
+    """Decide where each sum lives.
+
+    Args:
+        offload: `none` keeps all on the device, `cpu` all in host memory; `auto` keeps on the device what fits there
+            beside the activations, the first layers first.
+        shapes: (out, in) of every key.
+        device: what computes. On a CPU there is one place only.
+        measure: runs a micro-batch without sums and returns the bytes of the device's memory that it leaves free.
+
+    Raises:
+        InputError: what has to lie somewhere does not fit there.
+    """
+    keys = tuple(shapes)
+    if device.type != "cuda" or offload == "none":
+        return Placement(keys, (), shapes)
+    if offload == "cpu":
+        return Placement((), keys, shapes)
+    total = torch.cuda.get_device_properties(device).total_memory
+    free = measure() - _SPARE_SHARE * total - _SPARE_BYTES
+    return split(shapes, free)
+
+
+def split(shapes: Mapping[str, Shape], free: float) -> Placement:
+    """As many sums on the device as `free` bytes hold; where not all fit, room for the copies is taken off first."""
+    if sum_bytes(shapes) <= free:
+        return Placement(tuple(shapes), (), shapes)
+    free -= staging_bytes(shapes)
+    near: list[str] = []
+    for key, shape in shapes.items():
+        size = sum_bytes({key: shape})
+        if size <= free:
+            near.append(key)
+            free -= size
+    return Placement(tuple(near), tuple(key for key in shapes if key not in set(near)), shapes)
+
+
+def refuse_what_cannot_fit(
+    offload: Offload, weight_bytes: int, shapes: Mapping[str, Shape], *, device_bytes: int | None, host_bytes: int
+) -> str:
+    """Compare what a collection certainly needs with what there is, before anything is loaded.
+
+    Args:
+        offload: as the recipe says.
+        weight_bytes: bytes of the base model's weights.
+        shapes: (out, in) of every target.
+        device_bytes: memory of the accelerator; None where the CPU computes.
+        host_bytes: host memory that is free.
+
+    Returns:
+        The estimate in one line; activations come on top.
+
+    Raises:
+        InputError: with the numbers, and what to change.
+    """
+    sums = sum_bytes(shapes)
+    needs = f"weights {weight_bytes / 1e9:.2f} GB, gradient sums {sums / 1e9:.2f} GB"
+    advice = "Choose fewer targets (adapter.targets), or add --low-memory."
+    if device_bytes is None:
+        if weight_bytes + sums > host_bytes:
+            raise InputError(f"{needs}: more than the {host_bytes / 1e9:.2f} GB of free memory. {advice}")
+        return f"{needs} of {host_bytes / 1e9:.2f} GB free"
+    on_device = weight_bytes + (sums if offload == "none" else 0)
+    if on_device > device_bytes:
+        instead = (
+            "Set gora.offload: auto. " if weight_bytes < device_bytes else "Take a larger GPU or a smaller model. "
+        )
+        raise InputError(f"{needs}: more than the GPU's {device_bytes / 1e9:.2f} GB. {instead}{advice}")
+    certainly_hosted = max(0, sums if offload == "cpu" else weight_bytes + sums - device_bytes)
+    if offload != "none" and certainly_hosted > host_bytes:
+        raise InputError(
+            f"{needs}: at least {certainly_hosted / 1e9:.2f} GB have to lie in host memory, of which "
+            f"{host_bytes / 1e9:.2f} GB are free. {advice}"
+        )
+    return f"{needs}; GPU {device_bytes / 1e9:.2f} GB, {host_bytes / 1e9:.2f} GB of host memory free"

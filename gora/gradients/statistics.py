@@ -1,0 +1,78 @@
+"""What a plan is made of: importance, gradient norm, A and B of every layer, one layer in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from gora.core.importance import Importance, importance
+from gora.core.initial import draw_a, solve_b
+from gora.gradients.sums import Sums
+
+
+class Statistics(Protocol):
+    """Answers about the mean gradient G of every target layer."""
+
+    def importance(self, name: str, kind: Importance) -> float:
+        """Importance of a layer; see `gora.core.importance`."""
+        ...
+
+    def gradient_norm(self, name: str) -> float:
+        """Frobenius norm of G."""
+        ...
+
+    def factors(self, name: str, rank: int, start: Start) -> tuple[Tensor, Tensor]:
+        """A (rank, in) and B (out, rank), float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """Settings of the initial values.
+
+    Attributes:
+        seed: seed of A.
+        gamma: size of the first step relative to the gradient.
+        alpha: scaling numerator.
+    """
+
+    seed: int
+    gamma: float
+    alpha: float
+
+
+class SummedStatistics:
+    """Statistics of collected sums.
+
+    Args:
+        sums: the sums.
+        keys: each layer's key in them.
+        weight_of: the weight of a layer, (out, in), on the computing device.
+        counted: how many micro-batches are in the sums; may be set once they are collected.
+    """
+
+    def __init__(
+        self, sums: Sums, keys: Mapping[str, str], weight_of: Callable[[str], Tensor], counted: int = 1
+    ) -> None:
+        self.sums, self._keys, self._weight_of, self.counted = sums, keys, weight_of, counted
+
+    def mean(self, name: str) -> Tensor:
+        """G of one layer, float32 (out, in), on the computing device: a copy."""
+        return self.sums.read(self._keys[name]) / self.counted
+
+    def importance(self, name: str, kind: Importance) -> float:
+        """See `Statistics`."""
+        return importance(self._weight_of(name), self.mean(name), kind)
+
+    def gradient_norm(self, name: str) -> float:
+        """See `Statistics`."""
+        return self.sums.read(self._keys[name]).norm().item() / self.counted
+
+    def factors(self, name: str, rank: int, start: Start) -> tuple[Tensor, Tensor]:
+        """See `Statistics`."""
+        gradient = self.mean(name)
+        factor_a = draw_a(name, rank, gradient.shape[1], start.seed)
+        return factor_a, solve_b(gradient, factor_a, start.gamma, start.alpha).cpu()
