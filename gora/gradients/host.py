@@ -100,7 +100,7 @@ class HostSums:
         return iter(self._sums)
 
     def _visit(self, key: str) -> _Slot:
-        """The slot that holds the key's sum, ready for the computing stream; sums whose turns follow are on their way."""
+        """The slot that holds the key's sum, ready for the computing stream."""
         slot = next((slot for slot in self._slots if slot.key == key), None) or self._fetch(key)
         assert slot.filled is not None
         torch.cuda.current_stream().wait_event(slot.filled)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -80,9 +80,9 @@ class SampledStatistics:
         """Set all to zero; see `Sums`."""
         self.sums.clear()
 
-    def keys(self) -> list[str]:
+    def keys(self) -> Iterator[str]:
         """Names of the small sums; see `Sums`."""
-        return list(self.sums.keys())
+        return self.sums.keys()
 
     def importance(self, name: str, kind: Importance) -> float:
         """Estimate of mean |W * G|; see `Statistics`.

@@ -100,7 +100,7 @@ def plan_again(recipe: Recipe, gradients: Path, *, overwrite: bool = False) -> P
         overwrite: replace the plan of an earlier run.
 
     Raises:
-        InputError: the folder cannot be read or is of another pass than the recipe asks for, or there is a plan already.
+        InputError: the folder cannot be read or is of another pass, or there is a plan already.
     """
     folder = RunFolder(Path(str(recipe.output)))
     _check_folder(folder, resume=False, overwrite=overwrite)
