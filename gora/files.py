@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from gora.errors import InputError
 
 _ASIDE = ".writing-"
 
@@ -21,13 +24,17 @@ def publish(final: Path | str) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: the block wrote nothing.
+        InputError: a file would replace a folder, or a folder a file or a link.
     """
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
     _sweep(final.parent)
     aside = _beside(final, "new")
+    # In a restarted container, a dead process may have had this one's id: the sweep takes its leftovers for ours.
+    _remove(aside)
     try:
         yield aside
+        _refuse_other_kind(aside, final)
         _flush(aside)
         _rename(aside, final)
     finally:
@@ -46,12 +53,32 @@ def write_json(final: Path | str, content: Any) -> None:
 
 
 def append_line(path: Path | str, line: str) -> None:
-    """Add one line to a growing file in a single write, so that a reader never meets half a line."""
+    """Add one line to a growing file, in a single write where the system takes it whole: a reader meets no half lines.
+
+    Args:
+        path: the file; made if there is none.
+        line: the text, without its line feed.
+    """
+    left = memoryview(f"{line}\n".encode())
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, f"{line}\n".encode())
+        while left:
+            left = left[os.write(descriptor, left) :]
     finally:
         os.close(descriptor)
+
+
+def _refuse_other_kind(aside: Path, final: Path) -> None:
+    aside.stat()
+    if not os.path.lexists(final):
+        return
+    if final.is_dir():
+        if final.is_symlink():
+            raise InputError(f"{final} is a link to a folder; it is not replaced. Give the folder itself.")
+        if not aside.is_dir():
+            raise InputError(f"{final} is a folder; it is not replaced by a file.")
+    elif aside.is_dir():
+        raise InputError(f"{final} is a file; it is not replaced by a folder.")
 
 
 def _rename(aside: Path, final: Path) -> None:
@@ -60,6 +87,7 @@ def _rename(aside: Path, final: Path) -> None:
         _flush_folder(final.parent)
         return
     old = _beside(final, "old")
+    _remove(old)
     os.replace(final, old)
     try:
         os.replace(aside, final)
@@ -67,7 +95,7 @@ def _rename(aside: Path, final: Path) -> None:
         os.replace(old, final)
         raise
     _flush_folder(final.parent)
-    shutil.rmtree(old)
+    _remove(old)
 
 
 def _flush(path: Path) -> None:
@@ -106,13 +134,14 @@ def _host() -> str:
 
 def _sweep(folder: Path) -> None:
     """Delete what dead processes of this machine left aside, and put a folder back that they moved away."""
-    for leftover in folder.glob(f"{_ASIDE}*-{_host()}-*"):
-        named, _, owner = leftover.name.rpartition("-")
-        if not owner.isdigit() or _is_alive(int(owner)):
+    # Writers of formats may add an ending of their own to the name they are given, such as `.stage`.
+    pattern = re.compile(rf"{re.escape(_ASIDE)}(new|old)-(.+)-{re.escape(_host())}-([0-9]{{1,9}})(\..+)?", re.DOTALL)
+    for leftover in list(folder.iterdir()):
+        match = pattern.fullmatch(leftover.name)
+        if match is None or _is_alive(int(match[3])):
             continue
-        role, _, name = named.removeprefix(_ASIDE).removesuffix(f"-{_host()}").partition("-")
-        if role == "old" and not (folder / name).exists():
-            os.replace(leftover, folder / name)
+        if match[1] == "old" and match[4] is None and not os.path.lexists(folder / match[2]):
+            os.replace(leftover, folder / match[2])
         else:
             _remove(leftover)
 
@@ -131,4 +160,6 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        # What cannot be deleted must not hide the error that led here; a later sweep tries again.
+        with suppress(OSError):
+            path.unlink()

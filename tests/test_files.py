@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+import gora.files as files
+from gora.errors import InputError
 from gora.files import append_line, publish, write_json, write_text
 
 
@@ -121,3 +123,109 @@ def test_files_beside_are_never_touched(tmp_path):
     (tmp_path / f".writing-new-x-elsewhere-{os.getpid()}").write_text("of another machine")
     write_text(tmp_path / "a.txt", "a")
     assert len(names(tmp_path)) == 2
+
+
+def write(aside, kind):
+    if kind == "folder":
+        aside.mkdir()
+        aside = aside / "inside"
+    aside.write_text("new")
+
+
+@pytest.mark.parametrize(("there", "written"), [("folder", "file"), ("file", "folder")])
+def test_a_file_and_a_folder_do_not_replace_each_other(tmp_path, there, written):
+    write(tmp_path / "model", there)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=f"model is a {there}"), publish(tmp_path / "model") as aside:
+        write(aside, written)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("written", ["file", "folder"])
+def test_a_link_to_a_folder_is_not_replaced(tmp_path, written):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(InputError, match="is a link"), publish(tmp_path / "link") as aside:
+        write(aside, written)
+    assert names(tmp_path) == ["link", "real"]
+
+
+def test_nothing_written_over_a_folder_is_an_error_and_leaves_it(tmp_path):
+    write(tmp_path / "model", "folder")
+    with pytest.raises(FileNotFoundError), publish(tmp_path / "model"):
+        pass
+    assert names(tmp_path / "model") == ["inside"]
+    assert names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Exception("I/O: No space left on device")])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_full_disk_is_told_as_it_came_and_nothing_stays(tmp_path, error, kind):
+    with pytest.raises(type(error)) as told, publish(tmp_path / "model") as aside:
+        write(aside, kind)
+        raise error
+    assert told.value is error
+    assert names(tmp_path) == []
+
+
+def test_an_error_is_not_hidden_by_a_leftover_that_cannot_be_deleted(tmp_path, monkeypatch):
+    def fail(*_):
+        raise PermissionError("unlink")
+
+    monkeypatch.setattr(files.Path, "unlink", fail)
+    with pytest.raises(ValueError, match="first"), publish(tmp_path / "a.txt") as aside:
+        aside.write_text("half")
+        raise ValueError("first")
+
+
+def test_an_appended_line_is_written_to_its_end_when_the_system_takes_it_in_pieces(tmp_path, monkeypatch):
+    whole = os.write
+    monkeypatch.setattr(files.os, "write", lambda descriptor, content: whole(descriptor, content[:7]))
+    for line in ("a line that is longer than one piece, with ü", "", "next"):
+        append_line(tmp_path / "m.jsonl", line)
+    assert (tmp_path / "m.jsonl").read_text().split("\n") == [
+        "a line that is longer than one piece, with ü",
+        "",
+        "next",
+        "",
+    ]
+
+
+def dead_process():
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
+
+
+@pytest.mark.parametrize("role", ["new", "old"])
+@pytest.mark.parametrize("ending", [".stage", ".tmp-1"])
+def test_leftovers_with_an_ending_of_their_writer_are_swept(tmp_path, role, ending):
+    (tmp_path / f".writing-{role}-model-1-{files._host()}-{dead_process()}{ending}").mkdir()
+    write_text(tmp_path / "a.txt", "a")
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_names_that_only_look_like_leftovers_stay(tmp_path):
+    dead, host = dead_process(), files._host()
+    mine = [
+        f".writing-new-model-{host}-{os.getpid()}.stage",
+        f".writing-new-model-{host}-x{dead}",
+        f".writing-new-model-{host}-{dead}x",
+        f".writing-new-model-{host}-{'9' * 30}",
+        f".writing-draft-model-{host}-{dead}",
+        f".writing-notes-{dead}",
+    ]
+    for name in mine:
+        (tmp_path / name).mkdir()
+    write_text(tmp_path / "a.txt", "a")
+    assert names(tmp_path) == sorted([*mine, "a.txt"])
+
+
+def test_what_a_dead_process_of_the_same_id_left_is_not_mixed_in(tmp_path):
+    # As after the restart of a container, whose processes get the same ids again.
+    left = files._beside(tmp_path / "model", "new")
+    left.mkdir()
+    (left / "half").write_text("half")
+    with publish(tmp_path / "model") as aside:
+        write(aside, "folder")
+    assert names(tmp_path / "model") == ["inside"]

@@ -162,3 +162,56 @@ def test_flash_attention_is_refused_with_every_reason_where_it_cannot_run():
     with pytest.raises(InputError) as refused:
         load_model(settings, find_model(settings), CPU)
     assert len(refused.value.problems) == 3
+
+
+def copied(tmp_path, change):
+    """The embedded model with changed weights."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "model"
+    shutil.copytree(TINY, folder, copy_function=shutil.copyfile)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return ModelSection(name=str(folder))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"),
+        lambda weights: weights.update({"model.layers.1.mlp.up_proj.weight": torch.zeros(3, 3)}),
+    ],
+)
+def test_a_checkpoint_with_a_missing_or_misshapen_weight_is_refused_by_name(tmp_path, change):
+    settings = copied(tmp_path, change)
+    with pytest.raises(InputError, match=r"model"):
+        load_model(settings, find_model(settings), CPU)
+
+
+def test_a_missing_weight_is_named(tmp_path):
+    settings = copied(tmp_path, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(InputError, match=r"model.layers.1.mlp.up_proj.weight is missing"):
+        load_model(settings, find_model(settings), CPU)
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path):
+    settings = copied(tmp_path, lambda weights: None)
+    file = tmp_path / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100_000])
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_model(settings, find_model(settings), CPU)
+
+
+def test_a_head_tied_to_the_embedding_is_no_target():
+    settings = ModelSection(name="builtin:tiny-6m")
+    model = load_model(settings, find_model(settings), CPU)
+    with pytest.raises(InputError, match=r"weight of lm_head is also that of model.embed_tokens"):
+        find_targets(model, ["lm_head", "q_proj"])
+
+
+def test_a_local_model_is_named_by_its_whole_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(TINY.parent)
+    assert find_model(ModelSection(name="tiny-6m")).path == str(TINY)

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 import gora.stages.train as stage
 from gora.errors import GoraError, InputError, Interrupted
-from gora.files import write_text
 from gora.models.fingerprint import base_weights, weights_fingerprint
 from gora.plan import read_plan
 from gora.recipe import load_recipe
@@ -125,8 +124,6 @@ def test_a_run_resumed_from_a_checkpoint_equals_an_unbroken_one_bit_for_bit(trai
     import shutil
 
     shutil.copytree(folder / "checkpoints" / f"checkpoint-{step}", again / "checkpoints" / f"checkpoint-{step}")
-    saved = (folder / "recipe.yaml").read_text()
-    write_text(again / "recipe.yaml", saved)
     result = train(recipe.model_copy(update={"output": str(again)}), resume=True)
     expected = load_file(folder / "adapter" / "adapter_model.safetensors")
     found = load_file(again / "adapter" / "adapter_model.safetensors")
@@ -316,7 +313,7 @@ def test_merged_weights_are_the_float32_sum_rounded_once(trained, tmp_path):
         exact = base[f"{module.name}.weight"].double() + module.scaling * factors[1] @ factors[0]
         half_a_step = exact.abs() * 2**-8
         assert found[f"{module.name}.weight"].dtype == torch.bfloat16
-        assert ((found[f"{module.name}.weight"].double() - exact).abs() <= half_a_step + 1e-9).all()
+        assert ((found[f"{module.name}.weight"].double() - exact).abs() <= half_a_step + 1e-7).all()
 
 
 def test_merge_refuses_what_it_cannot_merge(trained, tmp_path):
@@ -425,3 +422,95 @@ def test_metrics_of_later_steps_and_torn_lines_are_dropped_on_resuming(tmp_path)
     metrics = Metrics(path, last_step=1)
     metrics.add(2, loss=float("nan"))
     assert path.read_text() == '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": "nan"}\n'
+
+
+def random_t5(folder):
+    """A tiny encoder-decoder on disk, with the embedded model's tokenizer."""
+    from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
+    tokens = {"vocab_size": 4096, "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}
+    T5ForConditionalGeneration(T5Config(**sizes, **tokens)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_loss_and_gradient_do_not_depend_on_accumulation(tmp_path, family):
+    found = []
+    for size in (1, 8):
+        folder = tmp_path / str(size)
+        recipe = small_recipe(folder, "adapter.method=lora", f"train.micro_batch_size={size}", "train.max_steps=3")
+        if family == "t5":
+            name = random_t5(tmp_path / "t5")
+            recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": name})})
+        train(recipe)
+        found.append([[line["loss"], line["grad_norm"]] for line in lines(folder) if "loss" in line])
+    torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(found[1]), rtol=1e-3, atol=1e-5)
+
+
+def test_the_same_lora_recipe_gives_the_same_adapter(tmp_path):
+    found = []
+    for number in range(2):
+        torch.manual_seed(number)
+        train(small_recipe(tmp_path / str(number), "adapter.method=lora", "train.max_steps=2"))
+        found.append(load_file(tmp_path / str(number) / "adapter" / "adapter_model.safetensors"))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_a_run_of_one_step_trains(tmp_path):
+    result = train(small_recipe(tmp_path / "run", "adapter.method=lora", "train.max_steps=1"))
+    assert result.losses["final"] != result.losses["initial"]
+
+
+def test_a_base_that_changes_in_training_is_noticed_and_nothing_is_saved(tmp_path, monkeypatch):
+    class Meddle(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            with torch.no_grad():
+                kwargs["model"].get_input_embeddings().weight[0, 0] += 1
+
+    monkeypatch.setattr(stage, "RefuseNaN", Meddle)
+    with pytest.raises(GoraError, match="base weights changed"):
+        train(small_recipe(tmp_path / "run", "adapter.method=lora", "train.max_steps=1"))
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_an_interruption_of_the_last_evaluation_keeps_the_adapter(tmp_path, monkeypatch):
+    from gora.runtime.interrupt import StopSignal
+
+    calls = []
+
+    def evaluate(model, setup):
+        calls.append(1)
+        if len(calls) == 3:
+            raise StopSignal(2)
+        return 1.0
+
+    monkeypatch.setattr(stage, "evaluate_loss", evaluate)
+    with pytest.raises(StopSignal):
+        train(small_recipe(tmp_path / "run", "adapter.method=lora", "train.max_steps=2"))
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_resuming_with_another_plan_or_other_rows_is_refused(trained, tmp_path):
+    import shutil
+
+    recipe, folder, _, _ = trained
+    again = tmp_path / "run"
+    shutil.copytree(folder, again, ignore=shutil.ignore_patterns("adapter"))
+    mine = recipe.model_copy(update={"output": str(again)})
+    rows = (TINY.parents[1] / "data" / "gsm8k" / "train.jsonl").read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows[:39]) + "\n")
+    source = recipe.data.train.model_copy(update={"path": str(tmp_path / "rows.jsonl")})
+    moved = mine.model_copy(update={"data": recipe.data.model_copy(update={"train": source})})
+    with pytest.raises(InputError, match="other settings"):
+        train(moved, resume=True)
+    state = again / "checkpoints" / "checkpoint-10" / "gora.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "data": "other"}))
+    with pytest.raises(InputError, match="training rows are not those"):
+        train(mine, resume=True)
+    plan = again / "plan.safetensors"
+    plan.write_bytes(plan.read_bytes() + b" ")
+    with pytest.raises(InputError, match=r"not a whole safetensors|other settings"):
+        train(mine, resume=True)

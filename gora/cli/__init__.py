@@ -63,6 +63,9 @@ def main() -> None:
             f"Stopped by signal {stop.number}. What was being written has been removed; finished files are whole.",
             128 + stop.number,
         )
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", 1)
     except MemoryError as error:
         _fail(f"Out of memory: {error}", 1)
     except RuntimeError as error:

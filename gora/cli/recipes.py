@@ -48,6 +48,8 @@ def copy_command(
     from gora.recipe.builtin import read_builtin
 
     text = read_builtin(name)
+    if file.is_dir():
+        raise InputError(f"{file} is a folder. Give the name of the new file, such as {file / f'{name}.yaml'}.")
     if file.exists() and not overwrite:
         raise InputError(f"{file} exists. Add --overwrite to replace it.")
     write_text(file, text)

@@ -22,25 +22,27 @@ def padding_id(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads the examples of a micro-batch on the right, to the longest of them and no further.
+    """Pads the examples of a micro-batch on the right, to the longest of them and no further unless asked to.
 
     Args:
         pad_token_id: fills `input_ids`; see `padding_id`.
         encoder_decoder: labels then have a length of their own; otherwise they are as long as the inputs.
-        pad_to_multiple_of: round the padded length up to a multiple of this; None does not.
     """
 
     pad_token_id: int
     encoder_decoder: bool = False
-    pad_to_multiple_of: int | None = None
 
     @classmethod
     def of(cls, tokenizer: "PreTrainedTokenizerBase", encoder_decoder: bool) -> "Collator":
         """The collator for a tokenizer's examples."""
         return cls(padding_id(tokenizer), encoder_decoder)
 
-    def __call__(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: Sequence[dict[str, list[int]]], width: int | None = None) -> dict[str, torch.Tensor]:
         """Make a batch of examples that hold `input_ids` and `labels`.
+
+        Args:
+            examples: the examples.
+            width: pad the inputs to this length; None is the longest of them.
 
         Returns:
             int64 tensors `input_ids` and `attention_mask` (batch x longest input, mask 1 on tokens and 0 on padding)
@@ -49,17 +51,17 @@ class Collator:
         """
         inputs = [example["input_ids"] for example in examples]
         labels = [example["labels"] for example in examples]
-        input_width = self._width(inputs)
-        label_width = self._width(labels) if self.encoder_decoder else input_width
+        input_width = width or _longest(inputs)
+        label_width = _longest(labels) if self.encoder_decoder else input_width
         return {
             "input_ids": _padded(inputs, input_width, self.pad_token_id),
             "attention_mask": _padded([[1] * len(ids) for ids in inputs], input_width, 0),
             "labels": _padded(labels, label_width, IGNORED),
         }
 
-    def _width(self, lists: list[list[int]]) -> int:
-        longest = max(len(ids) for ids in lists)
-        return longest + -longest % self.pad_to_multiple_of if self.pad_to_multiple_of else longest
+
+def _longest(lists: list[list[int]]) -> int:
+    return max(len(ids) for ids in lists)
 
 
 def _padded(lists: list[list[int]], width: int, filler: int) -> torch.Tensor:

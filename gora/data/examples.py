@@ -43,6 +43,11 @@ class Examples(torch.utils.data.Dataset[dict[str, list[int]]]):
         return [len(one.input_ids) + (len(one.labels) if self.encoder_decoder else 0) for one in self._encoded]
 
     @cached_property
+    def largest_id(self) -> int:
+        """The largest token id of all inputs."""
+        return max(max(one.input_ids) for one in self._encoded)
+
+    @cached_property
     def supervised(self) -> list[int]:
         """How many tokens of each example are trained on."""
         return [len(one.labels) - one.labels.count(IGNORED) for one in self._encoded]

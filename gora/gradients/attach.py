@@ -52,6 +52,11 @@ class Attachment:
         """Each target's key: the name of the first target that has the same weight."""
         return self._keys
 
+    @property
+    def all_tapped(self) -> bool:
+        """Whether no layer is left to autograd."""
+        return not self._by_autograd
+
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Inside the block contributions flow; afterwards every parameter requires what it required before."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -45,6 +46,9 @@ def find_model(settings: ModelSection, *, trust_remote_code: bool = False) -> So
         InputError: there is no such model, or it needs code of its own and `trust_remote_code` is off.
     """
     path = assets.resolve(settings.name, "models")
+    if Path(path).expanduser().is_dir():
+        # The adapter names its base by this path, from whichever folder it is used later.
+        path = str(Path(path).expanduser().resolve())
     arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if settings.revision is not None:
         arguments["revision"] = settings.revision
@@ -84,13 +88,15 @@ def load_model(settings: ModelSection, source: Source, device: torch.device) -> 
     arguments: dict[str, Any] = {"trust_remote_code": source.trust_remote_code, "use_safetensors": True}
     if source.revision is not None:
         arguments["revision"] = source.revision
-    attention = attention_kernel(settings.attention, dtype, device)
+    attention = attention_kernel(settings.attention, dtype, device, _has_flash(family, source.config))
     if attention is not None:
         arguments["attn_implementation"] = attention
     try:
-        model = family.from_pretrained(source.path, dtype=dtype, **arguments)
-    except (OSError, ValueError, ImportError) as error:
+        loaded: Any = family.from_pretrained(source.path, dtype=dtype, output_loading_info=True, **arguments)
+        model, found = loaded
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise _explained(settings.name, source.path, error) from None
+    _refuse_invented_weights(settings.name, found)
     model.requires_grad_(False)
     nn.Module.to(model, device)
     return cast(PreTrainedModel, model.eval())
@@ -116,7 +122,13 @@ def base_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[wanted]
 
 
-def attention_kernel(wanted: str, dtype: torch.dtype, device: torch.device) -> str | None:
+def _has_flash(family: Any, config: PreTrainedConfig) -> bool:
+    """Whether the model's class knows FlashAttention-2; one with code of its own is not asked for it by itself."""
+    known = family._model_mapping.get(type(config), None)
+    return bool(getattr(known, "_supports_flash_attn", False))
+
+
+def attention_kernel(wanted: str, dtype: torch.dtype, device: torch.device, has_flash: bool = True) -> str | None:
     """Resolve `model.attention`; None leaves SDPA or, for a model without it, the plain kernel to transformers.
 
     Raises:
@@ -132,8 +144,18 @@ def attention_kernel(wanted: str, dtype: torch.dtype, device: torch.device) -> s
     if wanted == "flash_attention_2" and reasons:
         raise InputError("model.attention: FlashAttention-2 cannot run here. `auto` takes the best that can.", reasons)
     if wanted == "auto":
-        return None if reasons else "flash_attention_2"
+        return None if reasons or not has_flash else "flash_attention_2"
     return wanted
+
+
+def _refuse_invented_weights(name: str, found: dict[str, Any]) -> None:
+    """Transformers fills weights that a checkpoint lacks with random values, and says so in a line at most."""
+    missing = sorted(found.get("missing_keys", ()))
+    wrong = sorted(str(key) for key in found.get("mismatched_keys", ()))
+    if missing or wrong:
+        problems = [f"{key} is missing" for key in missing[:5]] + [f"{key} has another shape" for key in wrong[:5]]
+        total = len(missing) + len(wrong)
+        raise InputError(f"model {name!r}: {total} weights of the checkpoint cannot be used", problems)
 
 
 def _explained(name: str, path: str, error: Exception) -> InputError:

@@ -29,6 +29,7 @@ def find_targets(model: nn.Module, targets: str | Sequence[str], exclude: Sequen
     chosen = _choose(linear, model, targets)
     left_out = set(_by_names(linear, exclude, "adapter.exclude"))
     found = {name: module for name, module in linear.items() if name in chosen and name not in left_out}
+    _refuse_tied(model, found)
     if not found:
         raise InputError(f"adapter.targets {targets!r} leaves no layer to adapt. {_kinds(linear)}")
     return found
@@ -58,6 +59,16 @@ def as_out_in(module: nn.Module, matrix: Tensor) -> Tensor:
 def kind_of(name: str) -> str:
     """Last part of a layer's name, such as `q_proj`: layers of one kind do the same work in different blocks."""
     return name.rpartition(".")[2]
+
+
+def _refuse_tied(model: nn.Module, found: dict[str, nn.Module]) -> None:
+    embeddings = {id(m.weight): name for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    for name, module in found.items():
+        if owner := embeddings.get(id(module.weight)):
+            raise InputError(
+                f"adapter.targets: the weight of {name} is also that of {owner}. An adapter on it could not be merged; "
+                "put it into adapter.exclude."
+            )
 
 
 def _is_linear(module: nn.Module) -> bool:

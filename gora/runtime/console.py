@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, RenderableType
 
@@ -26,7 +27,7 @@ class Output:
 
     def warn(self, text: str) -> None:
         """Print a line that asks for attention."""
-        self.terminal.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+        self.terminal.print(f"warning: {text}", style="yellow", soft_wrap=True)
         self.note(f"warning: {text}")
 
     def note(self, content: RenderableType) -> None:
@@ -39,7 +40,7 @@ class Output:
         """Add everything that is said inside the block to a log file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8", buffering=1) as stream:
-            outer, self._log = self._log, Console(file=stream, width=_LOG_WIDTH, no_color=True, highlight=False)
+            outer, self._log = self._log, _console(file=stream, width=_LOG_WIDTH, no_color=True)
             try:
                 if outer is None:
                     self.note(f"== {datetime.now().astimezone().isoformat(timespec='seconds')} {command}")
@@ -48,15 +49,20 @@ class Output:
                 self._log = outer
 
 
+def _console(**settings: Any) -> Console:
+    """A console that prints text as it is: a path with brackets or colons is neither markup nor an emoji."""
+    return Console(highlight=False, markup=False, emoji=False, **settings)
+
+
 def _terminal() -> Console:
-    terminal = Console(highlight=False)
+    terminal = _console()
     # A pipe has no width; tables that are cut to 80 columns there would only be harder to read.
-    return terminal if terminal.is_terminal else Console(highlight=False, width=_LOG_WIDTH)
+    return terminal if terminal.is_terminal else _console(width=_LOG_WIDTH)
 
 
 def _print(console: Console, content: RenderableType) -> None:
     if isinstance(content, str):
-        console.print(content, markup=False, soft_wrap=True)
+        console.print(content, soft_wrap=True)
     else:
         console.print(content)
 

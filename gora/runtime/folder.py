@@ -13,6 +13,20 @@ class RunFolder:
 
     path: Path
 
+    @classmethod
+    def of(cls, output: str | None) -> "RunFolder":
+        """The folder that a recipe names.
+
+        Raises:
+            InputError: it names none, or something that is no folder.
+        """
+        if not output:
+            raise InputError("output: a run needs a folder of its own, such as runs/my-run.")
+        path = Path(output).expanduser()
+        if path.exists() and not path.is_dir():
+            raise InputError(f"output: {output} is a file; a run needs a folder.")
+        return cls(path)
+
     @property
     def recipe(self) -> Path:
         """The fully resolved recipe."""
@@ -85,7 +99,9 @@ class RunFolder:
 
     def newest_checkpoint(self) -> Path | None:
         """The checkpoint with the highest step, if there is one."""
-        steps = [
-            path for path in self.checkpoints.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()
-        ]
-        return max(steps, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+        return next(reversed(self.all_checkpoints()), None)
+
+    def all_checkpoints(self) -> list[Path]:
+        """All checkpoints, the oldest first."""
+        found = [path for path in self.checkpoints.glob("checkpoint-*") if path.name.partition("-")[2].isdigit()]
+        return sorted(found, key=lambda path: int(path.name.partition("-")[2]))

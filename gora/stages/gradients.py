@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -16,9 +17,10 @@ from gora.gradients.collect import Collection, Step
 from gora.gradients.fit import place, refuse_what_cannot_fit
 from gora.gradients.keeper import DiskKeeper
 from gora.gradients.probe import Probe
+from gora.gradients.replay import LONGEST, Replay
 from gora.gradients.sampled import SampledStatistics
 from gora.gradients.statistics import SummedStatistics
-from gora.gradients.sums import Shape
+from gora.gradients.sums import DeviceSums, Shape, Sums
 from gora.models.checkpointing import recomputing_activations
 from gora.models.load import base_dtype, empty_model
 from gora.models.targets import find_targets, weight_of, weight_shape
@@ -52,6 +54,16 @@ class MicroBatches:
         rows = self._setup.data.train
         return self._setup.move(self._setup.collator([rows[row] for row in self._rows(index)]))
 
+    def fixed(self, index: int) -> dict[str, Tensor]:
+        """One micro-batch padded to the longest of all, without a mask.
+
+        A causal model never looks ahead, so that padding on the right changes nothing for the tokens before it, and
+        padding has no label.
+        """
+        rows = self._setup.data.train
+        batch = self._setup.collator([rows[row] for row in self._rows(index)], width=self._width())
+        return self._setup.move({key: batch[key] for key in ("input_ids", "labels")})
+
     def tokens(self, index: int) -> int:
         """Its tokens, padding excluded."""
         return sum(self._setup.data.train.lengths[row] for row in self._rows(index))
@@ -64,6 +76,14 @@ class MicroBatches:
         """The micro-batch that takes most memory: the one with the longest row."""
         lengths = self._setup.data.train.lengths
         return max(range(self.steps), key=lambda index: max(lengths[row] for row in self._rows(index)))
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of a padded micro-batch, padding included."""
+        return self.size * self._width()
+
+    def _width(self) -> int:
+        return max(self._setup.data.train.lengths[row] for row in self._order)
 
     def _rows(self, index: int) -> list[int]:
         return self._order[index * self.size : (index + 1) * self.size]
@@ -141,16 +161,18 @@ def collect_gradients(
             def on_step(step: Step) -> None:
                 meter.advance(batches.tokens(step.index), f"loss {step.loss:.4f}")
 
+            loss_of = _loss_of(setup, model)
             run = Collection(
                 attachment,
                 sums,
                 batches.__getitem__,
-                _loss_of(setup, model),
+                loss_of,
                 batches.steps,
                 keeper,
                 on_step,
                 batches.where,
             )
+            run.recorder = _recorder(setup, attachment, batches, sums, loss_of)
             progress = run.run()
             rate = meter.tokens_per_second
     for index, reason in progress.left_out.items():
@@ -208,6 +230,39 @@ def _loss_of(setup: Setup, model: nn.Module) -> Callable[[Mapping[str, Tensor]],
         return value
 
     return loss
+
+
+def _recorder(
+    setup: Setup,
+    attachment: Attachment,
+    batches: MicroBatches,
+    sums: Sums,
+    loss_of: Callable[[Mapping[str, Tensor]], Tensor],
+) -> Callable[[], Callable[[int], Tensor]] | None:
+    """How to record the passes of a small micro-batch on a GPU, where that is possible and of use."""
+    possible = (
+        setup.device.type == "cuda"
+        and isinstance(sums, DeviceSums)
+        and attachment.all_tapped
+        and not setup.source.encoder_decoder
+        and not setup.recipe.train.activation_checkpointing
+    )
+    if not possible or batches.most_tokens > LONGEST:
+        return None
+
+    def record() -> Callable[[int], Tensor]:
+        _check_padding_changes_nothing(batches, loss_of)
+        replay = Replay(attachment, sums, loss_of, batches.fixed(0))
+        return lambda index: replay(batches.fixed(index))
+
+    return record
+
+
+def _check_padding_changes_nothing(batches: MicroBatches, loss_of: Callable[[Mapping[str, Tensor]], Tensor]) -> None:
+    with torch.no_grad():
+        masked, padded = loss_of(batches[0]).item(), loss_of(batches.fixed(0)).item()
+    if not math.isclose(masked, padded, rel_tol=5e-3):
+        raise RuntimeError(f"padding changes the loss from {masked} to {padded}")
 
 
 def _keeper(

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gora import assets
 from gora.errors import GoraError, InputError
 from gora.files import publish
+from gora.models.fingerprint import base_weights, weights_fingerprint
 from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
 from gora.recipe.schema import ModelSection
 from gora.runtime.console import output
@@ -27,8 +33,25 @@ _PROBE = (
     "def median(values):\n    ordered = sorted(values)\n",
     "Once upon a time, in a town by the sea, there lived an old man who",
 )
-# Larger than any rounding of the weights can explain; a merge that is this far off has gone wrong.
-_TOLERANCE = 0.1
+# Shares of the largest logit that rounding cannot explain: a merge that is this far off has gone wrong.
+_TOLERANCE_FLOAT32 = 1e-3
+_TOLERANCE_BFLOAT16 = 0.1
+_WEIGHTS = "adapter_model.safetensors"
+# Settings of PEFT under which an adapter is more than B A beside a weight.
+_NOT_PLAIN = {
+    "use_dora": "normalises the columns of the adapted weights (DoRA)",
+    "lora_bias": "adds a bias to B",
+    "modules_to_save": "holds whole layers besides the low-rank ones",
+    "target_parameters": "adapts parameters that are no layer's weight",
+    "trainable_token_indices": "holds embeddings of single tokens",
+    "layer_replication": "repeats layers of the base model",
+    "alora_invocation_tokens": "acts only after certain tokens (aLoRA)",
+    "use_qalora": "pools its input (QALoRA)",
+    "use_bdlora": "has block-diagonal factors (BD-LoRA)",
+    "arrow_config": "chooses between adapters for every token (Arrow)",
+    "kasa_config": "changes the base weights (KaSA)",
+    "monteclora_config": "draws its values at random (MonteCLoRA)",
+}
 
 
 @dataclass(frozen=True)
@@ -52,56 +75,100 @@ def merge(
 ) -> Merged:
     """Write base plus adapter as an ordinary model folder.
 
-    Each merged weight is computed in float32 and then rounded to `dtype`, once.
+    The base is loaded as it was in training; each merged weight is computed in float32 and rounded to `dtype`, once.
 
     Args:
         adapter: an adapter folder of PEFT, or a run folder that holds one.
         destination: the new folder.
         base: the base model; None is the one that the adapter names.
         dtype: `float32`, `bfloat16`, or `auto` for the type the base weights had in training.
-        overwrite: replace an existing folder.
+        overwrite: replace an existing model folder; anything else is never replaced.
         trust_remote_code: let the model run Python code of its own.
 
     Raises:
-        InputError: the adapter or its base cannot be used, or the destination exists.
+        InputError: the adapter is damaged or no plain LoRA adapter, the base is not the one it was trained on, or the
+            destination cannot be written.
         GoraError: the merged model does not compute what base and adapter compute.
     """
     quiet_libraries()
     adapter = _find_adapter(adapter)
-    if destination.exists() and not overwrite:
-        raise InputError(f"{destination} exists. Add --overwrite to replace it, or give another --output.")
     config = _read_config(adapter)
     name = base or config.base_model_name_or_path
     if not name:
         raise InputError(f"{adapter} does not name its base model: give it with --base.")
-    source = find_model(ModelSection(name=name), trust_remote_code=trust_remote_code)
-    settings = ModelSection(name=name, dtype=_resolve_dtype(dtype, adapter, source))  # type: ignore[arg-type]
+    _check_destination(destination, adapter, name, overwrite)
+    origin = _read_origin(adapter)
+    tensors = _tensor_names(adapter)
+    # The revision is one of the model that the adapter names.
+    revision = config.revision if name == config.base_model_name_or_path else None
+    source = find_model(ModelSection(name=name, revision=revision), trust_remote_code=trust_remote_code)
+    loaded = origin.dtype if origin else _own_dtype(source)
+    settings = ModelSection(name=name, revision=revision, dtype=loaded)  # type: ignore[arg-type]
+    wanted = loaded if dtype == "auto" else dtype
     tokenizer = _find_tokenizer(adapter, settings, source)
     with output.terminal.status("merging"):
-        merged, wanted = _merge(settings, source, adapter, tokenizer)
+        model = load_model(settings, source, default_device())
+        _check_base(model, origin, name)
+        merged, expected = _merge(_wrap(model, adapter, tensors), tokenizer, wanted)
+        del model
     with publish(destination) as aside, output.terminal.status("writing and comparing"):
         merged.save_pretrained(str(aside), safe_serialization=True)
         tokenizer.save_pretrained(str(aside))
         del merged
         gc.collect()
-        found = _probe_folder(aside, settings, tokenizer, trust_remote_code)
-        result = Merged(destination, (found - wanted).abs().max().item(), wanted.abs().max().item())
-        _refuse_wrong(result)
+        found = _probe_folder(aside, wanted, tokenizer, trust_remote_code)
+        result = Merged(destination, (found - expected).abs().max().item(), expected.abs().max().item())
+        _refuse_wrong(result, _TOLERANCE_FLOAT32 if loaded == wanted == "float32" else _TOLERANCE_BFLOAT16)
     output.say(
-        f"merged    {destination}: {settings.dtype}; largest difference of a logit to the adapter "
+        f"merged    {destination}: {wanted}; largest difference of a logit to the adapter "
         f"{result.largest_difference:.2g} (largest logit {result.largest_logit:.3g})"
     )
     return result
 
 
-def _merge(
-    settings: ModelSection, source: Source, adapter: Path, tokenizer: PreTrainedTokenizerBase
-) -> tuple[PreTrainedModel, Tensor]:
-    model = load_model(settings, source, default_device())
-    wrapped = PeftModel.from_pretrained(model, str(adapter))
-    wanted = probe_logits(wrapped, tokenizer)
+def _merge(wrapped: PeftModel, tokenizer: PreTrainedTokenizerBase, wanted: str) -> tuple[PreTrainedModel, Tensor]:
+    expected = probe_logits(wrapped, tokenizer)
+    if wanted == "float32":
+        # Nothing is lost here, and `fold` then rounds nothing.
+        wrapped.float()
     fold(wrapped)
-    return wrapped.unload(), wanted  # type: ignore[return-value, operator]
+    merged: PreTrainedModel = wrapped.unload()  # type: ignore[operator, assignment]
+    nn.Module.to(merged, getattr(torch, wanted))
+    return merged, expected
+
+
+def _wrap(model: PreTrainedModel, adapter: Path, tensors: set[str]) -> PeftModel:
+    with warnings.catch_warnings():
+        # What PEFT warns of is an error here.
+        warnings.simplefilter("ignore")
+        try:
+            wrapped = PeftModel.from_pretrained(model, str(adapter))
+        except (RuntimeError, ValueError) as error:
+            if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
+                raise
+            lines = str(error).splitlines()
+            problems = [line.strip() for line in lines if "size mismatch" in line] or lines
+            raise InputError(f"{adapter} does not fit the base model.", _first(problems)) from None
+        _check_tensors(wrapped, adapter, tensors)
+    return wrapped
+
+
+def _check_tensors(wrapped: PeftModel, adapter: Path, tensors: set[str]) -> None:
+    needed = get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys()
+    # PEFT keeps an embedding beside the adapter where it is adapted or has grown, and loads it into the base.
+    known = get_peft_model_state_dict(wrapped, save_embedding_layers=True).keys()
+    problems = _first([f"{name} is missing." for name in sorted(needed - tensors)])
+    problems += _first([f"{name} belongs to no adapted layer." for name in sorted(tensors - known)])
+    if problems:
+        raise InputError(f"{adapter / _WEIGHTS} does not hold the adapter that its adapter_config.json says.", problems)
+
+
+def _check_base(model: PreTrainedModel, origin: _Origin | None, name: str) -> None:
+    if origin and weights_fingerprint(base_weights(model)) != origin.fingerprint:
+        raise InputError(
+            f"model {name!r} is not the base that the adapter was trained on: its weights differ. "
+            "Give that one with --base."
+        )
 
 
 @torch.no_grad()
@@ -130,13 +197,13 @@ def probe_logits(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Tensor
     return torch.cat(rows)
 
 
-def _probe_folder(path: Path, settings: ModelSection, tokenizer: PreTrainedTokenizerBase, trust: bool) -> Tensor:
-    again = ModelSection(name=str(path), dtype=settings.dtype)
+def _probe_folder(path: Path, dtype: str, tokenizer: PreTrainedTokenizerBase, trust: bool) -> Tensor:
+    again = ModelSection(name=str(path), dtype=dtype)  # type: ignore[arg-type]
     return probe_logits(load_model(again, find_model(again, trust_remote_code=trust), default_device()), tokenizer)
 
 
-def _refuse_wrong(result: Merged) -> None:
-    if not result.largest_difference <= _TOLERANCE * result.largest_logit:
+def _refuse_wrong(result: Merged, tolerance: float) -> None:
+    if not result.largest_difference <= tolerance * result.largest_logit:
         raise GoraError(
             f"The merged model differs from base and adapter by {result.largest_difference:.3g} in a logit "
             f"(largest logit {result.largest_logit:.3g}): it was not kept."
@@ -153,27 +220,95 @@ def _find_adapter(path: Path) -> Path:
 def _read_config(adapter: Path) -> PeftConfig:
     try:
         config = PeftConfig.from_pretrained(str(adapter))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{adapter / 'adapter_config.json'} cannot be read: {error}") from None
     if config.peft_type != "LORA":
         raise InputError(f"{adapter} is a {config.peft_type} adapter; only LoRA adapters can be merged.")
-    if not (adapter / "adapter_model.safetensors").is_file():
-        raise InputError(f"{adapter} holds no adapter_model.safetensors.")
+    reasons = [f"{key}: it {what}." for key, what in _NOT_PLAIN.items() if getattr(config, key, None)]
+    if (bias := getattr(config, "bias", "none")) != "none":
+        reasons.append(f"bias: it holds trained biases ({bias}).")
+    if reasons:
+        raise InputError(f"{adapter} is more than a plain LoRA adapter; gora cannot merge it.", reasons)
     return config
 
 
-def _resolve_dtype(wanted: str, adapter: Path, source: Source) -> str:
-    """`auto` is the type the base weights had in training; for an adapter of another tool, the base's own."""
-    if wanted != "auto":
-        return wanted
-    note = adapter / NOTE
-    if note.is_file():
-        return str(json.loads(note.read_text(encoding="utf-8"))["base_dtype"])
+def _tensor_names(adapter: Path) -> set[str]:
+    path = adapter / _WEIGHTS
+    if not path.is_file():
+        raise InputError(f"{adapter} holds no {_WEIGHTS}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error}).") from None
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What gora noted beside the adapter about the base it was trained on."""
+
+    dtype: str
+    fingerprint: str
+
+
+def _read_origin(adapter: Path) -> _Origin | None:
+    """None for an adapter of another tool."""
+    path = adapter / NOTE
+    if not path.exists():
+        return None
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        origin = _Origin(note["base_dtype"], note["base_fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
+    if origin.dtype not in ("float32", "bfloat16"):
+        raise InputError(f"{path}: base_dtype {origin.dtype!r} is neither float32 nor bfloat16.")
+    return origin
+
+
+def _own_dtype(source: Source) -> str:
     return "bfloat16" if source.config.dtype == torch.bfloat16 else "float32"
 
 
 def _find_tokenizer(adapter: Path, settings: ModelSection, source: Source) -> PreTrainedTokenizerBase:
     if (adapter / "tokenizer_config.json").is_file():
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(adapter))
-        return tokenizer
+        settings = settings.model_copy(update={"tokenizer": str(adapter)})
     return load_tokenizer(settings, source)
+
+
+def _check_destination(destination: Path, adapter: Path, base: str, overwrite: bool) -> None:
+    """Refuse before anything is loaded what could not be written, or would delete what is not a merged model."""
+    _refuse_overlap(destination, adapter, Path(assets.resolve(base, "models")))
+    if not os.path.lexists(destination):
+        nearest = next(parent for parent in destination.absolute().parents if parent.exists())
+        if not nearest.is_dir():
+            raise InputError(f"--output {destination}: {nearest} is a file.")
+    elif destination.is_symlink() or not destination.is_dir():
+        raise InputError(f"--output {destination} exists and is no folder but a file or a link.")
+    elif not _is_model(destination):
+        raise InputError(
+            f"--output {destination} exists and is no model folder (config.json, but neither adapter nor plan), "
+            "so it is never replaced. Give another --output."
+        )
+    elif not overwrite:
+        raise InputError(f"{destination} exists. Add --overwrite to replace it, or give another --output.")
+
+
+def _is_model(folder: Path) -> bool:
+    others = ("adapter_config.json", "plan.safetensors")
+    return (folder / "config.json").is_file() and not any((folder / name).exists() for name in others)
+
+
+def _refuse_overlap(destination: Path, adapter: Path, base: Path) -> None:
+    place = destination.resolve()
+    for what, folder in (("adapter", adapter.resolve()), ("base model", base.resolve())):
+        if folder.is_dir() and (place.is_relative_to(folder) or folder.is_relative_to(place)):
+            raise InputError(f"--output {destination} is, contains or lies inside the folder of the {what}, {folder}.")
+    if Path.cwd().is_relative_to(place):
+        raise InputError(f"--output {destination} is the current folder or contains it.")
+
+
+def _first(problems: Iterable[str], shown: int = 3) -> list[str]:
+    problems = list(problems)
+    more = len(problems) - shown
+    return problems[:shown] + ([f"and {more} more like these."] if more > 0 else [])

@@ -22,6 +22,7 @@ from gora.runtime.memory import peak_text, reset_peak
 from gora.runtime.progress import clock
 from gora.stages.gradients import Collected, check_memory, collect_gradients
 from gora.stages.planning import Origin, make_plan, micro_batch_size
+from gora.stages.resume import clear
 from gora.stages.setup import Setup
 
 
@@ -60,7 +61,7 @@ def precompute(
     """
     if low_memory and keep:
         raise InputError("--low-memory never has whole gradients, so that --keep-gradients has nothing to keep.")
-    folder = RunFolder(Path(str(recipe.output)))
+    folder = RunFolder.of(recipe.output)
     _check_folder(folder, resume, overwrite)
     start = time.monotonic()
     reset_peak()
@@ -80,6 +81,8 @@ def precompute(
         if keep and not isinstance(collected.statistics, SampledStatistics):
             keep_gradients(folder.gradients, collected.statistics, shapes, keep, _as_json(origin))
             output.say(f"kept      {folder.gradients} ({keep})")
+        if overwrite:
+            clear(folder)
         _publish(folder, recipe, plan, factors)
         collected.keeper.forget()
         done = time.monotonic()
@@ -102,7 +105,7 @@ def plan_again(recipe: Recipe, gradients: Path, *, overwrite: bool = False) -> P
     Raises:
         InputError: the folder cannot be read or is of another pass, or there is a plan already.
     """
-    folder = RunFolder(Path(str(recipe.output)))
+    folder = RunFolder.of(recipe.output)
     _check_folder(folder, resume=False, overwrite=overwrite)
     start = time.monotonic()
     with output.logging_to(folder.log, "precompute"):

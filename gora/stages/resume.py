@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from gora.errors import InputError
 from gora.plan import Plan
-from gora.recipe import load_recipe
 from gora.recipe.schema import Recipe
 from gora.runtime.console import output
 from gora.runtime.folder import RunFolder
 from gora.stages.planning import micro_batch_size, rank_bounds
+from gora.training.trainer import ORIGIN
 
 # Settings that change how a run is watched or kept, not what it computes.
 _FREE_TO_CHANGE = {
@@ -45,40 +47,68 @@ def starting_point(folder: RunFolder, recipe: Recipe, resume: bool, overwrite: b
     if checkpoint is None:
         output.warn(f"{folder.checkpoints} holds no checkpoint: training begins at the first step.")
         return None
-    check_same_recipe(folder.recipe, recipe)
+    check_same_recipe(checkpoint, recipe, folder)
     output.say(f"resuming  {checkpoint}")
     return checkpoint
 
 
 def clear(folder: RunFolder) -> None:
     """Delete what training left here before; the plan and the log stay."""
-    for path in (folder.adapter, folder.checkpoints):
+    for path in (folder.adapter, folder.checkpoints, folder.merged):
         shutil.rmtree(path, ignore_errors=True)
     for path in (folder.metrics, folder.evaluation):
         path.unlink(missing_ok=True)
 
 
-def check_same_recipe(saved: Path, recipe: Recipe) -> None:
-    """Refuse to resume a run with other settings than it was begun with.
+def origin_of(recipe: Recipe, folder: RunFolder, data: str) -> dict[str, Any]:
+    """What a run is of: saved with its checkpoints, and compared before one is resumed."""
+    return {"recipe": recipe.model_dump(mode="json"), "plan": _plan_hash(folder), "data": data}
+
+
+def check_same_recipe(checkpoint: Path, recipe: Recipe, folder: RunFolder) -> None:
+    """Refuse to resume a checkpoint with other settings or another plan than it was begun with.
 
     Raises:
-        InputError: listing the settings that differ.
+        InputError: listing what differs.
     """
-    if not saved.is_file():
-        raise InputError(
-            f"{saved} is missing: it cannot be told whether the checkpoint belongs to this recipe. Use --overwrite."
-        )
-    begun, now = _flat(load_recipe(str(saved)).recipe.model_dump()), _flat(recipe.model_dump())
+    origin = _read_origin(checkpoint)
+    begun, now = _flat(origin["recipe"]), _flat(recipe.model_dump(mode="json"))
     keys = sorted((begun.keys() | now.keys()) - _FREE_TO_CHANGE)
     differing = [
         f"{key}: {begun.get(key)!r} when the run began, {now.get(key)!r} now"
         for key in keys
         if begun.get(key) != now.get(key)
     ]
+    if origin["plan"] != _plan_hash(folder):
+        differing.append(f"{folder.plan} is not the plan that the run began with")
     if differing:
         raise InputError(
             "The run was begun with other settings. Give the same ones, or --overwrite to begin anew.", differing
         )
+
+
+def check_same_rows(checkpoint: Path, data: str) -> None:
+    """Refuse to resume on other training rows.
+
+    Raises:
+        InputError: the rows are others than those the run began with.
+    """
+    if _read_origin(checkpoint)["data"] != data:
+        raise InputError(
+            f"The training rows are not those that {checkpoint} was trained on. Use --overwrite to begin anew."
+        )
+
+
+def _read_origin(checkpoint: Path) -> dict[str, Any]:
+    try:
+        origin = json.loads((checkpoint / ORIGIN).read_text(encoding="utf-8"))
+        return {key: origin[key] for key in ("recipe", "plan", "data")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{checkpoint / ORIGIN} does not say what the checkpoint is of: {error}") from None
+
+
+def _plan_hash(folder: RunFolder) -> str | None:
+    return hashlib.sha256(folder.plan.read_bytes()).hexdigest() if folder.plan.exists() else None
 
 
 def plan_differences(plan: Plan, recipe: Recipe) -> list[str]:

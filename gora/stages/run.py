@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from pathlib import Path
+from shlex import quote
 
 from rich.table import Table
 
@@ -39,13 +40,16 @@ def run(
         InputError, GoraError, Interrupted: as the stages do.
     """
     start = time.monotonic()
-    folder = RunFolder(Path(str(recipe.output)))
+    folder = RunFolder.of(recipe.output)
     _check_folder(folder, resume, overwrite)
     needs_plan = METHODS[recipe.adapter.method].needs_plan
     if needs_plan and not (resume and folder.plan.exists()):
         precompute(recipe, resume=resume, overwrite=not resume, trust_remote_code=trust_remote_code)
         output.say()
-    trained = train(recipe, resume=resume, overwrite=not resume, trust_remote_code=trust_remote_code)
+    if resume and folder.evaluation.exists():
+        trained = _finished(folder)
+    else:
+        trained = train(recipe, resume=resume, overwrite=not resume, trust_remote_code=trust_remote_code)
     if merge_too:
         merge(trained.adapter, folder.merged, overwrite=True, trust_remote_code=trust_remote_code)
     with output.logging_to(folder.log, "run"):
@@ -61,6 +65,13 @@ def _check_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
         folder.refuse_earlier_run(folder.plan, folder.partial, folder.adapter, how=how)
 
 
+def _finished(folder: RunFolder) -> Trained:
+    """What an earlier run finished: there is nothing left to train."""
+    output.say(f"adapter   {folder.adapter} is finished")
+    losses = json.loads(folder.evaluation.read_text(encoding="utf-8"))["loss"]
+    return Trained(folder.adapter, losses, 0, 0.0)
+
+
 def _summary(folder: RunFolder, trained: Trained, merged: bool, seconds: float) -> Table:
     table = Table(show_header=False, title=f"Done in {clock(seconds)}", title_justify="left")
     if trained.losses:
@@ -70,7 +81,8 @@ def _summary(folder: RunFolder, trained: Trained, merged: bool, seconds: float) 
     if merged:
         table.add_row("merged model", str(folder.merged))
     table.add_row("metrics, log", f"{folder.metrics}, {folder.log}")
-    table.add_row("ranks", f"gora inspect-ranks {folder.plan}" if folder.plan.exists() else "one rank for all layers")
+    if folder.plan.exists():
+        table.add_row("ranks", f"gora inspect-ranks {quote(str(folder.plan))}")
     if not merged:
-        table.add_row("next", f"gora merge {trained.adapter} --output {folder.merged}")
+        table.add_row("next", f"gora merge {quote(str(trained.adapter))} --output {quote(str(folder.merged))}")
     return table

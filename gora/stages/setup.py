@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gora.data import Collator, PreparedData, named_template, prepare
+from gora.errors import InputError
 from gora.models.fingerprint import base_weights, config_fingerprint, weights_fingerprint
 from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
 from gora.models.targets import find_targets, kind_of
@@ -18,6 +21,11 @@ from gora.recipe.schema import Recipe
 from gora.runtime.console import output
 from gora.runtime.precision import Precision, resolve_precision
 from gora.runtime.quiet import quiet_libraries
+
+
+def _refuse_several_processes() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("This version of gora runs in one process: start it without torchrun or accelerate launch.")
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Setup:
             InputError: the model, the tokenizer or the rows cannot be used.
         """
         quiet_libraries()
+        _refuse_several_processes()
         device = default_device()
         precision = resolve_precision(recipe.train.precision, device)
         source = find_model(recipe.model, trust_remote_code=trust_remote_code)
@@ -57,11 +66,27 @@ class Setup:
         """Load the base model, frozen."""
         with output.terminal.status("loading the model"):
             model = load_model(self.recipe.model, self.source, self.device)
+        self._refuse_what_the_model_cannot_take(model)
         dtype = str(model.dtype).removeprefix("torch.")
         kernel = model.config._attn_implementation
         size = f"{model.num_parameters():,} parameters in {dtype} on {self.device}"
         output.say(f"loaded    {size}, attention {kernel}, computing in {self.precision}")
         return model
+
+    def _refuse_what_the_model_cannot_take(self, model: PreTrainedModel) -> None:
+        sets = [self.data.train] + ([self.data.eval] if self.data.eval else [])
+        largest = max(rows.largest_id for rows in sets)
+        vocabulary: int = cast(Any, model.get_input_embeddings()).weight.shape[0]
+        if largest >= vocabulary:
+            raise InputError(
+                f"model.tokenizer makes token ids up to {largest:,}, but the model has {vocabulary:,} embeddings."
+            )
+        longest = max(max(rows.lengths) for rows in sets)
+        positions = getattr(model.config, "max_position_embeddings", None)
+        if positions is not None and longest > positions and not self.source.encoder_decoder:
+            raise InputError(
+                f"data.max_length: the longest row has {longest:,} tokens, but the model takes {positions:,}."
+            )
 
     def find_targets(self, model: nn.Module) -> dict[str, nn.Module]:
         """The layers to adapt, printed by kind."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
@@ -24,7 +25,7 @@ from gora.runtime.interrupt import stopping_between_steps
 from gora.runtime.memory import peak_text, reset_peak
 from gora.runtime.progress import clock
 from gora.stages.evaluate import evaluate_loss
-from gora.stages.resume import clear, plan_differences, starting_point
+from gora.stages.resume import check_same_rows, clear, origin_of, plan_differences, starting_point
 from gora.stages.setup import Setup
 from gora.training.adapter import save_adapter
 from gora.training.callbacks import RefuseNaN, Report, SaveAndLog, StopWhenAsked
@@ -59,13 +60,15 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, trus
         Interrupted: a signal stopped the run, and a checkpoint was saved.
         GoraError: training failed.
     """
-    folder = RunFolder(Path(str(recipe.output)))
+    folder = RunFolder.of(recipe.output)
     method = METHODS[recipe.adapter.method]
     accumulation = accumulation_steps(recipe.train, processes=1)
     checkpoint = starting_point(folder, recipe, resume, overwrite)
     plan = _read_plan(folder, recipe) if method.needs_plan else None
     with output.logging_to(folder.log, "train"):
         setup = Setup.of(recipe, trust_remote_code=trust_remote_code)
+        if checkpoint is not None:
+            check_same_rows(checkpoint, setup.data.fingerprint)
         model = _load_wrapped(setup, folder, method, plan)
         if checkpoint is None:
             clear(folder)
@@ -73,10 +76,11 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, trus
         before = weights_fingerprint(base_weights(model))
         losses = _losses_before(model, setup)
         trainer, report = _run_trainer(setup, folder, method, model, accumulation, checkpoint)
+        _save(setup, folder, model, before)
         if setup.data.eval:
             step, loss = trainer.last_evaluation
             losses["final"] = loss if step == trainer.state.max_steps else evaluate_loss(model, setup)
-        _save(setup, folder, model, before, losses)
+        write_json(folder.evaluation, {"rows": len(setup.data.eval or ()), "loss": losses})
         steps = trainer.state.global_step
         rate = f"{steps} steps in {clock(report.seconds)}, {report.tokens_per_second:,.0f} tokens/s"
         output.say(f"timing    {rate}; {peak_text()}")
@@ -101,6 +105,7 @@ def _load_wrapped(setup: Setup, folder: RunFolder, method: Method, plan: Plan | 
     settings = setup.recipe.adapter
     factors = read_factors(folder.plan, plan) if plan else {}
     shared = AdapterSettings(settings.rank, settings.alpha, settings.dropout)
+    torch.manual_seed(setup.recipe.seed)
     wrapped = method.wrap(model, targets, shared, plan, factors)
     trainable, _ = wrapped.get_nb_trainable_parameters()
     output.say(f"adapter   {settings.method}, {trainable:,} trainable parameters")
@@ -154,6 +159,7 @@ def _run_trainer(
             precision=setup.precision,
             evaluate_loss=(lambda: evaluate_loss(model, setup)) if setup.data.eval else None,
             callbacks=[report, SaveAndLog(settings), StopWhenAsked(request), RefuseNaN()],
+            origin=origin_of(setup.recipe, folder, setup.data.fingerprint),
         )
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -166,7 +172,7 @@ def _run_trainer(
     return trainer, report
 
 
-def _save(setup: Setup, folder: RunFolder, model: PeftModel, before: str, losses: dict[str, float]) -> None:
+def _save(setup: Setup, folder: RunFolder, model: PeftModel, before: str) -> None:
     if weights_fingerprint(base_weights(model)) != before:
         raise GoraError(
             "The base weights changed during training. The adapter would not fit the base model, so it is not saved."
@@ -174,4 +180,3 @@ def _save(setup: Setup, folder: RunFolder, model: PeftModel, before: str, losses
     dtype = str(model.dtype).removeprefix("torch.")
     method = setup.recipe.adapter.method
     save_adapter(folder.adapter, model, setup.tokenizer, method=method, dtype=dtype, base_fingerprint=before)
-    write_json(folder.evaluation, {"rows": len(setup.data.eval or ()), "loss": losses})

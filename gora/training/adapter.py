@@ -33,7 +33,7 @@ def save_adapter(
         GoraError: what was written is not what is in memory, or holds a B that is zero throughout.
     """
     with publish(path) as aside:
-        model.save_pretrained(str(aside), safe_serialization=True)
+        model.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False)
         tokenizer.save_pretrained(str(aside))
         note = {
             "gora_version": __version__,

@@ -51,7 +51,7 @@ class Report(TrainerCallback):
         """Write one line of metrics."""
         logs = kwargs["logs"]
         if "loss" in logs:
-            self._facts = f"loss {logs['loss']:.4f}"
+            self._facts = f"loss {logs['loss']:.4f} at step {state.global_step}"
             norm = {"grad_norm": float(logs["grad_norm"])} if "grad_norm" in logs else {}
             values = {"epoch": state.epoch, "loss": logs["loss"], **norm, **self._rates}
             rate = {"tokens_per_second": round(self._meter.tokens_per_second, 1)}

@@ -29,7 +29,8 @@ def optimizer_steps(rows: int, settings: TrainSection, accumulation: int, proces
 
 def make_schedule(optimizer: Optimizer, settings: TrainSection, steps: int) -> LRScheduler:
     """The recipe's schedule, stepped once an optimizer step; every group follows it from its own peak."""
-    warmup = math.ceil(settings.warmup_ratio * steps)
+    # A single step is not spent on warming up: its learning rate would be zero.
+    warmup = min(math.ceil(settings.warmup_ratio * steps), steps - 1)
     if settings.schedule == "cosine":
         return get_cosine_with_min_lr_schedule_with_warmup(optimizer, warmup, steps, min_lr_rate=settings.min_lr_ratio)
     if settings.schedule == "linear":

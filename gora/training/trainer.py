@@ -12,13 +12,16 @@ from peft import PeftModel
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from gora.files import publish
+from gora.files import publish, write_json
 from gora.models.checkpointing import recompute_activations
 from gora.recipe.schema import Recipe
 from gora.runtime.folder import RunFolder
 from gora.runtime.precision import Precision
 from gora.training.groups import ab_groups
 from gora.training.schedule import make_schedule
+
+ORIGIN = "gora.json"
+"""What a checkpoint is of: recipe, plan and rows."""
 
 
 class GoraTrainer(Trainer):
@@ -36,6 +39,7 @@ class GoraTrainer(Trainer):
         precision: arithmetic of the forward and backward pass.
         evaluate_loss: mean loss per token on the evaluation rows; None where there are none.
         callbacks: told of what happens.
+        origin: what the run is of, saved with every checkpoint.
     """
 
     def __init__(
@@ -52,8 +56,10 @@ class GoraTrainer(Trainer):
         precision: Precision,
         evaluate_loss: Callable[[], float] | None,
         callbacks: list[TrainerCallback],
+        origin: dict[str, Any],
     ) -> None:
-        self._wrapped, self._recipe, self._checkpoints = model, recipe, folder.checkpoints
+        self._wrapped, self._recipe, self._folder, self._origin = model, recipe, folder, origin
+        self._encoder_decoder = bool(model.config.is_encoder_decoder)  # type: ignore[union-attr]
         self._lr_ratio, self._evaluate_loss = lr_ratio, evaluate_loss
         self._stage: Path | None = None
         self.last_evaluation = (-1, 0.0)
@@ -66,6 +72,9 @@ class GoraTrainer(Trainer):
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
+        # The loss is normalised below, for every family alike; neither the Trainer nor Accelerate may divide again.
+        self.model_accepts_loss_kwargs = True
+        self.accelerator.gradient_accumulation_steps = 1
         if recipe.train.activation_checkpointing:
             recompute_activations(model, True)
 
@@ -85,6 +94,29 @@ class GoraTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Mean loss over all supervised tokens of the optimizer step: each micro-batch counts by its tokens."""
+        outputs = model(**inputs)
+        loss = outputs.loss
+        if num_items_in_batch is not None:
+            loss = loss * (self._supervised(inputs["labels"]) / num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
+        """Supervised tokens of all micro-batches of the step, counted as `compute_loss` counts them."""
+        counts = [self._supervised(batch["labels"]) for batch in batch_samples]
+        return torch.stack(counts).sum().to(device) if counts else None
+
+    def _supervised(self, labels: torch.Tensor) -> torch.Tensor:
+        """How many tokens have a loss; a causal model predicts none at the first position."""
+        return ((labels if self._encoder_decoder else labels[:, 1:]) != -100).sum()
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Mean loss per supervised token, which does not depend on how rows fall into micro-batches."""
         assert self._evaluate_loss is not None
@@ -98,22 +130,22 @@ class GoraTrainer(Trainer):
         return str(self._stage) if self._stage else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        final = self._checkpoints / f"checkpoint-{self.state.global_step}"
+        final = self._folder.checkpoints / f"checkpoint-{self.state.global_step}"
         with publish(final) as aside:
-            # The Trainer chooses the name below the folder that it is given, so its folder is unwrapped afterwards.
-            self._stage = aside.with_name(f"{aside.name}.stage")
+            # The Trainer chooses the name below the folder that it is given, so what it makes is moved up afterwards.
+            self._stage = aside
             try:
                 super()._save_checkpoint(model, trial)
-                (self._stage / final.name).rename(aside)
             finally:
-                shutil.rmtree(self._stage, ignore_errors=True)
                 self._stage = None
+            for file in (aside / final.name).iterdir():
+                file.rename(aside / file.name)
+            (aside / final.name).rmdir()
+            write_json(aside / ORIGIN, self._origin)
         self._drop_old_checkpoints()
 
     def _drop_old_checkpoints(self) -> None:
-        folders = [path for path in self._checkpoints.glob("checkpoint-*") if path.name.partition("-")[2].isdigit()]
-        folders.sort(key=lambda path: int(path.name.partition("-")[2]))
-        for folder in folders[: -self._recipe.train.keep_checkpoints]:
+        for folder in self._folder.all_checkpoints()[: -self._recipe.train.keep_checkpoints]:
             shutil.rmtree(folder)
 
 
