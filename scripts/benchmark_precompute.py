@@ -43,7 +43,6 @@ from gora.gradients.replay import LONGEST, Replay
 from gora.gradients.sums import DeviceSums, all_finite
 from gora.models.targets import find_targets, weight_shape
 
-SHAPES = ((1, 512), (4, 512), (8, 1024))
 DEVICE = torch.device("cuda")
 
 
@@ -56,7 +55,7 @@ def main() -> None:
     rows = []
     for targets in arguments.targets:
         layers = find_targets(model, targets)
-        for batch, length in SHAPES:
+        for batch, length in (map(int, shape.split("x")) for shape in arguments.shapes):
             floor = floor_seconds(model, layers, batch, length, rates)
             for name in arguments.ways:
                 row = measure(name, model, layers, batch, length, arguments.steps)
@@ -78,6 +77,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=32, help="blocks of the model; 32 is Llama-3.1-8B")
     parser.add_argument("--steps", type=int, default=12, help="timed micro-batches of each way but the slow reference")
     parser.add_argument("--targets", nargs="+", default=["attention", "all-linear"])
+    parser.add_argument("--shapes", nargs="+", default=["1x512", "4x512", "8x1024"], help="rows x tokens")
     parser.add_argument("--ways", nargs="+", default=["plain", "lora", "gora", "gora-eager", "gora-cpu", "reference"])
     return parser.parse_args()
 

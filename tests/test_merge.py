@@ -1,4 +1,4 @@
-"""Merging: only the right base and a whole adapter, weights rounded once, nothing else of the user's replaced."""
+"""Merging: what is refused, what is rounded, and whole chains of other families."""
 
 import json
 import shutil
@@ -276,18 +276,21 @@ def test_the_adapter_of_another_tool_is_merged_in_the_own_type_of_its_base(tmp_p
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.bfloat16
 
 
-def test_what_plain_folding_cannot_merge_is_refused_with_every_reason(copied, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"use_dora": True, "modules_to_save": ["lm_head"], "target_parameters": ["mlp.down_proj"], "bias": "all"},
+        {"lora_bias": True, "trainable_token_indices": [3], "alora_invocation_tokens": [3]},
+        {"layer_replication": [[0, 1], [0, 2]], "bias": "lora_only"},
+    ],
+)
+def test_what_plain_folding_cannot_merge_is_refused_with_every_reason(copied, tmp_path, monkeypatch, change):
     monkeypatch.setattr(stage, "load_model", never)
     config = json.loads((copied / "adapter_config.json").read_text())
-    change = {
-        "use_dora": True,
-        "lora_bias": True,
-        "modules_to_save": ["lm_head"],
-        "target_parameters": ["mlp.experts.down_proj"],
-        "bias": "all",
-    }
     (copied / "adapter_config.json").write_text(json.dumps(config | change))
-    problems = refuses("more than a plain LoRA adapter", copied, tmp_path / "merged")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        problems = refuses("more than a plain LoRA adapter", copied, tmp_path / "merged")
     assert {line.partition(":")[0] for line in problems.splitlines()} == set(change)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from gora.gradients.accumulate import add_outer
 from gora.gradients.sums import Shape
 
-_SLOTS = 6
+_SLOTS = 4
 _BLOCK = 2**24
 """Most entries of a block: one attention matrix of an 8B model, 64 MiB."""
 

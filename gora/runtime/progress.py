@@ -25,6 +25,7 @@ class Meter:
     def __init__(self, output: Output, title: str, total: int, done: int = 0) -> None:
         self._output, self._title, self._total = output, title, total
         self._steps, self._first, self._tokens = done, done, 0
+        self._end: float | None = None
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -46,12 +47,13 @@ class Meter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end = time.monotonic()
         self._bar.stop()
 
     @property
     def seconds(self) -> float:
-        """Time since the start."""
-        return time.monotonic() - self._start
+        """Time since the start, up to the end if there was one."""
+        return (self._end or time.monotonic()) - self._start
 
     @property
     def tokens_per_second(self) -> float:

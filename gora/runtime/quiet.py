@@ -15,3 +15,5 @@ def quiet_libraries() -> None:
     for module in ("transformers", "peft", "accelerate", "torch"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=module)
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=module)
+    # PEFT announces what it settles by itself, such as the turned weights of GPT-2.
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")

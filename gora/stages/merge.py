@@ -97,76 +97,111 @@ def merge(
     if not name:
         raise InputError(f"{adapter} does not name its base model: give it with --base.")
     _check_destination(destination, adapter, name, overwrite)
-    origin = _read_origin(adapter)
-    tensors = _tensor_names(adapter)
-    # The revision is one of the model that the adapter names.
-    revision = config.revision if name == config.base_model_name_or_path else None
-    source = find_model(ModelSection(name=name, revision=revision), trust_remote_code=trust_remote_code)
-    loaded = origin.dtype if origin else _own_dtype(source)
-    settings = ModelSection(name=name, revision=revision, dtype=loaded)  # type: ignore[arg-type]
-    wanted = loaded if dtype == "auto" else dtype
-    tokenizer = _find_tokenizer(adapter, settings, source)
+    job = _Job.of(adapter, config, name, dtype, trust_remote_code)
     with output.terminal.status("merging"):
-        model = load_model(settings, source, default_device())
-        _check_base(model, origin, name)
-        merged, expected = _merge(_wrap(model, adapter, tensors), tokenizer, wanted)
-        del model
+        merged, expected = _merge(job)
     with publish(destination) as aside, output.terminal.status("writing and comparing"):
         merged.save_pretrained(str(aside), safe_serialization=True)
-        tokenizer.save_pretrained(str(aside))
+        job.tokenizer.save_pretrained(str(aside))
         del merged
         gc.collect()
-        found = _probe_folder(aside, wanted, tokenizer, trust_remote_code)
+        found = _probe_folder(aside, job)
         result = Merged(destination, (found - expected).abs().max().item(), expected.abs().max().item())
-        _refuse_wrong(result, _TOLERANCE_FLOAT32 if loaded == wanted == "float32" else _TOLERANCE_BFLOAT16)
+        _refuse_wrong(result, job.tolerance)
     output.say(
-        f"merged    {destination}: {wanted}; largest difference of a logit to the adapter "
+        f"merged    {destination}: {job.dtype}; largest difference of a logit to the adapter "
         f"{result.largest_difference:.2g} (largest logit {result.largest_logit:.3g})"
     )
     return result
 
 
-def _merge(wrapped: PeftModel, tokenizer: PreTrainedTokenizerBase, wanted: str) -> tuple[PreTrainedModel, Tensor]:
-    expected = probe_logits(wrapped, tokenizer)
-    if wanted == "float32":
+@dataclass(frozen=True)
+class _Origin:
+    """What gora noted beside the adapter about the base it was trained on."""
+
+    dtype: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Job:
+    """All that is known before the base model is loaded."""
+
+    adapter: Path
+    tensors: set[str]
+    """Names in the adapter's file."""
+    origin: _Origin | None
+    source: Source
+    settings: ModelSection
+    """The base, in the type it had in training."""
+    dtype: str
+    """Type of the merged weights."""
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def of(cls, adapter: Path, config: PeftConfig, name: str, dtype: str, trust_remote_code: bool) -> _Job:
+        origin = _read_origin(adapter)
+        tensors = _tensor_names(adapter)
+        # The revision is one of the model that the adapter names.
+        revision = config.revision if name == config.base_model_name_or_path else None
+        source = find_model(ModelSection(name=name, revision=revision), trust_remote_code=trust_remote_code)
+        loaded = origin.dtype if origin else _own_dtype(source)
+        settings = ModelSection(name=name, revision=revision, dtype=loaded)  # type: ignore[arg-type]
+        tokenizer = _find_tokenizer(adapter, settings, source)
+        return cls(adapter, tensors, origin, source, settings, loaded if dtype == "auto" else dtype, tokenizer)
+
+    @property
+    def tolerance(self) -> float:
+        """Largest difference of a logit that rounding can explain, as a share of the largest logit."""
+        exact = self.settings.dtype == self.dtype == "float32"
+        return _TOLERANCE_FLOAT32 if exact else _TOLERANCE_BFLOAT16
+
+
+def _merge(job: _Job) -> tuple[PreTrainedModel, Tensor]:
+    model = load_model(job.settings, job.source, default_device())
+    _check_base(model, job)
+    wrapped = _wrap(model, job)
+    expected = probe_logits(wrapped, job.tokenizer)
+    if job.dtype == "float32":
         # Nothing is lost here, and `fold` then rounds nothing.
         wrapped.float()
     fold(wrapped)
     merged: PreTrainedModel = wrapped.unload()  # type: ignore[operator, assignment]
-    nn.Module.to(merged, getattr(torch, wanted))
+    nn.Module.to(merged, getattr(torch, job.dtype))
     return merged, expected
 
 
-def _wrap(model: PreTrainedModel, adapter: Path, tensors: set[str]) -> PeftModel:
+def _wrap(model: PreTrainedModel, job: _Job) -> PeftModel:
     with warnings.catch_warnings():
         # What PEFT warns of is an error here.
         warnings.simplefilter("ignore")
         try:
-            wrapped = PeftModel.from_pretrained(model, str(adapter))
+            wrapped = PeftModel.from_pretrained(model, str(job.adapter))
         except (RuntimeError, ValueError) as error:
             if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
                 raise
             lines = str(error).splitlines()
             problems = [line.strip() for line in lines if "size mismatch" in line] or lines
-            raise InputError(f"{adapter} does not fit the base model.", _first(problems)) from None
-        _check_tensors(wrapped, adapter, tensors)
+            raise InputError(f"{job.adapter} does not fit the base model.", _first(problems)) from None
+        _check_tensors(wrapped, job)
     return wrapped
 
 
-def _check_tensors(wrapped: PeftModel, adapter: Path, tensors: set[str]) -> None:
+def _check_tensors(wrapped: PeftModel, job: _Job) -> None:
     needed = get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys()
     # PEFT keeps an embedding beside the adapter where it is adapted or has grown, and loads it into the base.
     known = get_peft_model_state_dict(wrapped, save_embedding_layers=True).keys()
-    problems = _first([f"{name} is missing." for name in sorted(needed - tensors)])
-    problems += _first([f"{name} belongs to no adapted layer." for name in sorted(tensors - known)])
+    problems = _first([f"{name} is missing." for name in sorted(needed - job.tensors)])
+    problems += _first([f"{name} belongs to no adapted layer." for name in sorted(job.tensors - known)])
     if problems:
-        raise InputError(f"{adapter / _WEIGHTS} does not hold the adapter that its adapter_config.json says.", problems)
+        path = job.adapter / _WEIGHTS
+        raise InputError(f"{path} does not hold the adapter that its adapter_config.json says.", problems)
 
 
-def _check_base(model: PreTrainedModel, origin: _Origin | None, name: str) -> None:
-    if origin and weights_fingerprint(base_weights(model)) != origin.fingerprint:
+def _check_base(model: PreTrainedModel, job: _Job) -> None:
+    if job.origin and weights_fingerprint(base_weights(model)) != job.origin.fingerprint:
         raise InputError(
-            f"model {name!r} is not the base that the adapter was trained on: its weights differ. "
+            f"model {job.settings.name!r} is not the base that the adapter was trained on: its weights differ. "
             "Give that one with --base."
         )
 
@@ -197,9 +232,10 @@ def probe_logits(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Tensor
     return torch.cat(rows)
 
 
-def _probe_folder(path: Path, dtype: str, tokenizer: PreTrainedTokenizerBase, trust: bool) -> Tensor:
-    again = ModelSection(name=str(path), dtype=dtype)  # type: ignore[arg-type]
-    return probe_logits(load_model(again, find_model(again, trust_remote_code=trust), default_device()), tokenizer)
+def _probe_folder(path: Path, job: _Job) -> Tensor:
+    settings = ModelSection(name=str(path), dtype=job.dtype)  # type: ignore[arg-type]
+    source = find_model(settings, trust_remote_code=job.source.trust_remote_code)
+    return probe_logits(load_model(settings, source, default_device()), job.tokenizer)
 
 
 def _refuse_wrong(result: Merged, tolerance: float) -> None:
@@ -241,14 +277,6 @@ def _tensor_names(adapter: Path) -> set[str]:
             return set(file.keys())
     except SafetensorError as error:
         raise InputError(f"{path}: not a whole safetensors file ({error}).") from None
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """What gora noted beside the adapter about the base it was trained on."""
-
-    dtype: str
-    fingerprint: str
 
 
 def _read_origin(adapter: Path) -> _Origin | None:
