@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -61,13 +62,13 @@ def main() -> None:
                 row = measure(name, model, layers, batch, length, arguments.steps)
                 rows.append({"targets": targets, "batch": batch, "length": length, "way": name, "floor": floor, **row})
                 print(line(rows[-1]), flush=True)
+                write(arguments.output, rows, rates)
         if "gora" in arguments.ways:
             rows.append({"targets": targets, "way": "tail", **measure_tail(model, layers)})
             print(
                 f"{targets:10} tail: {rows[-1]['seconds']:.2f} s for importance, ranks and initial values", flush=True
             )
-    versions = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(), "rates": rates}
-    arguments.output.write_text(json.dumps({"versions": versions, "rows": rows}, indent=2))
+    write(arguments.output, rows, rates)
     print("\n" + table(rows))
 
 
@@ -316,6 +317,13 @@ def _median(work: Callable[[], Any], times: int) -> float:
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[3:])
+
+
+def write(path: Path, rows: list[dict[str, Any]], rates: dict[str, float]) -> None:
+    """Write all rows so far, so that a run that is cut short leaves what it measured."""
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    document = {"gpu": torch.cuda.get_device_name(), "versions": versions, "rates": rates, "rows": rows}
+    path.write_text(json.dumps(document, indent=2))
 
 
 def line(row: dict[str, Any]) -> str:

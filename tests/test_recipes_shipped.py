@@ -23,7 +23,7 @@ from gora.plan import DataIdentity, ModelIdentity, ModulePlan, Plan
 from gora.recipe import accumulation_steps, json_schema, load_recipe
 from gora.recipe.builtin import builtin_recipes
 from gora.recipe.schema import ModelSection
-from gora.stages.precompute import rank_bounds
+from gora.stages.planning import rank_bounds
 
 NAMES = sorted(path.stem for path in assets.folder("recipes").glob("*.yaml"))
 HUB_ROWS = {

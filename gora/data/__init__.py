@@ -9,10 +9,11 @@ from gora.data.collate import Collator, padding_id
 from gora.data.draw import draw_rows
 from gora.data.encode import IGNORED, Encoded, Encoder
 from gora.data.examples import Counts, DataCounts, Examples
-from gora.data.formats import Format, Segment, format_for, segments_of
+from gora.data.formats import Format, format_for, segments_of
 from gora.data.instruction import Instruction
 from gora.data.preparation import PreparedData, prepare
 from gora.data.rows import BadRow, Rows
+from gora.data.segments import Segment
 from gora.data.show import sample_text
 from gora.data.sources import read_rows
 from gora.data.templates import named_template

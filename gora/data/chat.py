@@ -3,8 +3,8 @@
 import datetime
 from typing import TYPE_CHECKING, Any
 
-from gora.data.formats import Segment, column_of
 from gora.data.rows import Unusable
+from gora.data.segments import Segment, column_of
 from gora.data.templates import named_template, puts_bos_in_front
 from gora.data.wording import described, did_you_mean, quoted
 from gora.errors import InputError

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from gora.data.formats import Segment
+from gora.data.segments import Segment
 from gora.errors import InputError
 
 if TYPE_CHECKING:

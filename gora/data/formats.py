@@ -1,24 +1,18 @@
 """A row becomes pieces of text, each trained on or not."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gora.data.chat import Chat
+from gora.data.instruction import Instruction
 from gora.data.rows import BadRow, Rows, Unusable
+from gora.data.segments import Segment
 from gora.data.wording import did_you_mean, quoted
 from gora.errors import InputError
 from gora.recipe.schema import DataSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A piece of text, and whether its tokens are trained on."""
-
-    text: str
-    supervised: bool
 
 
 class Format(Protocol):
@@ -50,9 +44,6 @@ def format_for(data: DataSection, tokenizer: "PreTrainedTokenizerBase", *, typed
     Raises:
         InputError: the template does not exist or is malformed, or a chat has none.
     """
-    from gora.data.chat import Chat
-    from gora.data.instruction import Instruction
-
     return Chat(data, tokenizer) if data.format == "chat" else Instruction(data, typed=typed)
 
 
@@ -99,13 +90,6 @@ def joined(segments: Iterable[Segment]) -> list[Segment]:
     for segment in merged:
         _check_text(segment.text)
     return merged
-
-
-def column_of(row: dict[str, Any], column: str) -> Any:
-    """The value of a column; raises Unusable with the columns that are there."""
-    if column not in row:
-        raise Unusable(f"column {column!r} is missing; the row has {quoted(row) or 'none'}{did_you_mean(column, row)}")
-    return row[column]
 
 
 def _check_text(text: str) -> None:

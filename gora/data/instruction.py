@@ -7,8 +7,8 @@ so a prompt that ends in one would make the model continue from a token that it 
 import re
 from typing import Any
 
-from gora.data.formats import Segment, column_of
 from gora.data.rows import Unusable
+from gora.data.segments import Segment, column_of
 from gora.data.wording import described, did_you_mean, quoted
 from gora.errors import InputError
 from gora.recipe.schema import DataSection

@@ -10,8 +10,9 @@ import torch
 
 from gora.data.encode import Encoder
 from gora.data.examples import Counts, DataCounts, Examples, count
-from gora.data.formats import Format, Segment, format_for, segments_of
+from gora.data.formats import Format, format_for, segments_of
 from gora.data.rows import BadRow, Rows
+from gora.data.segments import Segment
 from gora.data.sources import read_rows
 from gora.errors import InputError
 from gora.recipe.schema import DataSection, SourceSection

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
-import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,11 +12,9 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gora import assets
 from gora.errors import GoraError, InputError
 from gora.files import publish
 from gora.models.fingerprint import base_weights, weights_fingerprint
@@ -26,7 +22,15 @@ from gora.models.load import Source, default_device, find_model, load_model, loa
 from gora.recipe.schema import ModelSection
 from gora.runtime.console import output
 from gora.runtime.quiet import quiet_libraries
-from gora.training.adapter import NOTE
+from gora.stages.merge_inputs import (
+    WEIGHTS,
+    Origin,
+    check_destination,
+    find_adapter,
+    read_config,
+    read_origin,
+    tensor_names,
+)
 
 _PROBE = (
     "The sum of 17 and 25 is",
@@ -36,22 +40,6 @@ _PROBE = (
 # Shares of the largest logit that rounding cannot explain: a merge that is this far off has gone wrong.
 _TOLERANCE_FLOAT32 = 1e-3
 _TOLERANCE_BFLOAT16 = 0.1
-_WEIGHTS = "adapter_model.safetensors"
-# Settings of PEFT under which an adapter is more than B A beside a weight.
-_NOT_PLAIN = {
-    "use_dora": "normalises the columns of the adapted weights (DoRA)",
-    "lora_bias": "adds a bias to B",
-    "modules_to_save": "holds whole layers besides the low-rank ones",
-    "target_parameters": "adapts parameters that are no layer's weight",
-    "trainable_token_indices": "holds embeddings of single tokens",
-    "layer_replication": "repeats layers of the base model",
-    "alora_invocation_tokens": "acts only after certain tokens (aLoRA)",
-    "use_qalora": "pools its input (QALoRA)",
-    "use_bdlora": "has block-diagonal factors (BD-LoRA)",
-    "arrow_config": "chooses between adapters for every token (Arrow)",
-    "kasa_config": "changes the base weights (KaSA)",
-    "monteclora_config": "draws its values at random (MonteCLoRA)",
-}
 
 
 @dataclass(frozen=True)
@@ -91,12 +79,12 @@ def merge(
         GoraError: the merged model does not compute what base and adapter compute.
     """
     quiet_libraries()
-    adapter = _find_adapter(adapter)
-    config = _read_config(adapter)
+    adapter = find_adapter(adapter)
+    config = read_config(adapter)
     name = base or config.base_model_name_or_path
     if not name:
         raise InputError(f"{adapter} does not name its base model: give it with --base.")
-    _check_destination(destination, adapter, name, overwrite)
+    check_destination(destination, adapter, name, overwrite)
     job = _Job.of(adapter, config, name, dtype, trust_remote_code)
     with output.terminal.status("merging"):
         merged, expected = _merge(job)
@@ -116,21 +104,13 @@ def merge(
 
 
 @dataclass(frozen=True)
-class _Origin:
-    """What gora noted beside the adapter about the base it was trained on."""
-
-    dtype: str
-    fingerprint: str
-
-
-@dataclass(frozen=True)
 class _Job:
     """All that is known before the base model is loaded."""
 
     adapter: Path
     tensors: set[str]
     """Names in the adapter's file."""
-    origin: _Origin | None
+    origin: Origin | None
     source: Source
     settings: ModelSection
     """The base, in the type it had in training."""
@@ -140,8 +120,8 @@ class _Job:
 
     @classmethod
     def of(cls, adapter: Path, config: PeftConfig, name: str, dtype: str, trust_remote_code: bool) -> _Job:
-        origin = _read_origin(adapter)
-        tensors = _tensor_names(adapter)
+        origin = read_origin(adapter)
+        tensors = tensor_names(adapter)
         # The revision is one of the model that the adapter names.
         revision = config.revision if name == config.base_model_name_or_path else None
         source = find_model(ModelSection(name=name, revision=revision), trust_remote_code=trust_remote_code)
@@ -194,7 +174,7 @@ def _check_tensors(wrapped: PeftModel, job: _Job) -> None:
     problems = _first([f"{name} is missing." for name in sorted(needed - job.tensors)])
     problems += _first([f"{name} belongs to no adapted layer." for name in sorted(job.tensors - known)])
     if problems:
-        path = job.adapter / _WEIGHTS
+        path = job.adapter / WEIGHTS
         raise InputError(f"{path} does not hold the adapter that its adapter_config.json says.", problems)
 
 
@@ -246,54 +226,6 @@ def _refuse_wrong(result: Merged, tolerance: float) -> None:
         )
 
 
-def _find_adapter(path: Path) -> Path:
-    for folder in (path, path / "adapter"):
-        if (folder / "adapter_config.json").is_file():
-            return folder
-    raise InputError(f"{path} is no adapter: it holds no adapter_config.json, and no folder `adapter` that does.")
-
-
-def _read_config(adapter: Path) -> PeftConfig:
-    try:
-        config = PeftConfig.from_pretrained(str(adapter))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{adapter / 'adapter_config.json'} cannot be read: {error}") from None
-    if config.peft_type != "LORA":
-        raise InputError(f"{adapter} is a {config.peft_type} adapter; only LoRA adapters can be merged.")
-    reasons = [f"{key}: it {what}." for key, what in _NOT_PLAIN.items() if getattr(config, key, None)]
-    if (bias := getattr(config, "bias", "none")) != "none":
-        reasons.append(f"bias: it holds trained biases ({bias}).")
-    if reasons:
-        raise InputError(f"{adapter} is more than a plain LoRA adapter; gora cannot merge it.", reasons)
-    return config
-
-
-def _tensor_names(adapter: Path) -> set[str]:
-    path = adapter / _WEIGHTS
-    if not path.is_file():
-        raise InputError(f"{adapter} holds no {_WEIGHTS}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return set(file.keys())
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error}).") from None
-
-
-def _read_origin(adapter: Path) -> _Origin | None:
-    """None for an adapter of another tool."""
-    path = adapter / NOTE
-    if not path.exists():
-        return None
-    try:
-        note = json.loads(path.read_text(encoding="utf-8"))
-        origin = _Origin(note["base_dtype"], note["base_fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
-    if origin.dtype not in ("float32", "bfloat16"):
-        raise InputError(f"{path}: base_dtype {origin.dtype!r} is neither float32 nor bfloat16.")
-    return origin
-
-
 def _own_dtype(source: Source) -> str:
     return "bfloat16" if source.config.dtype == torch.bfloat16 else "float32"
 
@@ -302,38 +234,6 @@ def _find_tokenizer(adapter: Path, settings: ModelSection, source: Source) -> Pr
     if (adapter / "tokenizer_config.json").is_file():
         settings = settings.model_copy(update={"tokenizer": str(adapter)})
     return load_tokenizer(settings, source)
-
-
-def _check_destination(destination: Path, adapter: Path, base: str, overwrite: bool) -> None:
-    """Refuse before anything is loaded what could not be written, or would delete what is not a merged model."""
-    _refuse_overlap(destination, adapter, Path(assets.resolve(base, "models")))
-    if not os.path.lexists(destination):
-        nearest = next(parent for parent in destination.absolute().parents if parent.exists())
-        if not nearest.is_dir():
-            raise InputError(f"--output {destination}: {nearest} is a file.")
-    elif destination.is_symlink() or not destination.is_dir():
-        raise InputError(f"--output {destination} exists and is no folder but a file or a link.")
-    elif not _is_model(destination):
-        raise InputError(
-            f"--output {destination} exists and is no model folder (config.json, but neither adapter nor plan), "
-            "so it is never replaced. Give another --output."
-        )
-    elif not overwrite:
-        raise InputError(f"{destination} exists. Add --overwrite to replace it, or give another --output.")
-
-
-def _is_model(folder: Path) -> bool:
-    others = ("adapter_config.json", "plan.safetensors")
-    return (folder / "config.json").is_file() and not any((folder / name).exists() for name in others)
-
-
-def _refuse_overlap(destination: Path, adapter: Path, base: Path) -> None:
-    place = destination.resolve()
-    for what, folder in (("adapter", adapter.resolve()), ("base model", base.resolve())):
-        if folder.is_dir() and (place.is_relative_to(folder) or folder.is_relative_to(place)):
-            raise InputError(f"--output {destination} is, contains or lies inside the folder of the {what}, {folder}.")
-    if Path.cwd().is_relative_to(place):
-        raise InputError(f"--output {destination} is the current folder or contains it.")
 
 
 def _first(problems: Iterable[str], shown: int = 3) -> list[str]:
