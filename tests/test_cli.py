@@ -75,6 +75,7 @@ def test_a_wrong_recipe_is_answered_with_all_problems_and_code_2(tmp_path):
         (["run", "quickstart", "--set", "model.name=./none"], "neither a folder here"),
         (["run", "quickstart", "--set", "adapter.targets=[q_prj]"], "did you mean 'q_proj'"),
         (["run", "quickstart", "--set", "train.precision=bf16"], "bf16 needs a GPU"),
+        (["train", "quickstart", "--set", "output=''"], "a run needs a folder of its own"),
         (["merge", ".", "--output", "merged"], "no adapter_config.json"),
         (["inspect-ranks", "none"], "no such plan file"),
         (["recipes", "show", "quikstart"], "quickstart"),
@@ -86,6 +87,21 @@ def test_wrong_input_is_explained_with_code_2_and_leaves_no_results(tmp_path, ar
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_an_output_that_cannot_be_made_is_a_message_and_no_traceback(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = gora("precompute", "quickstart", *settings("output=file/run"), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "file" in done.stderr
+    assert "Not a directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_several_processes_are_refused_while_one_is_supported(tmp_path):
+    done = gora("train", "quickstart", "--show-sample", cwd=tmp_path, env={**os.environ, "WORLD_SIZE": "2"})
+    assert done.returncode == 2
+    assert "runs in one process" in done.stderr
 
 
 def test_recipes_are_listed_shown_and_copied(tmp_path):
@@ -146,10 +162,12 @@ def test_the_log_holds_what_was_printed(ran):
 def test_the_saved_recipe_runs_again_to_the_same_plan(ran, tmp_path):
     folder, _ = ran
     saved = folder / "runs" / "quickstart" / "recipe.yaml"
-    done = gora("precompute", str(saved), "--set", "output=again", cwd=tmp_path)
+    # A name that rich would take for markup and an emoji, and a shell for more than one word.
+    done = gora("precompute", str(saved), "--set", "output=ag ä[red]:car:x", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "plan      ag ä[red]:car:x/plan.safetensors" in done.stdout
     plan = (folder / "runs" / "quickstart" / "plan.safetensors").read_bytes()
-    assert (tmp_path / "again" / "plan.safetensors").read_bytes() == plan
+    assert (tmp_path / "ag ä[red]:car:x" / "plan.safetensors").read_bytes() == plan
 
 
 def test_a_second_run_is_refused_until_it_is_told_to_replace(ran):

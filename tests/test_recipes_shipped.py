@@ -8,7 +8,7 @@ import json
 
 import pytest
 import torch
-from architectures import BY_HUB_ID
+from architectures import BY_HUB_ID, clip_vit_b_16, llama_2_7b
 from conftest import ROOT
 from peft import get_peft_model
 
@@ -57,14 +57,10 @@ def test_every_recipe_is_valid_and_its_batch_divides(name):
     assert f"gora run {name}" in (ROOT / "recipes" / f"{name}.yaml").read_text()
 
 
-@pytest.mark.parametrize("name", HUB_RECIPES)
-def test_targets_of_a_hub_recipe_exist_on_its_empty_model_and_take_a_plan(name):
-    recipe = load_recipe(name).recipe
-    model = BY_HUB_ID[recipe.model.name]()
-    targets = find_targets(model, recipe.adapter.targets, recipe.adapter.exclude)
+def check_plan_on_empty_model(model, targets, recipe):
+    """Give every target a rank, wrap the empty model, and compare PEFT's count and layers with the plan's."""
     shapes = [weight_shape(module) for module in targets.values()]
-    generator = torch.Generator().manual_seed(0)
-    importances = torch.rand(len(shapes), generator=generator).square().tolist()
+    importances = torch.rand(len(shapes), generator=torch.Generator().manual_seed(0)).square().tolist()
     ranks = allocate(importances, shapes, recipe.adapter.rank, rank_bounds(recipe.gora, recipe.adapter))
     plan = Plan(
         gora_version="0",
@@ -103,6 +99,21 @@ def test_targets_of_a_hub_recipe_exist_on_its_empty_model_and_take_a_plan(name):
     assert {module: (layer.r["default"], layer.scaling["default"]) for module, layer in layers.items()} == {
         module.name: (module.rank, module.scaling) for module in plan.modules
     }
+
+
+@pytest.mark.parametrize("name", HUB_RECIPES)
+def test_targets_of_a_hub_recipe_exist_on_its_empty_model_and_take_a_plan(name):
+    recipe = load_recipe(name).recipe
+    model = BY_HUB_ID[recipe.model.name]()
+    check_plan_on_empty_model(model, find_targets(model, recipe.adapter.targets, recipe.adapter.exclude), recipe)
+
+
+@pytest.mark.parametrize(
+    ("build", "targets"), [(llama_2_7b, "all-linear"), (clip_vit_b_16, r"vision_model\..*(_proj|fc\d)")]
+)
+def test_the_other_architectures_of_table_7_take_a_plan_with_the_count_of_its_ranks(build, targets):
+    model = build()
+    check_plan_on_empty_model(model, find_targets(model, targets), load_recipe("quickstart").recipe)
 
 
 @pytest.mark.parametrize("name", HUB_RECIPES)
