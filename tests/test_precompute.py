@@ -238,5 +238,5 @@ def test_what_cannot_fit_is_refused_before_the_model_is_loaded(tmp_path, monkeyp
 
     monkeypatch.setattr(stage.psutil, "virtual_memory", lambda: Little)
     monkeypatch.setattr(stage.Setup, "load_model", lambda self: pytest.fail("the model was loaded"))
-    with pytest.raises(InputError, match=r"weights 0\.02 GB, gradient sums 0\.00 GB: more than the 0\.00 GB"):
+    with pytest.raises(InputError, match=r"weights 21\.6 MB, gradient sums 4\.7 MB: more than the 1\.0 MB"):
         precompute(recipe(tmp_path / "run"))

@@ -43,9 +43,14 @@ class Placement:
     def text(self, device: torch.device) -> str:
         """`5.37 GB float32 on cuda:0`, or both places with their bytes."""
         near, far = (sum_bytes({key: self.shapes[key] for key in keys}) for keys in (self.on_device, self.on_host))
-        parts = [f"{near / 1e9:.2f} GB float32 on {device}"] if near or not far else []
-        parts += [f"{far / 1e9:.2f} GB float32 in pinned host memory"] if far else []
+        parts = [f"{size_text(near)} float32 on {device}"] if near or not far else []
+        parts += [f"{size_text(far)} float32 in pinned host memory"] if far else []
         return ", ".join(parts)
+
+
+def size_text(size: float) -> str:
+    """Bytes in words: `5.37 GB`, `2.8 MB`."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def sum_bytes(shapes: Mapping[str, Shape]) -> int:
@@ -109,22 +114,22 @@ def refuse_what_cannot_fit(
         InputError: with the numbers, and what to change.
     """
     sums = sum_bytes(shapes)
-    needs = f"weights {weight_bytes / 1e9:.2f} GB, gradient sums {sums / 1e9:.2f} GB"
+    needs = f"weights {size_text(weight_bytes)}, gradient sums {size_text(sums)}"
     advice = "Choose fewer targets (adapter.targets), or add --low-memory."
     if device_bytes is None:
         if weight_bytes + sums > host_bytes:
-            raise InputError(f"{needs}: more than the {host_bytes / 1e9:.2f} GB of free memory. {advice}")
-        return f"{needs} of {host_bytes / 1e9:.2f} GB free"
+            raise InputError(f"{needs}: more than the {size_text(host_bytes)} of free memory. {advice}")
+        return f"{needs} of {size_text(host_bytes)} free"
     on_device = weight_bytes + (sums if offload == "none" else 0)
     if on_device > device_bytes:
         instead = (
             "Set gora.offload: auto. " if weight_bytes < device_bytes else "Take a larger GPU or a smaller model. "
         )
-        raise InputError(f"{needs}: more than the GPU's {device_bytes / 1e9:.2f} GB. {instead}{advice}")
+        raise InputError(f"{needs}: more than the GPU's {size_text(device_bytes)}. {instead}{advice}")
     certainly_hosted = max(0, sums if offload == "cpu" else weight_bytes + sums - device_bytes)
     if offload != "none" and certainly_hosted > host_bytes:
         raise InputError(
-            f"{needs}: at least {certainly_hosted / 1e9:.2f} GB have to lie in host memory, of which "
-            f"{host_bytes / 1e9:.2f} GB are free. {advice}"
+            f"{needs}: at least {size_text(certainly_hosted)} have to lie in host memory, of which "
+            f"{size_text(host_bytes)} are free. {advice}"
         )
-    return f"{needs}; GPU {device_bytes / 1e9:.2f} GB, {host_bytes / 1e9:.2f} GB of host memory free"
+    return f"{needs}; GPU {size_text(device_bytes)}, {size_text(host_bytes)} of host memory free"
