@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -42,7 +43,7 @@ def stopping_at_once() -> Iterator[None]:
 
 
 @contextmanager
-def stopping_between_steps(announce: Callable[[str], None]) -> Iterator[StopRequest]:
+def stopping_between_steps() -> Iterator[StopRequest]:
     """Inside the block the first signal only sets a flag for the loop to look at; the second stops at once."""
     request = StopRequest()
 
@@ -50,7 +51,8 @@ def stopping_between_steps(announce: Callable[[str], None]) -> Iterator[StopRequ
         if request:
             raise StopSignal(number)
         request.number = number
-        announce("Stopping after this step. A second signal stops at once, and loses what is not saved.")
+        # A signal may arrive in the middle of a print, whose streams must not be entered a second time.
+        os.write(2, b"\nStopping after this step. A second signal stops at once, and loses what is not saved.\n")
 
     with _handling(handle):
         yield request

@@ -151,7 +151,7 @@ def collect_gradients(
     attachment = Attachment(model, targets)
     with (
         recomputing_activations(model, setup.recipe.train.activation_checkpointing),
-        stopping_between_steps(output.warn) as request,
+        stopping_between_steps() as request,
     ):
         statistics = _allocate(setup, attachment, targets, batches, low_memory)
         sums = statistics if isinstance(statistics, SampledStatistics) else statistics.sums

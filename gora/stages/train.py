@@ -146,7 +146,7 @@ def _run_trainer(
     metrics = Metrics(folder.metrics, int(checkpoint.name.partition("-")[2]) if checkpoint else 0)
     report = Report(output, metrics, ab_groups(model, settings, ratio))
     reset_peak()
-    with stopping_between_steps(output.warn) as request:
+    with stopping_between_steps() as request:
         trainer = GoraTrainer(
             model,
             setup.recipe,
