@@ -10,12 +10,26 @@ from typing import Literal
 import torch
 
 from gora.errors import InputError
+from gora.gradients.held import HeldSums, held_bytes, micro_batches_to_hold
 from gora.gradients.host import HostSums, staging_bytes
 from gora.gradients.sums import DeviceSums, Shape, SplitSums, Sums
 
 Offload = Literal["auto", "none", "cpu"]
 # Left free on a GPU for what an allocator cannot use: fragments, libraries' workspaces, longer micro-batches.
 _SPARE_SHARE, _SPARE_BYTES = 0.03, 10**9
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What a micro-batch contributes to a sum: a product of tokens x out and tokens x in values.
+
+    Attributes:
+        tokens: tokens of the longest micro-batch, padding included.
+        width: bytes of one value.
+    """
+
+    tokens: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -26,18 +40,22 @@ class Placement:
         on_device: keys whose sums stay on the computing device.
         on_host: keys whose sums live in pinned host memory.
         shapes: (out, in) of every key.
+        together: how many micro-batches are added at once to a sum in host memory.
     """
 
     on_device: tuple[str, ...]
     on_host: tuple[str, ...]
     shapes: Mapping[str, Shape]
+    together: int = 1
 
     def allocate(self, device: torch.device) -> Sums:
         """Sums of zero, each in its place."""
         near = DeviceSums({key: self.shapes[key] for key in self.on_device}, device)
         if not self.on_host:
             return near
-        far = HostSums({key: self.shapes[key] for key in self.on_host}, device)
+        far: Sums = HostSums({key: self.shapes[key] for key in self.on_host}, device)
+        if self.together > 1:
+            far = HeldSums(far, self.together)
         return SplitSums(near, far) if self.on_device else far
 
     def text(self, device: torch.device) -> str:
@@ -45,6 +63,7 @@ class Placement:
         near, far = (sum_bytes({key: self.shapes[key] for key in keys}) for keys in (self.on_device, self.on_host))
         parts = [f"{size_text(near)} float32 on {device}"] if near or not far else []
         parts += [f"{size_text(far)} float32 in pinned host memory"] if far else []
+        parts += [f"added to every {self.together} micro-batches"] if far and self.together > 1 else []
         return ", ".join(parts)
 
 
@@ -58,14 +77,21 @@ def sum_bytes(shapes: Mapping[str, Shape]) -> int:
     return 4 * sum(math.prod(shape) for shape in shapes.values())
 
 
-def place(offload: Offload, shapes: Mapping[str, Shape], device: torch.device, measure: Callable[[], int]) -> Placement:
+def place(
+    offload: Offload,
+    shapes: Mapping[str, Shape],
+    device: torch.device,
+    operands: Operands,
+    measure: Callable[[], int],
+) -> Placement:
     """Decide where each sum lives.
 
     Args:
-        offload: `none` keeps all on the device, `cpu` all in host memory; `auto` keeps on the device what fits there
-            beside the activations, the first layers first.
+        offload: `none` keeps all on the device, `cpu` all in host memory with the least memory on the device; `auto`
+            keeps on the device what fits there beside the activations, the first layers first.
         shapes: (out, in) of every key.
         device: what computes. On a CPU there is one place only.
+        operands: size of a micro-batch.
         measure: runs a micro-batch without sums and returns the bytes of the device's memory that it leaves free.
 
     Raises:
@@ -78,21 +104,35 @@ def place(offload: Offload, shapes: Mapping[str, Shape], device: torch.device, m
         return Placement((), keys, shapes)
     total = torch.cuda.get_device_properties(device).total_memory
     free = measure() - _SPARE_SHARE * total - _SPARE_BYTES
-    return split(shapes, free)
+    return split(shapes, free, operands)
 
 
-def split(shapes: Mapping[str, Shape], free: float) -> Placement:
-    """As many sums on the device as `free` bytes hold; where not all fit, room for the copies is taken off first."""
+def split(shapes: Mapping[str, Shape], free: float, operands: Operands) -> Placement:
+    """As many sums on the device as `free` bytes hold.
+
+    Where not all fit, room is taken off first for the copies, and for as many micro-batches as are worth adding at
+    once to what lies far away.
+    """
     if sum_bytes(shapes) <= free:
         return Placement(tuple(shapes), (), shapes)
     free -= staging_bytes(shapes)
+    together = micro_batches_to_hold(operands.tokens)
+    held = _held(shapes, operands, together)
+    while together > 1 and sum(held.values()) > free:
+        together //= 2
+        held = _held(shapes, operands, together)
+    free -= sum(held.values())
     near: list[str] = []
     for key, shape in shapes.items():
-        size = sum_bytes({key: shape})
-        if size <= free:
+        more = sum_bytes({key: shape}) - held[key]
+        if more <= free:
             near.append(key)
-            free -= size
-    return Placement(tuple(near), tuple(key for key in shapes if key not in set(near)), shapes)
+            free -= more
+    return Placement(tuple(near), tuple(key for key in shapes if key not in set(near)), shapes, together)
+
+
+def _held(shapes: Mapping[str, Shape], operands: Operands, together: int) -> dict[str, int]:
+    return {key: held_bytes(shape, operands.tokens, together, operands.width) for key, shape in shapes.items()}
 
 
 def refuse_what_cannot_fit(

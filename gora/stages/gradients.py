@@ -14,7 +14,7 @@ from gora.data import draw_rows
 from gora.errors import InputError, Interrupted
 from gora.gradients.attach import Attachment
 from gora.gradients.collect import Collection, Step
-from gora.gradients.fit import place, refuse_what_cannot_fit
+from gora.gradients.fit import Operands, place, refuse_what_cannot_fit
 from gora.gradients.keeper import DiskKeeper
 from gora.gradients.probe import Probe
 from gora.gradients.replay import LONGEST, Replay
@@ -205,7 +205,8 @@ def _allocate(
     def measure() -> int:
         return _free_beside_activations(setup, attachment, batches)
 
-    placement = place(setup.recipe.gora.offload, shapes, setup.device, measure)
+    operands = Operands(batches.most_tokens, 2 if setup.precision == "bf16" else 4)
+    placement = place(setup.recipe.gora.offload, shapes, setup.device, operands, measure)
     output.say(f"sums      {placement.text(setup.device)}")
     return SummedStatistics(placement.allocate(setup.device), attachment.keys, weight)
 
