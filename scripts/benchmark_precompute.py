@@ -12,8 +12,9 @@ plain      autograd's own accumulation into `.grad`, in the weights' type
 lora       forward and backward of PEFT's LoRA at rank 8, float32 adapter under bfloat16 autocast: a training step
            without its optimizer
 gora       this project's collector, float32 sums on the device; small micro-batches replayed as a CUDA graph
-gora-eager the same without the graph
+gora-eager the same without the graph, where there is one
 gora-cpu   the same with sums in pinned host memory
+gora-held  the same, small micro-batches added several at a time, as `offload: auto` does with what does not fit
 
 The floor is the larger of arithmetic and memory traffic of each product, at the rates measured at the start.
 """
@@ -39,9 +40,10 @@ from gora.core.importance import importance
 from gora.core.initial import draw_a, solve_b
 from gora.core.ranks import RankBounds, allocate
 from gora.gradients.attach import Attachment
+from gora.gradients.held import ENOUGH_TOKENS, HeldSums, micro_batches_to_hold
 from gora.gradients.host import HostSums
 from gora.gradients.replay import LONGEST, Replay
-from gora.gradients.sums import DeviceSums, all_finite
+from gora.gradients.sums import DeviceSums, Sums, all_finite
 from gora.models.targets import find_targets, weight_shape
 
 DEVICE = torch.device("cuda")
@@ -59,6 +61,8 @@ def main() -> None:
         for batch, length in (map(int, shape.split("x")) for shape in arguments.shapes):
             floor = floor_seconds(model, layers, batch, length, rates)
             for name in arguments.ways:
+                if not differs(name, batch * length):
+                    continue
                 row = measure(name, model, layers, batch, length, arguments.steps)
                 rows.append({"targets": targets, "batch": batch, "length": length, "way": name, "floor": floor, **row})
                 print(line(rows[-1]), flush=True)
@@ -72,6 +76,12 @@ def main() -> None:
     print("\n" + table(rows))
 
 
+def differs(name: str, tokens: int) -> bool:
+    """Whether a way is another one than its neighbour at this size."""
+    small = {"gora-eager": LONGEST, "gora-held": ENOUGH_TOKENS // 2}
+    return tokens <= small.get(name, tokens)
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, default=Path("precompute.json"))
@@ -79,7 +89,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=12, help="timed micro-batches of each way but the slow reference")
     parser.add_argument("--targets", nargs="+", default=["attention", "all-linear"])
     parser.add_argument("--shapes", nargs="+", default=["1x512", "4x512", "8x1024"], help="rows x tokens")
-    parser.add_argument("--ways", nargs="+", default=["plain", "lora", "gora", "gora-eager", "gora-cpu", "reference"])
+    parser.add_argument(
+        "--ways", nargs="+", default=["plain", "lora", "gora", "gora-eager", "gora-cpu", "gora-held", "reference"]
+    )
     return parser.parse_args()
 
 
@@ -139,11 +151,12 @@ def measure(
         "gora": gora_replayed,
         "gora-eager": gora_on_device,
         "gora-cpu": gora_on_host,
+        "gora-held": gora_held,
     }
     gc.collect()
     torch.cuda.empty_cache()
     try:
-        with ways[name](model, layers) as step:
+        with ways[name](model, layers, batch * length) as step:
             warm, timed = (1, 1) if name == "reference" else (3, steps)
             torch.cuda.reset_peak_memory_stats()
             for _ in range(warm):
@@ -176,7 +189,7 @@ def measure(
 
 
 @contextmanager
-def reference(model: nn.Module, layers: dict[str, nn.Module]) -> Iterator[Callable[..., None]]:
+def reference(model: nn.Module, layers: dict[str, nn.Module], tokens: int) -> Iterator[Callable[..., None]]:
     """A hook for each weight: synchronise, scan, copy to the host, add there."""
     weights = {name: layer.weight for name, layer in layers.items()}
     sums: dict[str, Tensor] = {}
@@ -203,7 +216,7 @@ def reference(model: nn.Module, layers: dict[str, nn.Module]) -> Iterator[Callab
 
 
 @contextmanager
-def plain(model: nn.Module, layers: dict[str, nn.Module]) -> Iterator[Callable[..., None]]:
+def plain(model: nn.Module, layers: dict[str, nn.Module], tokens: int) -> Iterator[Callable[..., None]]:
     """Autograd accumulates into `.grad`."""
     for layer in layers.values():
         layer.weight.requires_grad_(True)
@@ -214,7 +227,7 @@ def plain(model: nn.Module, layers: dict[str, nn.Module]) -> Iterator[Callable[.
 
 
 @contextmanager
-def lora(model: nn.Module, layers: dict[str, nn.Module]) -> Iterator[Callable[..., None]]:
+def lora(model: nn.Module, layers: dict[str, nn.Module], tokens: int) -> Iterator[Callable[..., None]]:
     """PEFT's LoRA at rank 8."""
     from peft import LoraConfig, get_peft_model
 
@@ -236,22 +249,38 @@ def lora(model: nn.Module, layers: dict[str, nn.Module]) -> Iterator[Callable[..
         _freeze(model)
 
 
+def gora_on_device(model: nn.Module, layers: dict[str, nn.Module], tokens: int) -> Any:
+    """The collector with its sums on the device."""
+    return _gora(model, layers, DeviceSums(_shapes(layers), DEVICE))
+
+
+def gora_on_host(model: nn.Module, layers: dict[str, nn.Module], tokens: int) -> Any:
+    """The collector with its sums in pinned host memory."""
+    return _gora(model, layers, HostSums(_shapes(layers), DEVICE))
+
+
+def gora_held(model: nn.Module, layers: dict[str, nn.Module], tokens: int) -> Any:
+    """The collector with its sums in pinned host memory, several micro-batches at a time."""
+    return _gora(model, layers, HeldSums(HostSums(_shapes(layers), DEVICE), micro_batches_to_hold(tokens)))
+
+
 @contextmanager
-def gora_on_device(model: nn.Module, layers: dict[str, nn.Module], host: bool = False) -> Iterator[Callable[..., None]]:
-    """The collector with its sums on the device, or in host memory."""
+def _gora(model: nn.Module, layers: dict[str, nn.Module], sums: Sums) -> Iterator[Callable[..., None]]:
     attachment = Attachment(model, layers)
-    shapes = {name: weight_shape(layer) for name, layer in layers.items()}
-    sums = HostSums(shapes, DEVICE) if host else DeviceSums(shapes, DEVICE)
     attachment.receiver = sums
     with attachment.attached():
         yield lambda inputs: model(**inputs).loss.backward()
 
 
+def _shapes(layers: dict[str, nn.Module]) -> dict[str, tuple[int, int]]:
+    return {name: weight_shape(layer) for name, layer in layers.items()}
+
+
 @contextmanager
-def gora_replayed(model: nn.Module, layers: dict[str, nn.Module]) -> Iterator[Callable[..., None]]:
+def gora_replayed(model: nn.Module, layers: dict[str, nn.Module], tokens: int) -> Iterator[Callable[..., None]]:
     """The collector as `gora precompute` runs it: recorded where a micro-batch is small."""
     attachment = Attachment(model, layers)
-    sums = DeviceSums({name: weight_shape(layer) for name, layer in layers.items()}, DEVICE)
+    sums = DeviceSums(_shapes(layers), DEVICE)
     attachment.receiver = sums
     recorded: list[Replay] = []
 
@@ -260,7 +289,7 @@ def gora_replayed(model: nn.Module, layers: dict[str, nn.Module]) -> Iterator[Ca
 
     def step(inputs: dict[str, Any]) -> None:
         batch = {key: value for key, value in inputs.items() if isinstance(value, Tensor)}
-        if batch["input_ids"].numel() > LONGEST:
+        if tokens > LONGEST:
             loss_of(batch).backward()
             return
         if not recorded:
@@ -271,16 +300,11 @@ def gora_replayed(model: nn.Module, layers: dict[str, nn.Module]) -> Iterator[Ca
         yield step
 
 
-def gora_on_host(model: nn.Module, layers: dict[str, nn.Module]) -> Any:
-    """The collector with its sums in pinned host memory."""
-    return gora_on_device(model, layers, host=True)
-
-
 def measure_tail(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, Any]:
     """Seconds from collected sums to ranks and initial values."""
     gc.collect()
     torch.cuda.empty_cache()
-    shapes = {name: weight_shape(layer) for name, layer in layers.items()}
+    shapes = _shapes(layers)
     sums = DeviceSums(shapes, DEVICE)
     for key, shape in shapes.items():
         sums.write(key, torch.randn(shape, device=DEVICE))

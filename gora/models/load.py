@@ -1,6 +1,7 @@
 """Loading base models and tokenizers from the hub, a folder, or what ships with gora."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -91,6 +93,8 @@ def load_model(settings: ModelSection, source: Source, device: torch.device) -> 
     attention = attention_kernel(settings.attention, dtype, device, _has_flash(family, source.config))
     if attention is not None:
         arguments["attn_implementation"] = attention
+    if settings.quantization is not None:
+        arguments |= {"quantization_config": _quantization(settings.quantization, dtype), "device_map": {"": device}}
     try:
         loaded: Any = family.from_pretrained(source.path, dtype=dtype, output_loading_info=True, **arguments)
         model, found = loaded
@@ -98,7 +102,9 @@ def load_model(settings: ModelSection, source: Source, device: torch.device) -> 
         raise _explained(settings.name, source.path, error) from None
     _refuse_invented_weights(settings.name, found)
     model.requires_grad_(False)
-    nn.Module.to(model, device)
+    if settings.quantization is None:
+        nn.Module.to(model, device)
+    _keep_4bit_layout(model)
     return cast(PreTrainedModel, model.eval())
 
 
@@ -120,6 +126,37 @@ def base_dtype(wanted: str, device: torch.device) -> torch.dtype:
     if wanted == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[wanted]
+
+
+def weight_bytes(model: nn.Module, settings: ModelSection, device: torch.device) -> int:
+    """Bytes that the weights of a model will take in memory; the model itself may be empty."""
+    width = torch.finfo(base_dtype(settings.dtype, device)).bits / 8
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head] if settings.quantization else []
+    quantized = sum(module.weight.numel() for module in linear)
+    rest = sum(parameter.numel() for parameter in model.parameters()) - quantized
+    # 4 bits and a scale for every 64 of them, itself in 8 bits; or 8 bits.
+    return round(rest * width + quantized * {"nf4": 0.516, "int8": 1.0}.get(settings.quantization or "", 0.0))
+
+
+def _quantization(kind: str, compute: torch.dtype) -> BitsAndBytesConfig:
+    if find_spec("bitsandbytes") is None:
+        raise InputError(f"model.quantization: {kind} needs bitsandbytes: pip install 'gora[bitsandbytes]'.")
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+def _keep_4bit_layout(model: nn.Module) -> None:
+    """On some CPUs a 4-bit layer reorders its weight at its first use, into a form that cannot be dequantised."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _has_flash(family: Any, config: PreTrainedConfig) -> bool:

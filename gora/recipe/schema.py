@@ -30,6 +30,8 @@ class ModelSection(Section):
     """Hub id or folder of the tokenizer; null takes the model's own."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Data type of the base weights in memory; auto is bfloat16 on a GPU that computes in it, else float32."""
+    quantization: Literal["nf4", "int8"] | None = None
+    """Keep the frozen linear weights in 4 or 8 bits (bitsandbytes); null keeps them in `dtype`."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """Attention kernel; auto is FlashAttention-2 where it is installed and the device has it, else torch's SDPA."""
 

@@ -22,7 +22,7 @@ from gora.gradients.sampled import SampledStatistics
 from gora.gradients.statistics import SummedStatistics
 from gora.gradients.sums import DeviceSums, Shape, Sums
 from gora.models.checkpointing import recomputing_activations
-from gora.models.load import base_dtype, empty_model
+from gora.models.load import empty_model, weight_bytes
 from gora.models.targets import find_targets, weight_of, weight_shape
 from gora.plan import ModelIdentity
 from gora.runtime.console import output
@@ -115,8 +115,7 @@ def check_memory(setup: Setup, low_memory: bool) -> None:
     shapes = {name: weight_shape(module) for name, module in targets.items()}
     if low_memory:
         shapes = {name: (max(1, round(out * _SAMPLED_SHARE)), width) for name, (out, width) in shapes.items()}
-    width = torch.finfo(base_dtype(setup.recipe.model.dtype, setup.device)).bits // 8
-    weights = sum(parameter.numel() for parameter in model.parameters()) * width
+    weights = weight_bytes(model, setup.recipe.model, setup.device)
     on_gpu = setup.device.type == "cuda"
     estimate = refuse_what_cannot_fit(
         setup.recipe.gora.offload,

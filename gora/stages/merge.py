@@ -24,13 +24,13 @@ from gora.runtime.console import output
 from gora.runtime.quiet import quiet_libraries
 from gora.stages.merge_inputs import (
     WEIGHTS,
-    Origin,
     check_destination,
     find_adapter,
     read_config,
     read_origin,
     tensor_names,
 )
+from gora.training.adapter import BaseNote
 
 _PROBE = (
     "The sum of 17 and 25 is",
@@ -110,7 +110,7 @@ class _Job:
     adapter: Path
     tensors: set[str]
     """Names in the adapter's file."""
-    origin: Origin | None
+    origin: BaseNote | None
     source: Source
     settings: ModelSection
     """The base, in the type it had in training."""
@@ -179,7 +179,12 @@ def _check_tensors(wrapped: PeftModel, job: _Job) -> None:
 
 
 def _check_base(model: PreTrainedModel, job: _Job) -> None:
-    if job.origin and weights_fingerprint(base_weights(model)) != job.origin.fingerprint:
+    if job.origin and job.origin.quantization:
+        output.warn(
+            f"the adapter was trained on a base in {job.origin.quantization}; it is merged into the full weights, "
+            "which compute something slightly different."
+        )
+    elif job.origin and weights_fingerprint(base_weights(model)) != job.origin.fingerprint:
         raise InputError(
             f"model {job.settings.name!r} is not the base that the adapter was trained on: its weights differ. "
             "Give that one with --base."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftConfig
@@ -12,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from gora import assets
 from gora.errors import InputError
-from gora.training.adapter import NOTE
+from gora.training.adapter import NOTE, BaseNote
 
 WEIGHTS = "adapter_model.safetensors"
 # Settings of PEFT under which an adapter is more than B A beside a weight.
@@ -30,14 +29,6 @@ _NOT_PLAIN = {
     "kasa_config": "changes the base weights (KaSA)",
     "monteclora_config": "draws its values at random (MonteCLoRA)",
 }
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What gora noted beside the adapter about the base it was trained on."""
-
-    dtype: str
-    fingerprint: str
 
 
 def find_adapter(path: Path) -> Path:
@@ -88,7 +79,7 @@ def tensor_names(adapter: Path) -> set[str]:
         raise InputError(f"{path}: not a whole safetensors file ({error}).") from None
 
 
-def read_origin(adapter: Path) -> Origin | None:
+def read_origin(adapter: Path) -> BaseNote | None:
     """What gora noted beside the adapter; None for an adapter of another tool.
 
     Raises:
@@ -99,7 +90,7 @@ def read_origin(adapter: Path) -> Origin | None:
         return None
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
-        origin = Origin(note["base_dtype"], note["base_fingerprint"])
+        origin = BaseNote(note["base_dtype"], note.get("base_quantization"), note["base_fingerprint"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
     if origin.dtype not in ("float32", "bfloat16"):

@@ -27,7 +27,7 @@ from gora.runtime.progress import clock
 from gora.stages.evaluate import evaluate_loss
 from gora.stages.resume import check_same_rows, clear, origin_of, plan_differences, starting_point
 from gora.stages.setup import Setup
-from gora.training.adapter import save_adapter
+from gora.training.adapter import BaseNote, save_adapter
 from gora.training.callbacks import RefuseNaN, Report, SaveAndLog, StopWhenAsked
 from gora.training.groups import ab_groups
 from gora.training.metrics import Metrics
@@ -178,5 +178,5 @@ def _save(setup: Setup, folder: RunFolder, model: PeftModel, before: str) -> Non
             "The base weights changed during training. The adapter would not fit the base model, so it is not saved."
         )
     dtype = str(model.dtype).removeprefix("torch.")
-    method = setup.recipe.adapter.method
-    save_adapter(folder.adapter, model, setup.tokenizer, method=method, dtype=dtype, base_fingerprint=before)
+    base = BaseNote(dtype, setup.recipe.model.quantization, before)
+    save_adapter(folder.adapter, model, setup.tokenizer, method=setup.recipe.adapter.method, base=base)

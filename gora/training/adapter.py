@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,8 +17,23 @@ from gora.files import publish, write_json
 NOTE = "gora.json"
 
 
+@dataclass(frozen=True)
+class BaseNote:
+    """The base model as it was in training.
+
+    Attributes:
+        dtype: type of its weights, or of those that were not quantised.
+        quantization: how the others were, or None.
+        fingerprint: of all weights as they were held.
+    """
+
+    dtype: str
+    quantization: str | None
+    fingerprint: str
+
+
 def save_adapter(
-    path: Path, model: PeftModel, tokenizer: PreTrainedTokenizerBase, *, method: str, dtype: str, base_fingerprint: str
+    path: Path, model: PeftModel, tokenizer: PreTrainedTokenizerBase, *, method: str, base: BaseNote
 ) -> None:
     """Publish the adapter folder after reading it back.
 
@@ -26,8 +42,7 @@ def save_adapter(
         model: the wrapped model.
         tokenizer: saved beside the adapter, with the chat template that was trained.
         method: the recipe's method.
-        dtype: data type of the base weights during training.
-        base_fingerprint: fingerprint of all base weights.
+        base: what the base model was during training.
 
     Raises:
         GoraError: what was written is not what is in memory, or holds a B that is zero throughout.
@@ -38,8 +53,9 @@ def save_adapter(
         note = {
             "gora_version": __version__,
             "method": method,
-            "base_dtype": dtype,
-            "base_fingerprint": base_fingerprint,
+            "base_dtype": base.dtype,
+            "base_quantization": base.quantization,
+            "base_fingerprint": base.fingerprint,
         }
         write_json(aside / NOTE, note)
         _check(load_file(aside / "adapter_model.safetensors"), get_peft_model_state_dict(model))
