@@ -47,6 +47,7 @@ from gora.gradients.sums import DeviceSums, Sums, all_finite
 from gora.models.targets import find_targets, weight_shape
 
 DEVICE = torch.device("cuda")
+WAYS = ["plain", "lora", "gora", "gora-eager", "gora-cpu", "gora-held", "reference"]
 
 
 def main() -> None:

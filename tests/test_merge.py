@@ -32,7 +32,7 @@ from gora.recipe import load_recipe
 from gora.stages.merge import merge, probe_logits
 from gora.stages.precompute import precompute
 from gora.stages.train import train
-from gora.training.adapter import save_adapter
+from gora.training.adapter import BaseNote, save_adapter
 
 VOCABULARY = 4096
 
@@ -91,7 +91,7 @@ def adapt(base, folder, tokenizer, dtype=torch.float32):
     wrapped = METHODS["lora"].wrap(model, find_targets(model, "all-linear"), AdapterSettings(4, 8.0, 0.0), None, {})
     shake(wrapped)
     name = str(dtype).removeprefix("torch.")
-    save_adapter(folder, wrapped, tokenizer, method="lora", dtype=name, base_fingerprint=fingerprint)
+    save_adapter(folder, wrapped, tokenizer, method="lora", base=BaseNote(name, None, fingerprint))
     return folder
 
 
