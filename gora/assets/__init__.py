@@ -9,9 +9,9 @@ _HERE = Path(__file__).parent
 
 
 def folder(kind: str) -> Path:
-    """The folder of one kind of shipped file (`recipes`, `models`, `data`).
+    """The folder of one kind of shipped file (`recipes`, `configs`, `models`, `data`).
 
-    An installed package carries them all; a source checkout keeps `recipes/` at its top.
+    An installed package carries them all; a source checkout keeps `recipes/` and `configs/` at its top.
     """
     installed = _HERE / kind
     return installed if installed.is_dir() else _HERE.parents[1] / kind

@@ -15,6 +15,8 @@ from gora.cli.run import run_command
 from gora.cli.train import train_command
 from gora.errors import GoraError
 
+_LOST_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
 app = typer.Typer(
     name="gora",
     help="Fine-tune Hugging Face models with GoRA: ranks and starting values from the gradients of your own data.",
@@ -49,6 +51,7 @@ def _gora(
 
 def main() -> None:
     """Run the command and exit: 0 done, 1 the work failed, 2 wrong input, 130 and 143 interrupted."""
+    from gora.runtime.failure import first_to_fail
     from gora.runtime.interrupt import StopSignal, stopping_at_once
 
     # A tokenizer warns about forked processes otherwise; gora tokenizes before anything forks.
@@ -69,12 +72,23 @@ def main() -> None:
     except MemoryError as error:
         _fail(f"Out of memory: {error}", 1)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
-            raise
-        advice = "Lower train.micro_batch_size or data.max_length, or set train.activation_checkpointing: true."
-        _fail(f"{str(error).splitlines()[0]}\n{advice}", 1)
+        if type(error).__name__ == "OutOfMemoryError":
+            advice = "Lower train.micro_batch_size or data.max_length, or set train.activation_checkpointing: true."
+            _fail(f"{str(error).splitlines()[0]}\n{advice}", 1)
+        if type(error).__name__ == "DistBackendError" or any(sign in str(error) for sign in _LOST_CONNECTION):
+            _fail("Another process of this run has ended, and this one cannot go on without it.", 1)
+        if not first_to_fail():
+            sys.exit(1)
+        raise
+    except Exception:
+        if not first_to_fail():
+            sys.exit(1)
+        raise
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"gora: {message}", file=sys.stderr)
+    from gora.runtime.failure import first_to_fail
+
+    if first_to_fail():
+        print(f"gora: {message}", file=sys.stderr)
     sys.exit(code)

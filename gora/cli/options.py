@@ -1,5 +1,6 @@
 """Arguments and options that several verbs share."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -17,3 +18,25 @@ ShowSampleOption = Annotated[
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let the model run Python code of its own. Read that code first.")
 ]
+GpusOption = Annotated[
+    int | None, typer.Option("--gpus", min=1, help="Processes on this host, one a GPU; all visible GPUs by default.")
+]
+ProcessesOption = Annotated[
+    int | None, typer.Option("--processes", min=1, help="Processes on this host, on its CPUs instead of GPUs.")
+]
+NodesOption = Annotated[int, typer.Option("--nodes", min=1, help="Hosts; the same command is given on each.")]
+NodeRankOption = Annotated[
+    int | None, typer.Option("--node-rank", min=0, help="Which of the hosts this is; 0 is where they meet.")
+]
+RendezvousOption = Annotated[
+    str | None, typer.Option("--rendezvous", metavar="HOST:PORT", help="Where the hosts meet, on the first of them.")
+]
+
+
+def started_elsewhere(
+    gpus: int | None, processes: int | None, nodes: int, node_rank: int | None, rendezvous: str | None
+) -> bool:
+    """Run this very command in several processes, if the options or the GPUs here ask for it; see `Launch`."""
+    from gora.runtime.launch import Launch
+
+    return Launch(gpus, processes, nodes, node_rank, rendezvous).start(sys.argv[1:])

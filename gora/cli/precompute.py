@@ -7,12 +7,18 @@ from typing import Annotated
 import typer
 
 from gora.cli.options import (
+    GpusOption,
+    NodeRankOption,
+    NodesOption,
     OverwriteOption,
+    ProcessesOption,
     RecipeArgument,
+    RendezvousOption,
     ResumeOption,
     SetOption,
     ShowSampleOption,
     TrustOption,
+    started_elsewhere,
 )
 
 
@@ -39,6 +45,11 @@ def precompute_command(
     ] = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
+    gpus: GpusOption = None,
+    processes: ProcessesOption = None,
+    nodes: NodesOption = 1,
+    node_rank: NodeRankOption = None,
+    rendezvous: RendezvousOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Turn gradients of your data into ranks and initial values: writes the plan."""
@@ -54,6 +65,8 @@ def precompute_command(
 
     if from_gradients is not None:
         plan_again(loaded.recipe, from_gradients, overwrite=overwrite)
+        return
+    if started_elsewhere(gpus, processes, nodes, node_rank, rendezvous):
         return
     precompute(
         loaded.recipe,

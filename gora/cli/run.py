@@ -4,7 +4,19 @@ from typing import Annotated
 
 import typer
 
-from gora.cli.options import OverwriteOption, RecipeArgument, ResumeOption, SetOption, TrustOption
+from gora.cli.options import (
+    GpusOption,
+    NodeRankOption,
+    NodesOption,
+    OverwriteOption,
+    ProcessesOption,
+    RecipeArgument,
+    RendezvousOption,
+    ResumeOption,
+    SetOption,
+    TrustOption,
+    started_elsewhere,
+)
 
 
 def run_command(
@@ -13,12 +25,19 @@ def run_command(
     merge: Annotated[bool, typer.Option("--merge", help="Also write the merged model.")] = False,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
+    gpus: GpusOption = None,
+    processes: ProcessesOption = None,
+    nodes: NodesOption = 1,
+    node_rank: NodeRankOption = None,
+    rendezvous: RendezvousOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Precompute, train and evaluate."""
     from gora.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
+    if started_elsewhere(gpus, processes, nodes, node_rank, rendezvous):
+        return
     from gora.stages.run import run
 
     run(loaded.recipe, merge_too=merge, resume=resume, overwrite=overwrite, trust_remote_code=trust_remote_code)

@@ -1,6 +1,19 @@
 """gora train"""
 
-from gora.cli.options import OverwriteOption, RecipeArgument, ResumeOption, SetOption, ShowSampleOption, TrustOption
+from gora.cli.options import (
+    GpusOption,
+    NodeRankOption,
+    NodesOption,
+    OverwriteOption,
+    ProcessesOption,
+    RecipeArgument,
+    RendezvousOption,
+    ResumeOption,
+    SetOption,
+    ShowSampleOption,
+    TrustOption,
+    started_elsewhere,
+)
 
 
 def train_command(
@@ -9,6 +22,11 @@ def train_command(
     show_sample: ShowSampleOption = False,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
+    gpus: GpusOption = None,
+    processes: ProcessesOption = None,
+    nodes: NodesOption = 1,
+    node_rank: NodeRankOption = None,
+    rendezvous: RendezvousOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Train the adapter: reads the plan, writes the adapter."""
@@ -19,6 +37,8 @@ def train_command(
         from gora.stages.sample import show_sample as show
 
         show(loaded.recipe, trust_remote_code=trust_remote_code)
+        return
+    if started_elsewhere(gpus, processes, nodes, node_rank, rendezvous):
         return
     from gora.stages.train import train
 

@@ -187,6 +187,9 @@ class Recipe(Section):
     """How gradients become ranks and initial values."""
     train: TrainSection = TrainSection()
     """The training loop."""
+    distributed: str = "ddp"
+    """What keeps processes in step: `ddp`, `zero2`, `zero2-offload`, `zero3`, `fsdp`, or a file of DeepSpeed (JSON) or
+    Accelerate (YAML)."""
     evaluation: EvaluationSection = EvaluationSection()
     """Loss on rows that are not trained on."""
     output: str | None = None

@@ -19,6 +19,11 @@ class Output:
     def __init__(self, terminal: Console | None = None) -> None:
         self.terminal = terminal or _terminal()
         self._log: Console | None = None
+        self._muted = False
+
+    def mute(self) -> None:
+        """Print and log nothing from now on: one of several processes speaks for all."""
+        self.terminal, self._muted = _console(quiet=True), True
 
     def say(self, content: RenderableType = "") -> None:
         """Print a line, a table or any other renderable; text is printed as it is, without markup."""
@@ -38,6 +43,9 @@ class Output:
     @contextmanager
     def logging_to(self, path: Path, command: str) -> Iterator[None]:
         """Add everything that is said inside the block to a log file."""
+        if self._muted:
+            yield
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8", buffering=1) as stream:
             outer, self._log = self._log, _console(file=stream, width=_LOG_WIDTH, no_color=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_SAME_REQUEST = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -44,13 +46,22 @@ def stopping_at_once() -> Iterator[None]:
 
 @contextmanager
 def stopping_between_steps() -> Iterator[StopRequest]:
-    """Inside the block the first signal only sets a flag for the loop to look at; the second stops at once."""
+    """Inside the block the first signal only sets a flag for the loop to look at; the second stops at once.
+
+    One request can arrive twice, from a scheduler and from a launcher: what comes within a second is the same.
+    """
     request = StopRequest()
+    asked = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if request and time.monotonic() - asked < _SAME_REQUEST:
+            return
         if request:
             raise StopSignal(number)
-        request.number = number
+        request.number, asked = number, time.monotonic()
+        if os.environ.get("RANK", "0") != "0":
+            return
         # A signal may arrive in the middle of a print, whose streams must not be entered a second time.
         os.write(2, b"\nStopping after this step. A second signal stops at once, and loses what is not saved.\n")
 

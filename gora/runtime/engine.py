@@ -1,0 +1,139 @@
+"""Which engine keeps several processes in step, and how it is configured.
+
+The configuration files of `configs/` are those of Accelerate (YAML) and DeepSpeed (JSON); a user's own may stand in
+their place.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from gora import assets
+from gora.errors import InputError
+
+NAMES = ("ddp", "zero2", "zero2-offload", "zero3", "fsdp")
+_KINDS: dict[str, Literal["ddp", "deepspeed", "fsdp"]] = {
+    "NO": "ddp",
+    "MULTI_GPU": "ddp",
+    "MULTI_CPU": "ddp",
+    "DEEPSPEED": "deepspeed",
+    "FSDP": "fsdp",
+}
+# What the recipe says, and a second voice could only contradict.
+_OWN = {"optimizer": "train.learning_rate and its neighbours", "scheduler": "train.schedule"}
+_BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine and its configuration.
+
+    Attributes:
+        name: as the recipe says.
+        kind: `ddp`, `deepspeed` or `fsdp`.
+        settings: DeepSpeed's JSON document, or Accelerate's `fsdp_config` without the prefix of its keys.
+    """
+
+    name: str
+    kind: Literal["ddp", "deepspeed", "fsdp"] = "ddp"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, wanted: str) -> Engine:
+        """The engine that a recipe names.
+
+        Raises:
+            InputError: it is neither a name nor a file, or the file cannot be used.
+        """
+        if wanted in NAMES:
+            return _read(wanted, assets.folder("configs") / f"{wanted}.yaml")
+        path = Path(wanted).expanduser()
+        if not path.is_file():
+            raise InputError(f"distributed: {wanted!r} is neither a file nor one of {', '.join(NAMES)}.")
+        return _read(wanted, path)
+
+    @property
+    def stage(self) -> int:
+        """DeepSpeed's ZeRO stage; 0 elsewhere."""
+        return int(self.settings.get("zero_optimization", {}).get("stage", 0)) if self.kind == "deepspeed" else 0
+
+    @property
+    def offloads(self) -> bool:
+        """Whether optimizer states, and with them gradient sums, live in host memory."""
+        zero = self.settings.get("zero_optimization", {}) if self.kind == "deepspeed" else {}
+        return zero.get("offload_optimizer", {}).get("device", "none") != "none"
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether each process holds a share of the base weights only."""
+        return self.kind == "fsdp" or self.stage == 3
+
+
+def _read(name: str, path: Path) -> Engine:
+    if path.suffix == ".json":
+        return _deepspeed(name, path, _document(path))
+    document = _document(path)
+    kind = _KINDS.get(str(document.get("distributed_type", "NO")))
+    if kind is None:
+        raise InputError(f"{path}: distributed_type: {document['distributed_type']} is none of {', '.join(_KINDS)}.")
+    if kind == "deepspeed":
+        return _deepspeed(name, path, _settings_of(path, document.get("deepspeed_config") or {}))
+    settings = {key.removeprefix("fsdp_"): value for key, value in (document.get("fsdp_config") or {}).items()}
+    return Engine(name, kind, settings if kind == "fsdp" else {})
+
+
+def _document(path: Path) -> dict[str, Any]:
+    text = path.read_text(encoding="utf-8")
+    try:
+        document = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if not isinstance(document, dict):
+        raise InputError(f"{path} holds no settings: a mapping of keys is expected.")
+    return document
+
+
+def _settings_of(path: Path, section: dict[str, Any]) -> dict[str, Any]:
+    """DeepSpeed's document from Accelerate's section, which names a file or says the most common settings itself."""
+    if file := section.get("deepspeed_config_file"):
+        return _document(path.parent / file)
+    zero: dict[str, Any] = {"stage": section.get("zero_stage", 2)}
+    for part in ("optimizer", "param"):
+        device = section.get(f"offload_{part}_device", "none")
+        if device != "none":
+            zero[f"offload_{part}"] = {"device": device, "pin_memory": True}
+    return {"zero_optimization": zero}
+
+
+def _deepspeed(name: str, path: Path, document: dict[str, Any]) -> Engine:
+    problems = [f"{key}: gora takes it from {where}; remove it." for key, where in _OWN.items() if key in document]
+    problems += [
+        f"{key}: {document[key]!r} says a second time what the recipe says; remove it, or write auto."
+        for key in _BATCH
+        if document.get(key, "auto") != "auto"
+    ]
+    stage = document.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (1, 2, 3):
+        problems.append(f"zero_optimization.stage: {stage!r} is none of 1, 2, 3; without ZeRO take `ddp`.")
+    for kind in ("fp16", "bf16"):
+        if document.get(kind, {}).get("enabled", False) not in (False, "auto"):
+            problems.append(f"{kind}: the arithmetic is train.precision; adapter values stay float32. Remove it.")
+    if problems:
+        raise InputError(f"{path} cannot be used with gora.", problems)
+    # `train_batch_size: auto` fails on CPUs; DeepSpeed works it out from the other two.
+    settings = {key: value for key, value in document.items() if key not in ("train_batch_size", "bf16", "fp16")}
+    common = {
+        "gradient_clipping": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": 10**9,
+    }
+    return Engine(name, "deepspeed", {**common, **settings})

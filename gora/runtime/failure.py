@@ -1,0 +1,24 @@
+"""Which of several processes failed first: only that one tells the user why.
+
+When one process fails, the others lose their connections to it and fail as well, with messages that help nobody.
+"""
+
+import os
+
+FAILURE_FILE = "GORA_FAILURE_FILE"
+"""Names a file, in the environment of processes that were started together; the first to fail makes it."""
+
+
+def first_to_fail() -> bool:
+    """Whether no other process of this run has failed before; true for a process that is alone."""
+    path = os.environ.get(FAILURE_FILE)
+    if path is None:
+        return True
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    except OSError:
+        # The launcher has gone, and its folder with it.
+        return True
+    return True
