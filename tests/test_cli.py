@@ -97,12 +97,6 @@ def test_an_output_that_cannot_be_made_is_a_message_and_no_traceback(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_several_processes_are_refused_while_one_is_supported(tmp_path):
-    done = gora("train", "quickstart", "--show-sample", cwd=tmp_path, env={**os.environ, "WORLD_SIZE": "2"})
-    assert done.returncode == 2
-    assert "runs in one process" in done.stderr
-
-
 def test_recipes_are_listed_shown_and_copied(tmp_path):
     listed = gora("recipes", cwd=tmp_path)
     assert "metamathqa-llama3.1-8b" in listed.stdout

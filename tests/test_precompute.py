@@ -13,7 +13,7 @@ from gora.core.importance import importance
 from gora.core.initial import draw_a, solve_b
 from gora.errors import GoraError, InputError, Interrupted
 from gora.gradients.attach import Attachment
-from gora.gradients.collect import Collection
+from gora.gradients.collect import Collection, Pace
 from gora.gradients.keeper import NoKeeper
 from gora.gradients.sampled import SampledStatistics
 from gora.gradients.statistics import Start
@@ -100,7 +100,7 @@ def sampled(llama, share):
     )
     batches = list(text_batches(4))
     llama.config.use_cache = False
-    run = Collection(attachment, statistics, batches.__getitem__, lambda b: llama(**b).loss, 4, NoKeeper())
+    run = Collection(attachment, statistics, batches.__getitem__, lambda b: llama(**b).loss, Pace.alone(4), NoKeeper())
     statistics.counted = run.run().counted
     means, _ = collect(llama, targets, batches)
     return statistics, means, targets

@@ -7,7 +7,7 @@ the way and at the end; only if it was not are the micro-batches run again, each
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -37,17 +37,43 @@ class Progress:
     """How far a collection has come: what is saved beside the sums.
 
     Attributes:
-        cursor: how many micro-batches have been looked at.
-        left_out: those of them that hold NaN or infinity, with the reason.
+        cursor: how many rounds have been made.
+        left_out: micro-batches that hold NaN or infinity, with the reason.
+        idle: rounds in which there was no micro-batch for this process.
     """
 
     cursor: int = 0
     left_out: dict[int, str] = field(default_factory=dict)
+    idle: int = 0
 
     @property
     def counted(self) -> int:
-        """How many micro-batches are in the sums."""
-        return self.cursor - len(self.left_out)
+        """How many micro-batches of this process were looked at and not left out."""
+        return self.cursor - self.idle - len(self.left_out)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How the processes of a run go through the micro-batches.
+
+    Attributes:
+        indices: the micro-batches of this process.
+        rounds: how many rounds all processes make; one with fewer micro-batches has nothing to do in the last.
+        total: micro-batches of all processes.
+        agree: whether something holds in any process. Where each goes at its own pace, in this one.
+        computes_together: every pass needs all processes, because each holds a share of the model's weights.
+    """
+
+    indices: Sequence[int]
+    rounds: int
+    total: int
+    agree: Callable[[bool], bool] = bool
+    computes_together: bool = False
+
+    @classmethod
+    def alone(cls, steps: int) -> Pace:
+        """One process does everything."""
+        return cls(range(steps), steps, steps)
 
 
 class Keeper(Protocol):
@@ -79,7 +105,7 @@ class Collection:
         sums: where contributions are added up.
         batch_of: the micro-batch of an index, on the model's device; the same at every call.
         loss_of: mean loss of a micro-batch, a scalar with a graph.
-        steps: how many micro-batches there are.
+        pace: which micro-batches are run, and how far in step with other processes.
         keeper: saves on the way.
         on_step: told of every micro-batch once its loss is known.
         rows_of: names the rows of a micro-batch, for messages.
@@ -91,7 +117,7 @@ class Collection:
     sums: Sums
     batch_of: Callable[[int], Batch]
     loss_of: Callable[[Batch], Tensor]
-    steps: int
+    pace: Pace
     keeper: Keeper
     on_step: Callable[[Step], Any] = lambda step: None
     rows_of: Callable[[int], str] = "micro-batch {}".format
@@ -120,24 +146,20 @@ class Collection:
         losses = _Losses()
         start = progress.cursor
         replay = self._record()
-        while progress.cursor < self.steps:
-            index = progress.cursor
-            if replay is not None:
-                losses.put(index, replay(index))
-            else:
-                self._add(index, losses)
-            if index == start and self.attachment.adopt_silent():
+        while progress.cursor < self.pace.rounds:
+            first = progress.cursor == start
+            self._round(progress, losses, replay)
+            if first and self.pace.agree(self.attachment.adopt_silent()):
                 # Layers that were passed by are now left to autograd; the first micro-batch is run again for them.
                 progress, replay = self.keeper.restore(self.sums), None
-                self._add(index, _Losses())
+                self._round(progress, _Losses(), None)
             progress.cursor += 1
-            self._tell(losses.ready())
-            if self.keeper.due():
-                self._tell(losses.all())
-                self._check_sums()
+            self.sums.settle()
+            self._refuse_not_finite(not self._tell(losses.ready()))
+            if self.pace.agree(self.keeper.due()):
+                self._finish(losses)
                 self.keeper.keep(self.sums, progress)
-        self._tell(losses.all())
-        self._check_sums()
+        self._finish(losses)
         return progress
 
     def _record(self) -> Callable[[int], Tensor] | None:
@@ -149,6 +171,21 @@ class Collection:
             # Some models look at values on the host, which cannot be recorded; running them one by one always works.
             return None
 
+    def _round(self, progress: Progress, losses: _Losses, replay: Callable[[int], Tensor] | None) -> None:
+        """Add the micro-batch whose turn it is, if there is one for this process."""
+        index = self._index(progress)
+        if index is None:
+            progress.idle += 1
+            self._keep_company()
+        elif replay is not None:
+            losses.put(index, replay(index))
+        else:
+            self._add(index, losses)
+
+    def _index(self, progress: Progress) -> int | None:
+        indices = self.pace.indices
+        return indices[progress.cursor] if progress.cursor < len(indices) else None
+
     def _add(self, index: int, losses: _Losses) -> None:
         self.attachment.receiver = self.sums
         loss = self.loss_of(self.batch_of(index))
@@ -157,53 +194,83 @@ class Collection:
         loss.backward()
         losses.put(index, loss.detach())
 
-    def _tell(self, losses: Iterator[tuple[int, float]]) -> None:
+    def _keep_company(self) -> None:
+        """A pass that counts for nothing, where the others cannot do theirs without this process."""
+        if self.pace.computes_together:
+            batch = self.batch_of(0)
+            self.attachment.receiver = _probe(batch)
+            self.loss_of(batch).backward()
+
+    def _tell(self, losses: Iterator[tuple[int, float]]) -> bool:
+        """Whether all losses are finite; those before the first that is not are told."""
         for index, value in losses:
             if not math.isfinite(value):
-                raise _NotFiniteError
+                return False
             self.on_step(Step(index, value))
+        return True
 
-    def _check_sums(self) -> None:
-        if not all_finite(self.sums):
+    def _finish(self, losses: _Losses) -> None:
+        """Bring the sums up to date, and look at all of them."""
+        self.sums.settle(now=True)
+        self._refuse_not_finite(not self._tell(losses.all()) or not all_finite(self.sums))
+
+    def _refuse_not_finite(self, found: bool) -> None:
+        if self.pace.agree(found):
             raise _NotFiniteError
 
     def _run_carefully(self, progress: Progress) -> Progress:
         """Each micro-batch is run twice: once to see whether it is in order, and once to be added."""
-        while progress.cursor < self.steps:
-            index = progress.cursor
-            if reason := self._fault(index):
+        while progress.cursor < self.pace.rounds:
+            index = self._index(progress)
+            if index is None:
+                progress.idle += 1
+                self._keep_company()
+                self._keep_company()
+            elif reason := self._fault(index):
                 progress.left_out[index] = f"{reason} ({self.rows_of(index)})"
-                self._refuse_too_many(progress)
+                refuse_too_many(progress.left_out, self.pace.total)
+                self._keep_company()
             else:
                 self._add(index, _Losses())
             progress.cursor += 1
-            if self.keeper.due():
+            self.sums.settle()
+            if self.pace.agree(self.keeper.due()):
+                self.sums.settle(now=True)
                 self.keeper.keep(self.sums, progress)
-        self._check_sums()
+        self._finish(_Losses())
         return progress
 
     def _fault(self, index: int) -> str:
         """What is wrong with a micro-batch; empty where nothing is."""
         batch = self.batch_of(index)
-        probe = Probe(next(iter(batch.values())).device)
-        self.attachment.receiver = probe
+        probe = self.attachment.receiver = _probe(batch)
         loss = self.loss_of(batch)
         value = loss.item()
+        loss.backward()
         if not math.isfinite(value):
             return f"its loss is {value}"
-        loss.backward()
         if not probe.finite:
             return "a gradient in it is not finite"
         self.on_step(Step(index, value))
         return ""
 
-    def _refuse_too_many(self, progress: Progress) -> None:
-        if len(progress.left_out) > _TOLERATED * self.steps:
-            named = "\n".join(f"  - micro-batch {index}: {why}" for index, why in list(progress.left_out.items())[:10])
-            raise GoraError(
-                f"More than a tenth of the {self.steps} micro-batches cannot be used:\n{named}\n"
-                "Look at those rows, or compute in float32 (model.dtype: float32)."
-            )
+
+def refuse_too_many(left_out: Mapping[int, str], total: int) -> None:
+    """End where too few micro-batches are left to speak for the data.
+
+    Raises:
+        GoraError: more than a tenth of all micro-batches cannot be used; the first ten are named.
+    """
+    if len(left_out) > _TOLERATED * total:
+        named = "\n".join(f"  - micro-batch {index}: {why}" for index, why in list(left_out.items())[:10])
+        raise GoraError(
+            f"More than a tenth of the {total} micro-batches cannot be used:\n{named}\n"
+            "Look at those rows, or compute in float32 (model.dtype: float32)."
+        )
+
+
+def _probe(batch: Batch) -> Probe:
+    return Probe(next(iter(batch.values())).device)
 
 
 class _Losses:

@@ -136,16 +136,16 @@ def _held(shapes: Mapping[str, Shape], operands: Operands, together: int) -> dic
 
 
 def refuse_what_cannot_fit(
-    offload: Offload, weight_bytes: int, shapes: Mapping[str, Shape], *, device_bytes: int | None, host_bytes: int
+    offload: Offload, weight_bytes: int, sums: int, *, device_bytes: int | None, host_bytes: int
 ) -> str:
     """Compare what a collection certainly needs with what there is, before anything is loaded.
 
     Args:
         offload: as the recipe says.
-        weight_bytes: bytes of the base model's weights.
-        shapes: (out, in) of every target.
+        weight_bytes: bytes of the base model's weights in each process.
+        sums: bytes of the gradient sums in each process.
         device_bytes: memory of the accelerator; None where the CPU computes.
-        host_bytes: host memory that is free.
+        host_bytes: host memory that is free for each process.
 
     Returns:
         The estimate in one line; activations come on top.
@@ -153,7 +153,6 @@ def refuse_what_cannot_fit(
     Raises:
         InputError: with the numbers, and what to change.
     """
-    sums = sum_bytes(shapes)
     needs = f"weights {size_text(weight_bytes)}, gradient sums {size_text(sums)}"
     advice = "Choose fewer targets (adapter.targets), or add --low-memory."
     if device_bytes is None:

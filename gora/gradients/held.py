@@ -76,6 +76,14 @@ class HeldSums:
         self._begin()
         self._sums.clear()
 
+    def drop(self, key: str) -> None:
+        """See `Sums`."""
+        del self._held[key]
+        self._sums.drop(key)
+
+    def settle(self, now: bool = False) -> None:
+        """See `Sums`. Reading a sum brings up to date what is held back for it."""
+
     def keys(self) -> Iterator[str]:
         """See `Sums`."""
         return self._sums.keys()

@@ -104,12 +104,20 @@ class HostSums:
 
     def write(self, key: str, matrix: Tensor) -> None:
         """See `Sums`."""
-        self._settle()
+        self._wait()
         self._sums[key].copy_(matrix)
+
+    def drop(self, key: str) -> None:
+        """See `Sums`."""
+        self._wait()
+        del self._sums[key], self._blocks[key]
+
+    def settle(self, now: bool = False) -> None:
+        """See `Sums`."""
 
     def clear(self) -> None:
         """See `Sums`."""
-        self._settle()
+        self._wait()
         for total in self._sums.values():
             total.zero_()
 
@@ -158,7 +166,7 @@ class HostSums:
             if all(slot.block is not following for slot in self._slots):
                 self._fetch(following)
 
-    def _settle(self) -> None:
+    def _wait(self) -> None:
         """Wait for all copies, and forget what was fetched ahead."""
         torch.cuda.synchronize(self._device)
         for slot in self._slots:

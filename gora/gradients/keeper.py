@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -86,11 +85,12 @@ class DiskKeeper:
         for key, tensor in read_shards(self._folder):
             sums.write(key, tensor)
         saved = document["progress"]
-        return Progress(saved["cursor"], {int(index): reason for index, reason in saved["left_out"].items()})
+        left_out = {int(index): reason for index, reason in saved["left_out"].items()}
+        return Progress(saved["cursor"], left_out, saved["idle"])
 
-    def forget(self) -> None:
-        """Delete what was saved: the collection is finished, or begins anew."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def saved(self) -> int:
+        """How many rounds are in the sums that were saved last."""
+        return int(read_document(self._folder)["progress"]["cursor"]) if self._folder.exists() else 0
 
     def _refuse_stranger(self, saved: Any) -> None:
         if saved != self._identity:

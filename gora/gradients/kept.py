@@ -16,7 +16,7 @@ from gora.core.importance import Importance, importance
 from gora.core.initial import draw_a, solve_b
 from gora.errors import InputError
 from gora.gradients.shards import read_document, read_shard, write_shards
-from gora.gradients.statistics import Start, SummedStatistics
+from gora.gradients.statistics import Start, WholeStatistics
 
 KeptType = Literal["bf16", "fp32"]
 _TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -25,10 +25,12 @@ _WEIGHTED: tuple[Importance, ...] = ("sensitivity", "nuclear-product")
 
 def keep_gradients(
     folder: Path,
-    statistics: SummedStatistics,
+    statistics: WholeStatistics,
     names: Mapping[str, tuple[int, int]],
     kind: KeptType,
     origin: dict[str, Any],
+    *,
+    write: bool = True,
 ) -> None:
     """Publish the mean gradient of every layer, and its importances.
 
@@ -38,6 +40,7 @@ def keep_gradients(
         names: (out, in) of every layer.
         kind: type on disk; bf16 halves the room and rounds to three digits.
         origin: what the gradients are of, for the plans made from them.
+        write: off in all of several processes but one; they take part in the answers.
     """
     layers = {
         name: {
@@ -52,7 +55,11 @@ def keep_gradients(
         for name in names:
             yield name, statistics.mean(name).to(_TYPES[kind])
 
-    write_shards(folder, tensors(), {"origin": origin, "layers": layers})
+    if write:
+        write_shards(folder, tensors(), {"origin": origin, "layers": layers})
+    else:
+        for _ in tensors():
+            pass
 
 
 class KeptStatistics:

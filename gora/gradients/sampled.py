@@ -80,6 +80,13 @@ class SampledStatistics:
         """Set all to zero; see `Sums`."""
         self.sums.clear()
 
+    def drop(self, key: str) -> None:
+        """Forget one of them; see `Sums`."""
+        self.sums.drop(key)
+
+    def settle(self, now: bool = False) -> None:
+        """Nothing waits; see `Sums`."""
+
     def keys(self) -> Iterator[str]:
         """Names of the small sums; see `Sums`."""
         return self.sums.keys()

@@ -29,6 +29,14 @@ class Statistics(Protocol):
         ...
 
 
+class WholeStatistics(Statistics, Protocol):
+    """Statistics that hold G itself."""
+
+    def mean(self, name: str) -> Tensor:
+        """G of one layer, float32 (out, in), on the computing device: a copy."""
+        ...
+
+
 @dataclass(frozen=True)
 class Start:
     """Settings of the initial values.

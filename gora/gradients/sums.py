@@ -32,8 +32,16 @@ class Sums(Protocol):
         """Replace the sum."""
         ...
 
+    def drop(self, key: str) -> None:
+        """Forget a sum and free its memory."""
+        ...
+
     def clear(self) -> None:
         """Set every sum to zero."""
+        ...
+
+    def settle(self, now: bool = False) -> None:
+        """A micro-batch has ended: time for what is not done at once; all of it `now`, if asked."""
         ...
 
     def keys(self) -> Iterator[str]:
@@ -73,6 +81,13 @@ class DeviceSums:
         for total in self._sums.values():
             total.zero_()
 
+    def drop(self, key: str) -> None:
+        """See `Sums`."""
+        del self._sums[key]
+
+    def settle(self, now: bool = False) -> None:
+        """See `Sums`."""
+
     def keys(self) -> Iterator[str]:
         """See `Sums`."""
         return iter(self._sums)
@@ -110,6 +125,15 @@ class SplitSums:
         for part in self._parts:
             part.clear()
 
+    def drop(self, key: str) -> None:
+        """See `Sums`."""
+        self._place.pop(key).drop(key)
+
+    def settle(self, now: bool = False) -> None:
+        """See `Sums`."""
+        for part in self._parts:
+            part.settle(now)
+
     def keys(self) -> Iterator[str]:
         """See `Sums`."""
         return iter(self._place)
@@ -119,4 +143,4 @@ def all_finite(sums: Sums) -> bool:
     """Whether no sum holds NaN or infinity; one transfer to the host."""
     # A sum of absolute values is finite only where every value is, and reads each once without a copy.
     norms = [torch.linalg.vector_norm(sums.read(key), ord=1) for key in sums.keys()]  # noqa: SIM118
-    return bool(torch.stack(norms).isfinite().all())
+    return not norms or bool(torch.stack(norms).isfinite().all())

@@ -156,7 +156,7 @@ def _keep_4bit_layout(model: nn.Module) -> None:
     """On some CPUs a 4-bit layer reorders its weight at its first use, into a form that cannot be dequantised."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def _has_flash(family: Any, config: PreTrainedConfig) -> bool:

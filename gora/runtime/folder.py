@@ -93,6 +93,22 @@ class RunFolder:
         newest = self.newest_checkpoint()
         self.refuse_to_replace(*made, *([newest] if newest else []), how=how)
 
+    def partial_of(self, rank: int, size: int) -> Path:
+        """Where one of several processes keeps its gradient sums.
+
+        Raises:
+            InputError: the unfinished pass that lies here had another number of processes.
+        """
+        begun = {int(path.name.rpartition("-")[2]) for path in self.partial.glob("process-*-of-*")}
+        if (self.partial / "state.json").exists():
+            begun.add(1)
+        if begun - {size}:
+            raise InputError(
+                f"{self.partial} was begun with {min(begun)} processes, and {size} go on: start as many again, or "
+                "begin anew with --overwrite."
+            )
+        return self.partial / f"process-{rank}-of-{size}" if size > 1 else self.partial
+
     def drop_partial(self) -> None:
         """Delete the gradient sums of an unfinished pass."""
         shutil.rmtree(self.partial, ignore_errors=True)

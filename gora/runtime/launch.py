@@ -66,9 +66,7 @@ class Launch:
         if self.gpus is not None and self.processes is not None:
             raise InputError("--gpus and --processes both say how many processes there are: give one of the two.")
         if self.nodes > 1 and self.rendezvous is None:
-            raise InputError(
-                "--nodes needs --rendezvous HOST:PORT, an address of the first host that all others reach."
-            )
+            raise InputError("--nodes needs --rendezvous HOST:PORT, where all hosts reach the first of them.")
         if self.nodes == 1 and (self.rendezvous is not None or self.node_rank is not None):
             raise InputError("--node-rank and --rendezvous belong to --nodes: say how many hosts there are.")
         if self.node_rank is not None and self.node_rank >= self.nodes:

@@ -58,6 +58,10 @@ class World:
         dist.all_reduce(sums)
         return float(sums.item())
 
+    def most(self, value: int) -> int:
+        """The greatest of a whole number over all processes."""
+        return max(self.gather(value))
+
     def any(self, value: bool) -> bool:
         """Whether it holds in any process."""
         return self.total(float(value)) > 0
@@ -86,6 +90,11 @@ class World:
         if self.size > 1:
             dist.broadcast(tensor, source)
         return tensor
+
+    def sum_everywhere(self, tensor: Tensor) -> None:
+        """Sum a tensor over all processes, in place, in every one."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
 
     def sum_to(self, owner: int, tensor: Tensor) -> None:
         """Sum a tensor over all processes, in place, at process `owner`; elsewhere its values are lost."""

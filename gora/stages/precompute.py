@@ -11,6 +11,7 @@ from gora.errors import InputError
 from gora.files import write_text
 from gora.gradients.kept import KeptStatistics, KeptType, keep_gradients
 from gora.gradients.sampled import SampledStatistics
+from gora.models.sharding import shard_weights
 from gora.models.targets import weight_shape
 from gora.plan import DataIdentity, Factors, ModelIdentity, Plan, write_plan
 from gora.recipe import dump_recipe
@@ -20,10 +21,11 @@ from gora.runtime.console import output
 from gora.runtime.folder import RunFolder
 from gora.runtime.memory import peak_text, reset_peak
 from gora.runtime.progress import clock
-from gora.stages.gradients import Collected, check_memory, collect_gradients
+from gora.stages.allocation import check_memory
+from gora.stages.gradients import Collected, collect_gradients
 from gora.stages.planning import Origin, make_plan, micro_batch_size
 from gora.stages.resume import clear
-from gora.stages.setup import Setup
+from gora.stages.setup import Setup, begin
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def precompute(
     """
     if low_memory and keep:
         raise InputError("--low-memory never has whole gradients, so that --keep-gradients has nothing to keep.")
+    world, _ = begin(recipe)
     folder = RunFolder.of(recipe.output)
     _check_folder(folder, resume, overwrite)
     start = time.monotonic()
@@ -71,6 +74,8 @@ def precompute(
         model = setup.load_model()
         targets = setup.find_targets(model)
         identity = setup.identify(model, targets)
+        if setup.engine.shards_weights:
+            shard_weights(model, setup.device)
         ready = time.monotonic()
         collected = collect_gradients(setup, folder, model, targets, identity, low_memory=low_memory)
         summed = time.monotonic()
@@ -79,12 +84,15 @@ def precompute(
         plan, factors = make_plan(recipe, origin, shapes, collected.statistics)
         _report_sampling(collected, shapes)
         if keep and not isinstance(collected.statistics, SampledStatistics):
-            keep_gradients(folder.gradients, collected.statistics, shapes, keep, _as_json(origin))
+            keep_gradients(folder.gradients, collected.statistics, shapes, keep, _as_json(origin), write=world.main)
             output.say(f"kept      {folder.gradients} ({keep})")
-        if overwrite:
-            clear(folder)
-        _publish(folder, recipe, plan, factors)
-        collected.keeper.forget()
+        if world.main:
+            if overwrite:
+                clear(folder)
+            _publish(folder, recipe, plan, factors)
+            folder.drop_partial()
+        # Another process may go on to read the plan.
+        world.barrier()
         done = time.monotonic()
         output.say(
             f"timing    {clock(ready - start)} to load, {clock(summed - ready)} for gradients, "

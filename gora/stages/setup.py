@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,13 +18,23 @@ from gora.models.targets import find_targets, kind_of
 from gora.plan import ModelIdentity
 from gora.recipe.schema import Recipe
 from gora.runtime.console import output
-from gora.runtime.precision import Precision, resolve_precision
+from gora.runtime.engine import Engine
+from gora.runtime.precision import Precision, autocast, resolve_precision
 from gora.runtime.quiet import quiet_libraries
+from gora.runtime.world import World, join
 
 
-def _refuse_several_processes() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("This version of gora runs in one process: start it without torchrun or accelerate launch.")
+def begin(recipe: Recipe) -> tuple[World, Engine]:
+    """Join the other processes of the run, if there are any, before anything is looked at or written.
+
+    Raises:
+        InputError: there is no such engine, or it cannot run here.
+    """
+    engine = Engine.of(recipe.distributed)
+    world = join(alone_too=engine.kind != "ddp")
+    if not world.main:
+        output.mute()
+    return world, engine
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,8 @@ class Setup:
     """A recipe with its rows ready, before the model is loaded."""
 
     recipe: Recipe
+    world: World
+    engine: Engine
     device: torch.device
     precision: Precision
     source: Source
@@ -48,7 +59,7 @@ class Setup:
             InputError: the model, the tokenizer or the rows cannot be used.
         """
         quiet_libraries()
-        _refuse_several_processes()
+        world, engine = begin(recipe)
         device = default_device()
         precision = resolve_precision(recipe.train.precision, device)
         source = find_model(recipe.model, trust_remote_code=trust_remote_code)
@@ -60,7 +71,10 @@ class Setup:
             tokenizer.chat_template = named_template(recipe.data.chat_template, tokenizer)[0]
         output.say(f"model     {recipe.model.name}")
         output.say(f"rows      {data.counts.summary()}")
-        return cls(recipe, device, precision, source, tokenizer, data, Collator.of(tokenizer, source.encoder_decoder))
+        collator = Collator.of(tokenizer, source.encoder_decoder)
+        # From here on process 0 may change the run folder, which all have looked at.
+        world.barrier()
+        return cls(recipe, world, engine, device, precision, source, tokenizer, data, collator)
 
     def load_model(self) -> PreTrainedModel:
         """Load the base model, frozen."""
@@ -112,3 +126,13 @@ class Setup:
     def move(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move a micro-batch to the device."""
         return {key: tensor.to(self.device, non_blocking=True) for key, tensor in batch.items()}
+
+    def loss_of(self, model: nn.Module) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """Mean loss of a micro-batch, a scalar with a graph, in the recipe's arithmetic."""
+
+        def loss(batch: Mapping[str, Tensor]) -> Tensor:
+            with autocast(self.precision, self.device):
+                value: Tensor = model(**batch, use_cache=False).loss
+            return value
+
+        return loss
