@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ _NOT_ARCHITECTURE = {
     "transformers_version",
     "use_cache",
 }
+_AT_A_TIME = 16
 _PEFT_PREFIX = "base_model.model."
 
 
@@ -33,9 +35,13 @@ def weights_fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     A float32 tensor whose values all fit bfloat16 counts as that bfloat16 tensor, so that a checkpoint stored in
     bfloat16 has one fingerprint in whichever of the two it is loaded.
     """
+    digests: list[str] = []
+    tensors = iter(tensors)
     with ThreadPoolExecutor() as pool:
-        digests = sorted(pool.map(_digest, tensors))
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+        # A few at a time: a tensor may have been gathered for the occasion.
+        while some := list(islice(tensors, _AT_A_TIME)):
+            digests += pool.map(_digest, some)
+    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
 
 def base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from gora.errors import InputError
+from gora.models.sharding import whole
 
 _ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
 _PLAIN_NAME = re.compile(r"[\w.]+")
@@ -49,10 +49,7 @@ def weight_of(module: nn.Module) -> Tensor:
     from peft.utils.integrations import dequantize_module_weight
 
     weight: Tensor = dequantize_module_weight(module)
-    if isinstance(weight, DTensor):
-        # A share of it is here: every process has to ask for it at the same time.
-        weight = weight.full_tensor()
-    return as_out_in(module, weight.detach())
+    return as_out_in(module, whole(weight).detach())
 
 
 def as_out_in(module: nn.Module, matrix: Tensor) -> Tensor:

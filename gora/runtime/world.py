@@ -112,6 +112,9 @@ def join(*, alone_too: bool = False) -> World:
     world = find()
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
+    else:
+        # DeepSpeed looks for an accelerator otherwise, and says at length that it finds none.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if (world.size > 1 or alone_too) and not dist.is_initialized():
         _complete_environment(world)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"

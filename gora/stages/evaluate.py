@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import nn, no_grad
 
 from gora.runtime.precision import autocast
@@ -9,25 +11,30 @@ from gora.stages.setup import Setup
 
 
 def evaluate_loss(model: nn.Module, setup: Setup) -> float:
-    """Mean cross-entropy per supervised token over all evaluation rows, in nats.
+    """Mean cross-entropy per supervised token over all evaluation rows, in nats; the same in every process.
 
-    Every token counts equally, so that the figure does not depend on how rows fall into micro-batches.
+    Every token counts equally, so that the figure does not depend on how rows fall into micro-batches and processes.
     """
-    rows = setup.data.eval
+    rows, world = setup.data.eval, setup.world
     assert rows is not None
     size = setup.recipe.evaluation.micro_batch_size or setup.recipe.train.micro_batch_size
     # Rows of similar length share a micro-batch: less padding, and the sum stays the same.
     order = sorted(range(len(rows)), key=lambda index: rows.lengths[index])
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    mine = batches[world.rank :: world.size]
     was_training = model.training
     model.eval()
     total, tokens = 0.0, 0
     with no_grad(), autocast(setup.precision, setup.device):
-        for start in range(0, len(order), size):
-            batch = setup.move(setup.collator([rows[index] for index in order[start : start + size]]))
+        for turn in range(math.ceil(len(batches) / world.size)):
+            # Where weights are shared out, a process without rows still takes part in the others' passes.
+            counts = turn < len(mine)
+            batch = setup.move(setup.collator([rows[index] for index in (mine[turn] if counts else batches[0])]))
             labels = batch["labels"] if setup.source.encoder_decoder else batch["labels"][:, 1:]
             count = int((labels != -100).sum())
-            if count:
-                total += model(**batch, use_cache=False).loss.item() * count
-                tokens += count
+            if setup.engine.shards_weights or (count and counts):
+                loss = model(**batch, use_cache=False).loss.item()
+                total += loss * count if count and counts else 0.0
+                tokens += count if counts else 0
     model.train(was_training)
-    return total / tokens
+    return world.total(total) / world.total(tokens)

@@ -12,7 +12,9 @@ from gora.errors import InputError
 from gora.plan import Plan
 from gora.recipe.schema import Recipe
 from gora.runtime.console import output
+from gora.runtime.engine import Engine
 from gora.runtime.folder import RunFolder
+from gora.runtime.world import World
 from gora.stages.planning import micro_batch_size, rank_bounds
 from gora.training.trainer import ORIGIN
 
@@ -28,7 +30,9 @@ _FREE_TO_CHANGE = {
 }
 
 
-def starting_point(folder: RunFolder, recipe: Recipe, resume: bool, overwrite: bool) -> Path | None:
+def starting_point(
+    folder: RunFolder, recipe: Recipe, engine: Engine, world: World, resume: bool, overwrite: bool
+) -> Path | None:
     """The checkpoint to go on from, or None to begin at the first step.
 
     Raises:
@@ -48,6 +52,7 @@ def starting_point(folder: RunFolder, recipe: Recipe, resume: bool, overwrite: b
         output.warn(f"{folder.checkpoints} holds no checkpoint: training begins at the first step.")
         return None
     check_same_recipe(checkpoint, recipe, folder)
+    _check_processes(checkpoint, engine, world)
     output.say(f"resuming  {checkpoint}")
     return checkpoint
 
@@ -60,9 +65,10 @@ def clear(folder: RunFolder) -> None:
         path.unlink(missing_ok=True)
 
 
-def origin_of(recipe: Recipe, folder: RunFolder, data: str) -> dict[str, Any]:
+def origin_of(recipe: Recipe, folder: RunFolder, data: str, world: World) -> dict[str, Any]:
     """What a run is of: saved with its checkpoints, and compared before one is resumed."""
-    return {"recipe": recipe.model_dump(mode="json"), "plan": _plan_hash(folder), "data": data}
+    settings = recipe.model_dump(mode="json")
+    return {"recipe": settings, "plan": _plan_hash(folder), "data": data, "processes": world.size}
 
 
 def check_same_recipe(checkpoint: Path, recipe: Recipe, folder: RunFolder) -> None:
@@ -99,10 +105,20 @@ def check_same_rows(checkpoint: Path, data: str) -> None:
         )
 
 
+def _check_processes(checkpoint: Path, engine: Engine, world: World) -> None:
+    """Every step sees the same rows with any number of processes, but some engines share out the optimizer's state."""
+    begun = _read_origin(checkpoint)["processes"]
+    if begun != world.size and engine.kind != "ddp":
+        raise InputError(
+            f"{checkpoint} holds the optimizer's state in {begun} shares, one a process, as {engine.name} keeps it; "
+            f"{world.size} processes are here. Resume with {begun}."
+        )
+
+
 def _read_origin(checkpoint: Path) -> dict[str, Any]:
     try:
         origin = json.loads((checkpoint / ORIGIN).read_text(encoding="utf-8"))
-        return {key: origin[key] for key in ("recipe", "plan", "data")}
+        return {key: origin[key] for key in ("recipe", "plan", "data", "processes")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{checkpoint / ORIGIN} does not say what the checkpoint is of: {error}") from None
 

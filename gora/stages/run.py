@@ -16,6 +16,7 @@ from gora.runtime.folder import RunFolder
 from gora.runtime.progress import clock
 from gora.stages.merge import merge
 from gora.stages.precompute import precompute
+from gora.stages.setup import begin
 from gora.stages.train import Trained, train
 
 
@@ -40,6 +41,7 @@ def run(
         InputError, GoraError, Interrupted: as the stages do.
     """
     start = time.monotonic()
+    world, _ = begin(recipe)
     folder = RunFolder.of(recipe.output)
     _check_folder(folder, resume, overwrite)
     needs_plan = METHODS[recipe.adapter.method].needs_plan
@@ -50,7 +52,7 @@ def run(
         trained = _finished(folder)
     else:
         trained = train(recipe, resume=resume, overwrite=not resume, trust_remote_code=trust_remote_code)
-    if merge_too:
+    if merge_too and world.main:
         merge(trained.adapter, folder.merged, overwrite=True, trust_remote_code=trust_remote_code)
     with output.logging_to(folder.log, "run"):
         output.say(_summary(folder, trained, merge_too, time.monotonic() - start))

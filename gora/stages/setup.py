@@ -116,12 +116,11 @@ class Setup:
 
     def identify(self, model: PreTrainedModel, targets: Mapping[str, nn.Module]) -> ModelIdentity:
         """Fingerprints of the architecture and of the target weights."""
-        weights = {f"{name}.weight" for name in targets}
-        return ModelIdentity(
-            name=self.recipe.model.name,
-            config=config_fingerprint(model.config),
-            weights=weights_fingerprint((name, tensor) for name, tensor in base_weights(model) if name in weights),
+        names = {f"{name}.weight" for name in targets}
+        weights = self.world.from_main(
+            lambda: weights_fingerprint((name, tensor) for name, tensor in base_weights(model) if name in names)
         )
+        return ModelIdentity(name=self.recipe.model.name, config=config_fingerprint(model.config), weights=weights)
 
     def move(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move a micro-batch to the device."""

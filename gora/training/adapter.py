@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from gora import __version__
 from gora.errors import GoraError
 from gora.files import publish, write_json
+from gora.models.sharding import whole
 
 NOTE = "gora.json"
 
@@ -32,8 +33,19 @@ class BaseNote:
     fingerprint: str
 
 
+def adapter_values(model: PeftModel) -> dict[str, torch.Tensor]:
+    """All trained values, whole and on the CPU; where they are shared out, all processes have to ask together."""
+    return {name: whole(value).detach().cpu() for name, value in model.named_parameters() if value.requires_grad}
+
+
 def save_adapter(
-    path: Path, model: PeftModel, tokenizer: PreTrainedTokenizerBase, *, method: str, base: BaseNote
+    path: Path,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    method: str,
+    base: BaseNote,
+    values: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Publish the adapter folder after reading it back.
 
@@ -43,12 +55,14 @@ def save_adapter(
         tokenizer: saved beside the adapter, with the chat template that was trained.
         method: the recipe's method.
         base: what the base model was during training.
+        values: see `adapter_values`.
 
     Raises:
         GoraError: what was written is not what is in memory, or holds a B that is zero throughout.
     """
+    values = adapter_values(model) if values is None else values
     with publish(path) as aside:
-        model.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False)
+        model.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False, state_dict=values)
         tokenizer.save_pretrained(str(aside))
         note = {
             "gora_version": __version__,
@@ -58,7 +72,7 @@ def save_adapter(
             "base_fingerprint": base.fingerprint,
         }
         write_json(aside / NOTE, note)
-        _check(load_file(aside / "adapter_model.safetensors"), get_peft_model_state_dict(model))
+        _check(load_file(aside / "adapter_model.safetensors"), get_peft_model_state_dict(model, values))
 
 
 def _check(written: dict[str, torch.Tensor], held: dict[str, torch.Tensor]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gora.errors import GoraError
@@ -12,6 +15,7 @@ from gora.recipe.schema import TrainSection
 from gora.runtime.console import Output
 from gora.runtime.interrupt import StopRequest
 from gora.runtime.progress import Meter
+from gora.runtime.world import World
 from gora.training.groups import check_groups, group_table
 from gora.training.metrics import Metrics
 
@@ -19,18 +23,20 @@ from gora.training.metrics import Metrics
 class Report(TrainerCallback):
     """Shows the optimizer's groups and the progress, and writes metrics.jsonl."""
 
-    def __init__(self, output: Output, metrics: Metrics, wanted_groups: list[dict[str, Any]]) -> None:
-        self._output, self._metrics, self._wanted = output, metrics, wanted_groups
+    def __init__(
+        self, output: Output, metrics: Metrics, wanted_groups: list[dict[str, Any]], check: Callable[[], str]
+    ) -> None:
+        self._output, self._metrics, self._wanted, self._check = output, metrics, wanted_groups, check
         self._rates: dict[str, float] = {}
         self._facts = ""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check and print what the engine made of the parameter groups."""
-        groups = kwargs["optimizer"].param_groups
-        check_groups(groups, self._wanted)
-        self._output.say(group_table(groups))
+        """Check and print which engine runs, and what it made of the parameter groups."""
+        self._output.say(f"engine    {self._check()}")
+        check_groups(kwargs["optimizer"].param_groups, self._wanted)
+        self._output.say(group_table(self._wanted))
         self._tokens = state.num_input_tokens_seen
         self._meter = Meter(self._output, "training", state.max_steps, state.global_step)
         self._meter.__enter__()
@@ -92,27 +98,45 @@ class SaveAndLog(TrainerCallback):
 class StopWhenAsked(TrainerCallback):
     """Saves a checkpoint and ends training after the step in which a signal arrived."""
 
-    def __init__(self, request: StopRequest) -> None:
-        self._request = request
+    def __init__(self, request: StopRequest, world: World) -> None:
+        self._request, self._world = request, world
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Look at the request."""
-        if self._request and state.global_step < state.max_steps:
+        # The signal may reach the processes in different steps; they stop after the same one.
+        if self._world.any(bool(self._request)) and state.global_step < state.max_steps:
             control.should_log = control.should_save = control.should_training_stop = True
 
 
 class RefuseNaN(TrainerCallback):
-    """Ends training before a gradient that is not finite reaches the weights."""
+    """Ends training before a gradient that is not finite reaches the weights, or what it made of them is kept.
+
+    Args:
+        world: the processes of the run.
+        norm: the gradient's norm in an engine that keeps gradients to itself and has taken the step already.
+    """
+
+    def __init__(self, world: World, norm: Callable[[], float | None]) -> None:
+        self._world, self._norm = world, norm
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check all gradients with one transfer to the host."""
-        gradients = [
-            p.grad for group in kwargs["optimizer"].param_groups for p in group["params"] if p.grad is not None
-        ]
-        if not torch.stack(torch._foreach_norm(gradients)).isfinite().all():
+        norm = self._norm()
+        if norm is not None:
+            finite = math.isfinite(norm)
+        else:
+            gradients = [_local(p.grad) for group in kwargs["optimizer"].param_groups for p in group["params"]]
+            norms = torch._foreach_norm([gradient for gradient in gradients if gradient is not None])
+            finite = not norms or bool(torch.stack(norms).isfinite().all())
+        if self._world.any(not finite):
             raise GoraError(
-                f"The gradient of step {state.global_step + 1} holds NaN or infinity; it was not applied. "
+                f"The gradient of step {state.global_step + 1} holds NaN or infinity; nothing of it is kept. "
                 "Lower train.learning_rate or gora.gamma, or compute in float32 (train.precision: fp32)."
             )
+
+
+def _local(gradient: torch.Tensor | None) -> torch.Tensor | None:
+    """The part of a gradient that this process holds."""
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient

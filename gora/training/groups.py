@@ -55,7 +55,7 @@ def check_groups(running: Sequence[dict[str, Any]], wanted: Sequence[dict[str, A
 def group_table(groups: Sequence[dict[str, Any]]) -> Table:
     """The groups as the user reads them."""
     table = Table(
-        "group", "tensors", "parameters", "learning rate", "betas", "eps", "weight decay", title="Optimizer: AdamW"
+        "group", "tensors", "parameters", "learning rate", "betas", "eps", "weight decay", title="Parameter groups"
     )
     for group in groups:
         count = sum(parameter.numel() for parameter in group["params"])

@@ -13,15 +13,20 @@ class Metrics:
     Args:
         path: the file.
         last_step: lines of later steps are dropped, as a resumed run writes them again; 0 starts an empty file.
+        write: off in all of several processes but one.
     """
 
-    def __init__(self, path: Path, last_step: int = 0) -> None:
-        self._path = path
+    def __init__(self, path: Path, last_step: int = 0, *, write: bool = True) -> None:
+        self._path, self._write = path, write
+        if not write:
+            return
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= last_step] if last_step else []
         write_text(path, "".join(f"{line}\n" for line in kept))
 
     def add(self, step: int, **values: Any) -> None:
         """Append one line; NaN and infinity become text, since JSON has no word for them."""
+        if not self._write:
+            return
         safe = {key: value if _is_json(value) else str(value) for key, value in values.items()}
         append_line(self._path, json.dumps({"step": step, **safe}))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from gora.files import publish, write_json
 from gora.models.checkpointing import recompute_activations
+from gora.models.load import default_device
 from gora.recipe.schema import Recipe
+from gora.runtime.engine import Engine
 from gora.runtime.folder import RunFolder
-from gora.runtime.precision import Precision
+from gora.runtime.precision import Precision, autocast
+from gora.runtime.world import World
+from gora.training.engines import engine_arguments, make_optimizer
 from gora.training.groups import ab_groups
 from gora.training.schedule import make_schedule
 
@@ -37,6 +42,8 @@ class GoraTrainer(Trainer):
         accumulation: micro-batches in one of them.
         lr_ratio: learning rate of B over that of A.
         precision: arithmetic of the forward and backward pass.
+        world: the processes of the run.
+        engine: what keeps them in step.
         evaluate_loss: mean loss per token on the evaluation rows; None where there are none.
         callbacks: told of what happens.
         origin: what the run is of, saved with every checkpoint.
@@ -54,18 +61,21 @@ class GoraTrainer(Trainer):
         accumulation: int,
         lr_ratio: float,
         precision: Precision,
+        world: World,
+        engine: Engine,
         evaluate_loss: Callable[[], float] | None,
         callbacks: list[TrainerCallback],
         origin: dict[str, Any],
     ) -> None:
         self._wrapped, self._recipe, self._folder, self._origin = model, recipe, folder, origin
+        self._precision, self._world, self._engine = precision, world, engine
         self._encoder_decoder = bool(model.config.is_encoder_decoder)  # type: ignore[union-attr]
         self._lr_ratio, self._evaluate_loss = lr_ratio, evaluate_loss
         self._stage: Path | None = None
         self.last_evaluation = (-1, 0.0)
         super().__init__(
             model=model,
-            args=_arguments(recipe, folder, steps, accumulation, precision, evaluates=evaluate_loss is not None),
+            args=_arguments(recipe, folder, steps, accumulation, engine, evaluates=evaluate_loss is not None),
             train_dataset=rows,
             eval_dataset=rows if evaluate_loss else None,
             data_collator=collator,
@@ -82,7 +92,7 @@ class GoraTrainer(Trainer):
         """AdamW with one group for A and one for B."""
         if self.optimizer is None:
             groups = ab_groups(model or self._wrapped, self._recipe.train, self._lr_ratio)
-            self.optimizer = torch.optim.AdamW(groups, fused=torch.cuda.is_available())
+            self.optimizer = make_optimizer(groups, self._engine, self._world)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -102,16 +112,22 @@ class GoraTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Mean loss over all supervised tokens of the optimizer step: each micro-batch counts by its tokens."""
-        outputs = model(**inputs)
+        with autocast(self._precision, self.args.device):
+            outputs = model(**inputs)
         loss = outputs.loss
         if num_items_in_batch is not None:
-            loss = loss * (self._supervised(inputs["labels"]) / num_items_in_batch)
+            # Every engine takes the mean of the processes' gradients, where a sum is wanted.
+            loss = loss * (self._supervised(inputs["labels"]) * self._world.size / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
-        """Supervised tokens of all micro-batches of the step, counted as `compute_loss` counts them."""
+        """Supervised tokens of all processes' micro-batches of the step, counted as `compute_loss` counts them."""
         counts = [self._supervised(batch["labels"]) for batch in batch_samples]
-        return torch.stack(counts).sum().to(device) if counts else None
+        if not counts:
+            return None
+        total = torch.stack(counts).sum().to(device)
+        self._world.sum_everywhere(total)
+        return total
 
     def _supervised(self, labels: torch.Tensor) -> torch.Tensor:
         """How many tokens have a loss; a causal model predicts none at the first position."""
@@ -131,18 +147,31 @@ class GoraTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         final = self._folder.checkpoints / f"checkpoint-{self.state.global_step}"
-        with publish(final) as aside:
+        with self._published_by_main(final) as aside:
             # The Trainer chooses the name below the folder that it is given, so what it makes is moved up afterwards.
             self._stage = aside
             try:
                 super()._save_checkpoint(model, trial)
             finally:
                 self._stage = None
-            for file in (aside / final.name).iterdir():
-                file.rename(aside / file.name)
-            (aside / final.name).rmdir()
-            write_json(aside / ORIGIN, self._origin)
-        self._drop_old_checkpoints()
+            self._world.barrier()
+            if self._world.main:
+                for file in (aside / final.name).iterdir():
+                    file.rename(aside / file.name)
+                (aside / final.name).rmdir()
+                write_json(aside / ORIGIN, self._origin)
+        if self._world.main:
+            self._drop_old_checkpoints()
+        self._world.barrier()
+
+    @contextmanager
+    def _published_by_main(self, final: Path) -> Iterator[Path]:
+        """As `publish`, for a folder that all processes write into."""
+        if not self._world.main:
+            yield Path(self._world.from_main(str))
+            return
+        with publish(final) as aside:
+            yield Path(self._world.from_main(lambda: str(aside)))
 
     def _drop_old_checkpoints(self) -> None:
         for folder in self._folder.all_checkpoints()[: -self._recipe.train.keep_checkpoints]:
@@ -150,7 +179,7 @@ class GoraTrainer(Trainer):
 
 
 def _arguments(
-    recipe: Recipe, folder: RunFolder, steps: int, accumulation: int, precision: Precision, *, evaluates: bool
+    recipe: Recipe, folder: RunFolder, steps: int, accumulation: int, engine: Engine, *, evaluates: bool
 ) -> TrainingArguments:
     train, evaluation = recipe.train, recipe.evaluation
     arguments = TrainingArguments(
@@ -159,7 +188,6 @@ def _arguments(
         per_device_train_batch_size=train.micro_batch_size,
         gradient_accumulation_steps=accumulation,
         max_grad_norm=train.max_grad_norm or 0.0,
-        bf16=precision == "bf16",
         logging_steps=train.log_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,
@@ -175,6 +203,7 @@ def _arguments(
         report_to=[],
         seed=recipe.seed,
         data_seed=recipe.seed,
+        **engine_arguments(engine, default_device()),
     )
     # One process trains on one device: the Trainer would otherwise wrap the model in DataParallel on several GPUs.
     arguments._n_gpu = min(arguments.n_gpu, 1)

@@ -1,0 +1,122 @@
+"""Training under an engine: its arguments for the Trainer, its optimizer, the check that it is the one that runs."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch import nn
+from transformers import Trainer
+
+from gora.errors import GoraError, InputError
+from gora.runtime.console import output
+from gora.runtime.engine import Engine
+from gora.runtime.world import World
+
+
+def refuse_what_cannot_train(engine: Engine, device: torch.device) -> None:
+    """End before anything is loaded where the engine would silently be another one.
+
+    Raises:
+        InputError: fully sharded training is asked for without a GPU.
+    """
+    if engine.kind == "fsdp" and device.type != "cuda":
+        raise InputError(
+            "distributed: fsdp trains on GPUs only; on CPUs Accelerate would run plain data parallelism instead. "
+            "Give ddp or zero3."
+        )
+
+
+def engine_arguments(engine: Engine, device: torch.device) -> dict[str, Any]:
+    """What `TrainingArguments` has to be told."""
+    if engine.kind == "deepspeed":
+        # The Trainer fills in what is `auto`, in place.
+        return {"deepspeed": copy.deepcopy(engine.settings)}
+    if engine.kind == "fsdp":
+        return {"fsdp": True, "fsdp_config": copy.deepcopy(engine.settings)}
+    # DeepSpeed never gets `use_cpu`, with which Accelerate would quietly run data parallelism instead.
+    return {"use_cpu": device.type == "cpu", "ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False}
+
+
+def make_optimizer(groups: list[dict[str, Any]], engine: Engine, world: World) -> torch.optim.Optimizer:
+    """AdamW for these groups; DeepSpeed's own where optimizer states live in host memory and it can be built."""
+    if engine.offloads and _builds(world):
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, adamw_mode=True)  # type: ignore[no-any-return]
+    fused = torch.cuda.is_available() and not engine.offloads and engine.kind != "fsdp"
+    return torch.optim.AdamW(groups, fused=fused)
+
+
+def check_engine(trainer: Trainer, engine: Engine, world: World) -> str:
+    """See that the engine asked for is the one that runs.
+
+    Returns:
+        One line about it.
+
+    Raises:
+        GoraError: another one runs, with what was found.
+    """
+    found = trainer.accelerator.distributed_type
+    if engine.kind == "deepspeed":
+        running: Any = trainer.model_wrapped
+        what = {
+            "engine": found == DistributedType.DEEPSPEED and type(running).__name__ == "DeepSpeedEngine",
+            "stage": found == DistributedType.DEEPSPEED and running.zero_optimization_stage() == engine.stage,
+            "offload": found == DistributedType.DEEPSPEED and _offloads(running) == engine.offloads,
+        }
+        text = f"DeepSpeed ZeRO stage {engine.stage}" + (", optimizer states in host memory" if engine.offloads else "")
+    elif engine.kind == "fsdp":
+        what, text = {"engine": found == DistributedType.FSDP}, "fully sharded data parallelism"
+    else:
+        alone = world.size == 1
+        expected = [DistributedType.NO] if alone else [DistributedType.MULTI_GPU, DistributedType.MULTI_CPU]
+        what = {"engine": found in expected}
+        if not alone:
+            what["wrapper"] = isinstance(trainer.model_wrapped, nn.parallel.DistributedDataParallel)
+        text = "one process" if alone else "data parallelism"
+    if wrong := [name for name, right in what.items() if not right]:
+        raise GoraError(f"distributed: {engine.name} is asked for, but Accelerate runs {found} ({', '.join(wrong)}).")
+    processes = f", {world.size} processes" if world.size > 1 else ""
+    return f"{text}{processes}; optimizer {_innermost(trainer.optimizer)}"
+
+
+def gradient_norm(trainer: Trainer) -> float | None:
+    """Norm of the last step's gradient where DeepSpeed keeps gradients to itself, else None."""
+    if trainer.accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return None
+    running: Any = trainer.model_wrapped
+    norm = running.get_global_grad_norm()
+    return None if norm is None else float(norm)
+
+
+def _offloads(running: Any) -> bool:
+    section = running.zero_offload_optimizer()
+    return section is not None and section.device not in (None, "none")
+
+
+def _innermost(optimizer: Any) -> str:
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return type(optimizer).__name__
+
+
+def _builds(world: World) -> bool:
+    """Whether DeepSpeed's CPU Adam can be built; one process of each host builds it, the others take what it left."""
+    reason = ""
+    for builds in (world.local_rank == 0, world.local_rank != 0):
+        if builds:
+            try:
+                from deepspeed.ops.op_builder import CPUAdamBuilder
+
+                with output.terminal.status("building DeepSpeed's CPU optimizer (about a minute, once)"):
+                    CPUAdamBuilder().load(verbose=False)
+            except Exception as error:  # a compiler can fail in any way
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        world.barrier()
+    if world.any(bool(reason)):
+        output.warn(f"DeepSpeed's CPU optimizer cannot be built, torch's AdamW takes its place ({reason}).")
+        return False
+    return True
