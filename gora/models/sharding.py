@@ -13,7 +13,7 @@ def whole(tensor: Tensor) -> Tensor:
     if isinstance(tensor, DTensor):
         return tensor.full_tensor()
     if hasattr(tensor, "ds_id"):
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
         with GatheredParameters([tensor]):
             return tensor.detach().clone()

@@ -155,7 +155,8 @@ def _run_trainer(
     output.say(f"batch     {batch}; {steps:,} optimizer steps")
     done = int(checkpoint.name.partition("-")[2]) if checkpoint else 0
     metrics = Metrics(folder.metrics, done, write=world.main)
-    report = Report(output, metrics, ab_groups(model, settings, ratio), lambda: check_engine(trainer, engine, world))
+    groups = ab_groups(model, settings, ratio)
+    report = Report(output, metrics, groups, engine, lambda: check_engine(trainer, engine, world))
     reset_peak()
     with stopping_between_steps() as request:
         trainer = GoraTrainer(

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from gora.errors import GoraError
 from gora.recipe.schema import TrainSection
 from gora.runtime.console import Output
+from gora.runtime.engine import Engine
 from gora.runtime.interrupt import StopRequest
 from gora.runtime.progress import Meter
 from gora.runtime.world import World
@@ -24,9 +25,15 @@ class Report(TrainerCallback):
     """Shows the optimizer's groups and the progress, and writes metrics.jsonl."""
 
     def __init__(
-        self, output: Output, metrics: Metrics, wanted_groups: list[dict[str, Any]], check: Callable[[], str]
+        self,
+        output: Output,
+        metrics: Metrics,
+        wanted_groups: list[dict[str, Any]],
+        engine: Engine,
+        check: Callable[[], str],
     ) -> None:
-        self._output, self._metrics, self._wanted, self._check = output, metrics, wanted_groups, check
+        self._output, self._metrics, self._wanted = output, metrics, wanted_groups
+        self._engine, self._check = engine, check
         self._rates: dict[str, float] = {}
         self._facts = ""
 
@@ -35,7 +42,7 @@ class Report(TrainerCallback):
     ) -> None:
         """Check and print which engine runs, and what it made of the parameter groups."""
         self._output.say(f"engine    {self._check()}")
-        check_groups(kwargs["optimizer"].param_groups, self._wanted)
+        check_groups(kwargs["optimizer"].param_groups, self._wanted, emptied=self._engine.stage == 3)
         self._output.say(group_table(self._wanted))
         self._tokens = state.num_input_tokens_seen
         self._meter = Meter(self._output, "training", state.max_steps, state.global_step)

@@ -6,7 +6,8 @@ import copy
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, patch_environment
 from torch import nn
 from transformers import Trainer
 
@@ -33,11 +34,20 @@ def engine_arguments(engine: Engine, device: torch.device) -> dict[str, Any]:
     """What `TrainingArguments` has to be told."""
     if engine.kind == "deepspeed":
         # The Trainer fills in what is `auto`, in place.
-        return {"deepspeed": copy.deepcopy(engine.settings)}
+        arguments = {"deepspeed": copy.deepcopy(engine.settings)}
+        return arguments | (_deepspeed_on_cpus() if device.type == "cpu" else {})
     if engine.kind == "fsdp":
         return {"fsdp": True, "fsdp_config": copy.deepcopy(engine.settings)}
     # DeepSpeed never gets `use_cpu`, with which Accelerate would quietly run data parallelism instead.
     return {"use_cpu": device.type == "cpu", "ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False}
+
+
+def _deepspeed_on_cpus() -> dict[str, Any]:
+    """Without a GPU, Accelerate sees a single process unless it is told beforehand how several talk to each other."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with patch_environment(ACCELERATE_USE_DEEPSPEED="true"):
+        PartialState(backend="gloo")
+    return {"accelerator_config": {"use_configured_state": True}}
 
 
 def make_optimizer(groups: list[dict[str, Any]], engine: Engine, world: World) -> torch.optim.Optimizer:
@@ -60,6 +70,8 @@ def check_engine(trainer: Trainer, engine: Engine, world: World) -> str:
         GoraError: another one runs, with what was found.
     """
     found = trainer.accelerator.distributed_type
+    if trainer.accelerator.num_processes != world.size:
+        raise GoraError(f"Accelerate sees {trainer.accelerator.num_processes} processes instead of {world.size}.")
     if engine.kind == "deepspeed":
         running: Any = trainer.model_wrapped
         what = {
