@@ -119,6 +119,9 @@ def join(*, alone_too: bool = False) -> World:
         _complete_environment(world)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=_PATIENCE)
+        if torch.cuda.is_available():
+            # GPUs that cannot reach each other are better noticed here than after the first hour.
+            dist.all_reduce(torch.zeros(1, device="cuda"))
     return world
 
 

@@ -20,7 +20,6 @@ from gora.report.ranks import rank_report
 from gora.runtime.console import output
 from gora.runtime.folder import RunFolder
 from gora.runtime.memory import peak_text, reset_peak
-from gora.runtime.progress import clock
 from gora.stages.allocation import check_memory
 from gora.stages.gradients import Collected, collect_gradients
 from gora.stages.planning import Origin, make_plan, micro_batch_size
@@ -95,7 +94,7 @@ def precompute(
         world.barrier()
         done = time.monotonic()
         output.say(
-            f"timing    {clock(ready - start)} to load, {clock(summed - ready)} for gradients, "
+            f"timing    {ready - start:.1f}s to load, {summed - ready:.1f}s for gradients, "
             f"{done - summed:.1f}s for ranks, values and files; {peak_text()}"
         )
         output.say(f"plan      {folder.plan}")
