@@ -20,6 +20,7 @@ from gora.runtime.failure import FAILURE_FILE
 
 _GRACE_AFTER_FAILURE = 10
 _GRACE_AFTER_SIGNAL = 3600
+_PATIENCE = 900
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,26 @@ class Launch:
             GoraError: a process was killed.
             SystemExit: a process failed and has said why.
         """
-        from gora.runtime.world import find
+        from gora.runtime.world import SRUN_TASKS, find, launched
 
-        if find().size > 1 or "RANK" in os.environ:
+        if launched():
             return False
         self._check()
+        # srun's one task per GPU is a launch; its one task per host, which says --nodes, is to be one.
+        if not self._explicit and find().size > 1:
+            return False
         count = self._count()
         if count * self.nodes == 1:
+            # Alone, whatever srun has started beside it.
+            os.environ.pop(SRUN_TASKS, None)
+            self._hide_gpus()
             return False
         _run(self, count, [sys.executable, "-m", "gora", *arguments])
         return True
+
+    @property
+    def _explicit(self) -> bool:
+        return self.nodes > 1 or self.gpus is not None or self.processes is not None
 
     def _check(self) -> None:
         if self.gpus is not None and self.processes is not None:
@@ -71,6 +82,13 @@ class Launch:
             raise InputError("--node-rank and --rendezvous belong to --nodes: say how many hosts there are.")
         if self.node_rank is not None and self.node_rank >= self.nodes:
             raise InputError(f"--node-rank {self.node_rank}: of {self.nodes} hosts the last one is {self.nodes - 1}.")
+        if self.rendezvous is not None:
+            from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
+
+            try:
+                parse_rendezvous_endpoint(self.rendezvous, default_port=0)
+            except ValueError as error:
+                raise InputError(f"--rendezvous needs HOST:PORT, such as node01:29400. {error}") from None
 
     def _count(self) -> int:
         if self.processes is not None:
@@ -83,31 +101,41 @@ class Launch:
             raise InputError(f"--gpus {self.gpus}: {visible} GPUs are visible here; {instead}.")
         return self.gpus or max(visible, 1)
 
+    def _hide_gpus(self) -> None:
+        if self.processes is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 
 def _run(launch: Launch, count: int, command: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
     with tempfile.TemporaryDirectory(prefix="gora-") as folder:
         _prepare_environment(launch, count, folder)
-        agent, rendezvous = _agent(launch, count, command, folder)
         try:
-            result = agent.run()
+            agent, rendezvous = _agent(launch, count, command, folder)
+            try:
+                result = agent.run()
+            finally:
+                rendezvous.shutdown()
         except SignalException as stop:
             # The processes have stopped, and have said what they kept.
             sys.exit(128 + stop.sigval)
-        finally:
-            rendezvous.shutdown()
+        except RendezvousError as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise GoraError(f"The hosts did not meet at {launch.rendezvous}: {reason}") from None
     if result.is_failed():
         _report(result.failures)
 
 
 def _prepare_environment(launch: Launch, count: int, folder: str) -> None:
+    import torch
+
     os.environ[FAILURE_FILE] = os.path.join(folder, "first-failure")
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP"
-    # As many threads as cores, over all processes together.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    if launch.processes is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # As many threads as cores that this host, or the scheduler, gives us, over all processes together.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
+    launch._hide_gpus()
     # gora says itself what became of its processes.
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
 
@@ -119,10 +147,17 @@ def _agent(launch: Launch, count: int, command: list[str], folder: str) -> tuple
     from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
 
     class Agent(LocalElasticAgent):
-        """Waits for the others a few seconds only, once a process has failed."""
+        """Gives processes time to save after a signal, and a few seconds once one has failed."""
 
-        def _stop_workers(self, worker_group: WorkerGroup) -> None:
-            self._shutdown(signal.SIGTERM, timeout=_GRACE_AFTER_FAILURE)
+        grace = _GRACE_AFTER_SIGNAL
+
+        def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *_: Any, **__: Any) -> None:
+            if self._pcontext:
+                self._pcontext.close(death_sig, self.grace)
+
+        def _stop_workers(self, *_: Any, **__: Any) -> None:
+            self.grace = _GRACE_AFTER_FAILURE
+            self._shutdown()
 
     settings: dict[str, Any] = {"is_host": launch.node_rank == 0} if launch.node_rank is not None else {}
     rendezvous = registry.get_rendezvous_handler(
@@ -132,7 +167,8 @@ def _agent(launch: Launch, count: int, command: list[str], folder: str) -> tuple
             run_id=os.environ.get("SLURM_JOB_ID", "gora"),
             min_nodes=launch.nodes,
             max_nodes=launch.nodes,
-            timeout=900,
+            join_timeout=_PATIENCE,
+            read_timeout=_PATIENCE,
             **settings,
         )
     )
@@ -146,7 +182,7 @@ def _agent(launch: Launch, count: int, command: list[str], folder: str) -> tuple
         monitor_interval=0.1,
     )
     logs = DefaultLogsSpecs(log_dir=folder)
-    return Agent(spec, logs, shutdown_timeout=_GRACE_AFTER_SIGNAL), rendezvous
+    return Agent(spec, logs), rendezvous
 
 
 def _report(failures: dict[int, Any]) -> None:
