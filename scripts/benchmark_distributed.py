@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT / "gora" / "assets" / "models" / "tiny-6m"
 PATTERNS = {
-    "gradient_seconds": r"to load, ([\d.]+)s for gradients",
+    "gradient_seconds": r"to load and try, ([\d.]+)s for gradients",
     "gradient_rate": r"micro-batches of \d+ rows.*, ([\d,]+) tokens/s",
     "train_rate": r"steps in .*, ([\d,]+) tokens/s",
     "engine": r"engine    (.*)",

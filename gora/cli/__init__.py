@@ -53,7 +53,9 @@ def main() -> None:
     """Run the command and exit: 0 done, 1 the work failed, 2 wrong input, 130 and 143 interrupted."""
     from gora.runtime.failure import first_to_fail
     from gora.runtime.interrupt import StopSignal, stopping_at_once
+    from gora.runtime.quiet import quiet_loggers
 
+    quiet_loggers()
     # A tokenizer warns about forked processes otherwise; gora tokenizes before anything forks.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:

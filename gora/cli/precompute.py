@@ -61,13 +61,15 @@ def precompute_command(
 
         show(loaded.recipe, trust_remote_code=trust_remote_code)
         return
-    from gora.stages.precompute import plan_again, precompute
-
     if from_gradients is not None:
+        from gora.stages.precompute import plan_again
+
         plan_again(loaded.recipe, from_gradients, overwrite=overwrite)
         return
     if started_elsewhere(gpus, processes, nodes, node_rank, rendezvous):
         return
+    from gora.stages.precompute import precompute
+
     precompute(
         loaded.recipe,
         resume=resume,

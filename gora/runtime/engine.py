@@ -60,18 +60,21 @@ class Engine:
     @property
     def stage(self) -> int:
         """DeepSpeed's ZeRO stage; 0 elsewhere."""
-        return int(self.settings.get("zero_optimization", {}).get("stage", 0)) if self.kind == "deepspeed" else 0
+        return int(self._zero.get("stage", 0))
 
     @property
     def offloads(self) -> bool:
         """Whether optimizer states, and with them gradient sums, live in host memory."""
-        zero = self.settings.get("zero_optimization", {}) if self.kind == "deepspeed" else {}
-        return zero.get("offload_optimizer", {}).get("device", "none") != "none"
+        return (self._zero.get("offload_optimizer") or {}).get("device", "none") != "none"
 
     @property
     def shards_weights(self) -> bool:
         """Whether each process holds a share of the base weights only."""
         return self.kind == "fsdp" or self.stage == 3
+
+    @property
+    def _zero(self) -> dict[str, Any]:
+        return self.settings["zero_optimization"] if self.kind == "deepspeed" else {}
 
 
 def _read(name: str, path: Path) -> Engine:
@@ -82,20 +85,27 @@ def _read(name: str, path: Path) -> Engine:
     if kind is None:
         raise InputError(f"{path}: distributed_type: {document['distributed_type']} is none of {', '.join(_KINDS)}.")
     if kind == "deepspeed":
-        return _deepspeed(name, path, _settings_of(path, document.get("deepspeed_config") or {}))
-    settings = {key.removeprefix("fsdp_"): value for key, value in (document.get("fsdp_config") or {}).items()}
+        return _deepspeed(name, path, _settings_of(path, _section(path, document, "deepspeed_config")))
+    settings = {key.removeprefix("fsdp_"): value for key, value in _section(path, document, "fsdp_config").items()}
     return Engine(name, kind, settings if kind == "fsdp" else {})
 
 
 def _document(path: Path) -> dict[str, Any]:
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         document = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if not isinstance(document, dict):
         raise InputError(f"{path} holds no settings: a mapping of keys is expected.")
     return document
+
+
+def _section(path: Path, document: dict[str, Any], key: str) -> dict[str, Any]:
+    section = document.get(key) or {}
+    if not isinstance(section, dict):
+        raise InputError(f"{path}: {key}: {section!r} is no mapping of keys.")
+    return section
 
 
 def _settings_of(path: Path, section: dict[str, Any]) -> dict[str, Any]:
@@ -117,11 +127,11 @@ def _deepspeed(name: str, path: Path, document: dict[str, Any]) -> Engine:
         for key in _BATCH
         if document.get(key, "auto") != "auto"
     ]
-    stage = document.get("zero_optimization", {}).get("stage", 0)
+    stage = _section(path, document, "zero_optimization").get("stage", 0)
     if stage not in (1, 2, 3):
         problems.append(f"zero_optimization.stage: {stage!r} is none of 1, 2, 3; without ZeRO take `ddp`.")
     for kind in ("fp16", "bf16"):
-        if document.get(kind, {}).get("enabled", False) not in (False, "auto"):
+        if _section(path, document, kind).get("enabled", False) not in (False, "auto"):
             problems.append(f"{kind}: the arithmetic is train.precision; adapter values stay float32. Remove it.")
     if problems:
         raise InputError(f"{path} cannot be used with gora.", problems)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
+import socket
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +52,7 @@ class Launch:
 
         Raises:
             InputError: the numbers do not fit each other or this host.
-            GoraError: a process was killed.
+            GoraError: a process was killed, or the hosts did not find each other.
             SystemExit: a process failed and has said why.
         """
         from gora.runtime.world import SRUN_TASKS, find, launched
@@ -61,10 +64,11 @@ class Launch:
         if not self._explicit and find().size > 1:
             return False
         count = self._count()
+        if self.processes is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         if count * self.nodes == 1:
             # Alone, whatever srun has started beside it.
             os.environ.pop(SRUN_TASKS, None)
-            self._hide_gpus()
             return False
         _run(self, count, [sys.executable, "-m", "gora", *arguments])
         return True
@@ -82,13 +86,9 @@ class Launch:
             raise InputError("--node-rank and --rendezvous belong to --nodes: say how many hosts there are.")
         if self.node_rank is not None and self.node_rank >= self.nodes:
             raise InputError(f"--node-rank {self.node_rank}: of {self.nodes} hosts the last one is {self.nodes - 1}.")
-        if self.rendezvous is not None:
-            from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
-
-            try:
-                parse_rendezvous_endpoint(self.rendezvous, default_port=0)
-            except ValueError as error:
-                raise InputError(f"--rendezvous needs HOST:PORT, such as node01:29400. {error}") from None
+        place = re.fullmatch(r"[\w.:\[\]-]+:(\d{1,5})", self.rendezvous or "host:1")
+        if not place or not 0 < int(place[1]) < 2**16:
+            raise InputError(f"--rendezvous {self.rendezvous}: HOST:PORT is expected, such as node01:29400.")
 
     def _count(self) -> int:
         if self.processes is not None:
@@ -101,18 +101,16 @@ class Launch:
             raise InputError(f"--gpus {self.gpus}: {visible} GPUs are visible here; {instead}.")
         return self.gpus or max(visible, 1)
 
-    def _hide_gpus(self) -> None:
-        if self.processes is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
 
 def _run(launch: Launch, count: int, command: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.rendezvous import RendezvousError
 
     with tempfile.TemporaryDirectory(prefix="gora-") as folder:
-        _prepare_environment(launch, count, folder)
+        _prepare_environment(count, folder)
         try:
+            if launch.node_rank:
+                _await_first_host(str(launch.rendezvous))
             agent, rendezvous = _agent(launch, count, command, folder)
             try:
                 result = agent.run()
@@ -128,20 +126,33 @@ def _run(launch: Launch, count: int, command: list[str]) -> None:
         _report(result.failures)
 
 
-def _prepare_environment(launch: Launch, count: int, folder: str) -> None:
-    import torch
+def _await_first_host(rendezvous: str) -> None:
+    """Wait until the first host listens; torch's own waiting does so too, but is deaf to signals."""
+    host, _, port = rendezvous.rpartition(":")
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise GoraError(f"--rendezvous {rendezvous}: the first host does not answer ({error}).") from None
+        time.sleep(1)
+
+
+def _prepare_environment(count: int, folder: str) -> None:
+    from torch import get_num_threads
 
     os.environ[FAILURE_FILE] = os.path.join(folder, "first-failure")
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP"
     # As many threads as cores that this host, or the scheduler, gives us, over all processes together.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
-    launch._hide_gpus()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, get_num_threads() // count)))
     # gora says itself what became of its processes.
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
 
 
 def _agent(launch: Launch, count: int, command: list[str], folder: str) -> tuple[Any, Any]:
-    from torch.distributed.elastic.agent.server.api import WorkerGroup, WorkerSpec
+    from torch.distributed.elastic.agent.server.api import WorkerSpec
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
@@ -160,6 +171,8 @@ def _agent(launch: Launch, count: int, command: list[str], folder: str) -> tuple
             self._shutdown()
 
     settings: dict[str, Any] = {"is_host": launch.node_rank == 0} if launch.node_rank is not None else {}
+    # One host needs no name that others could resolve; many laptops have none.
+    address = "localhost" if launch.nodes == 1 else None
     rendezvous = registry.get_rendezvous_handler(
         RendezvousParameters(
             backend="c10d",
@@ -168,7 +181,7 @@ def _agent(launch: Launch, count: int, command: list[str], folder: str) -> tuple
             min_nodes=launch.nodes,
             max_nodes=launch.nodes,
             join_timeout=_PATIENCE,
-            read_timeout=_PATIENCE,
+            local_addr=address,
             **settings,
         )
     )
@@ -180,6 +193,7 @@ def _agent(launch: Launch, count: int, command: list[str], folder: str) -> tuple
         rdzv_handler=rendezvous,
         max_restarts=0,
         monitor_interval=0.1,
+        local_addr=address,
     )
     logs = DefaultLogsSpecs(log_dir=folder)
     return Agent(spec, logs), rendezvous

@@ -4,14 +4,19 @@ import logging
 import warnings
 
 
+def quiet_loggers() -> None:
+    """Only errors of the libraries that say things while they are imported; imports none of them."""
+    for name in ("accelerate", "bitsandbytes", "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def quiet_libraries() -> None:
     """Only errors of transformers, datasets and PEFT reach the user; everything else is shown by gora."""
     import transformers.utils.logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for name in ("accelerate", "bitsandbytes", "DeepSpeed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_loggers()
     # Renamed arguments of coming major versions are gora's concern, not the user's.
     for module in ("transformers", "peft", "accelerate", "torch"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=module)

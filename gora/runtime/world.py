@@ -22,6 +22,8 @@ from torch import Tensor
 T = TypeVar("T")
 # The processes wait for each other while one of them writes large files; a dead one is noticed by its connections.
 _PATIENCE = timedelta(hours=2)
+SRUN_TASKS = "SLURM_STEP_NUM_TASKS"
+"""The variable in which srun says how many tasks it has started."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def join(*, alone_too: bool = False) -> World:
     """
     world = find()
     if torch.cuda.is_available():
-        torch.cuda.set_device(world.local_rank)
+        # srun may show each task a single GPU, which is then its first.
+        torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
     else:
         # DeepSpeed looks for an accelerator otherwise, and says at length that it finds none.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -122,20 +125,37 @@ def join(*, alone_too: bool = False) -> World:
         if torch.cuda.is_available():
             # GPUs that cannot reach each other are better noticed here than after the first hour.
             dist.all_reduce(torch.zeros(1, device="cuda"))
+    if not dist.is_initialized():
+        # Under `torchrun --nproc-per-node 1` there is one process, which Accelerate would take for one of several.
+        os.environ.pop("LOCAL_RANK", None)
     return world
+
+
+def launched() -> bool:
+    """Whether torchrun, accelerate, deepspeed or gora's own launcher has started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def find() -> World:
     """This process as its launcher's environment describes it: torchrun, accelerate, deepspeed, or srun."""
     number = _number
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+    if launched():
         rank, size = number("RANK"), number("WORLD_SIZE")
-        return World(rank, size, number("LOCAL_RANK"), number("LOCAL_WORLD_SIZE", size))
-    if "SLURM_STEP_ID" in os.environ and number("SLURM_NTASKS", 1) > 1:
-        size = number("SLURM_NTASKS")
-        local_size = int(os.environ.get("SLURM_STEP_TASKS_PER_NODE", str(size)).partition("(")[0].partition(",")[0])
-        return World(number("SLURM_PROCID"), size, number("SLURM_LOCALID"), local_size)
+        # The second name is DeepSpeed's.
+        local_size = number("LOCAL_WORLD_SIZE", number("LOCAL_SIZE", size))
+        return World(rank, size, number("LOCAL_RANK"), local_size)
+    # SLURM_NTASKS may be of the whole job, in which this is a shell; the step's own number is of what srun started.
+    size = number(SRUN_TASKS, 1)
+    if size > 1:
+        return World(number("SLURM_PROCID"), size, number("SLURM_LOCALID"), _tasks_here(size))
     return World()
+
+
+def _tasks_here(size: int) -> int:
+    """How many tasks of srun's step are on this host, from a list such as `4(x2),1`."""
+    runs = re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    counts = [int(count) for count, hosts in runs for _ in range(int(hosts or 1))]
+    return counts[_number("SLURM_NODEID")] if counts else size
 
 
 def _number(name: str, otherwise: int = 0) -> int:
@@ -147,7 +167,7 @@ def _complete_environment(world: World) -> None:
     known = {
         "RANK": world.rank,
         "WORLD_SIZE": world.size,
-        "LOCAL_RANK": world.local_rank,
+        "LOCAL_RANK": torch.cuda.current_device() if torch.cuda.is_available() else world.local_rank,
         "LOCAL_WORLD_SIZE": world.local_size,
         "MASTER_ADDR": _first_host(),
         "MASTER_PORT": _port(world),

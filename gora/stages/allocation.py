@@ -100,7 +100,8 @@ def allocate(
     owners = share_out(shapes, setup.world.size)
     free = _Free(setup, attachment, batches)
     operands = Operands(batches.most_tokens, 2 if setup.precision == "bf16" else 4)
-    offload = "cpu" if setup.engine.offloads else setup.recipe.gora.offload
+    wanted = setup.recipe.gora.offload
+    offload = "cpu" if setup.engine.offloads and wanted == "auto" else wanted
     if not setup.world.any(_has_to_share(setup, shapes, offload, free)):
         placement = place(offload, shapes, setup.device, operands, free)
         each = f", in each of {setup.world.size} processes" if setup.world.size > 1 else ""

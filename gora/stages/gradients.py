@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -41,10 +42,12 @@ class Collected:
     Attributes:
         statistics: answers about the mean gradients; the same in every process.
         counted: micro-batches in the mean.
+        seconds: time of the micro-batches and of the sum over processes, without the trial pass before them.
     """
 
     statistics: Answers
     counted: int
+    seconds: float
 
 
 def collect_gradients(
@@ -76,6 +79,7 @@ def collect_gradients(
         allocation = Allocation(sampled, {}, False) if sampled else allocate(setup, attachment, targets, batches)
         pace = _pace(setup, batches, allocation.shared)
         keeper = _keeper(setup, folder, identity, request, pace, low_memory)
+        start = time.monotonic()
         progress, rate = _run(setup, attachment, batches, allocation.sums, pace, keeper)
     counted, left_out = _all_together(setup, progress)
     for index, reason in sorted(left_out.items()):
@@ -87,8 +91,8 @@ def collect_gradients(
         for key in sampled.keys():  # noqa: SIM118 - a protocol, no dictionary
             setup.world.sum_everywhere(sampled.read(key))
         sampled.counted = counted
-        return Collected(sampled, counted)
-    return Collected(_statistics(setup, attachment, targets, allocation, counted), counted)
+    statistics = sampled or _statistics(setup, attachment, targets, allocation, counted)
+    return Collected(statistics, counted, time.monotonic() - start)
 
 
 def _run(

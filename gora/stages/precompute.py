@@ -75,7 +75,6 @@ def precompute(
         identity = setup.identify(model, targets)
         if setup.engine.shards_weights:
             shard_weights(model, setup.device)
-        ready = time.monotonic()
         collected = collect_gradients(setup, folder, model, targets, identity, low_memory=low_memory)
         summed = time.monotonic()
         shapes = {name: weight_shape(module) for name, module in targets.items()}
@@ -93,8 +92,9 @@ def precompute(
         # Another process may go on to read the plan.
         world.barrier()
         done = time.monotonic()
+        loading = summed - start - collected.seconds
         output.say(
-            f"timing    {ready - start:.1f}s to load, {summed - ready:.1f}s for gradients, "
+            f"timing    {loading:.1f}s to load and try, {collected.seconds:.1f}s for gradients, "
             f"{done - summed:.1f}s for ranks, values and files; {peak_text()}"
         )
         output.say(f"plan      {folder.plan}")

@@ -185,9 +185,10 @@ def _run_trainer(
         finally:
             report.stop()
     reached = trainer.state.global_step
-    if request.number is not None and reached < steps:
+    number = world.most(request.number or 0)
+    if number and reached < steps:
         kept = f"{folder.newest_checkpoint()} holds step {reached} of {steps}; add --resume to go on from it."
-        raise Interrupted(request.number, kept)
+        raise Interrupted(number, kept)
     return trainer, report
 
 

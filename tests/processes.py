@@ -1,0 +1,143 @@
+"""What several processes do in the tests: `torchrun tests/processes.py FOLDER SCENARIO`."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+
+from gora.errors import Interrupted
+from gora.gradients.attach import Attachment
+from gora.gradients.collect import Collection, Pace
+from gora.gradients.keeper import NoKeeper
+from gora.gradients.shared import SharedSums, share_out
+from gora.gradients.sums import DeviceSums
+from gora.models.targets import find_targets, weight_shape
+from gora.recipe import load_recipe
+from gora.runtime.world import join
+from gora.stages import train as train_stage
+from gora.stages.micro_batches import MicroBatches
+from gora.stages.precompute import precompute
+from gora.stages.setup import Setup
+from gora.stages.train import train
+
+ENGINES = ("ddp", "zero2", "zero2-offload", "zero3")
+SETTINGS = (
+    "data.max_length=96",
+    "data.eval.max_rows=7",
+    "gora.steps=7",
+    "gora.micro_batch_size=2",
+    "train.micro_batch_size=2",
+    "train.batch_size=8",
+    "train.max_steps=20",
+    "train.log_steps=1",
+    "train.save_steps=null",
+)
+POISONED = 3
+STOP_AFTER = 6
+
+
+def recipe(output, *more):
+    return load_recipe("quickstart", [*SETTINGS, f"output={output}", *more]).recipe
+
+
+def engines(folder):
+    """The whole chain under each engine, one after the other."""
+    for name in ENGINES:
+        settings = recipe(folder / name, f"distributed={name}")
+        precompute(settings, keep="fp32")
+        train(settings)
+
+
+def poison():
+    """The loss of one micro-batch is NaN, whichever process runs it."""
+    last = []
+    get, make = MicroBatches.__getitem__, Setup.loss_of
+
+    def remember(self, index):
+        last[:] = [index]
+        return get(self, index)
+
+    def loss_of(self, model):
+        loss = make(self, model)
+        return lambda batch: loss(batch) * (float("nan") if last == [POISONED] else 1.0)
+
+    MicroBatches.__getitem__, Setup.loss_of = remember, loss_of
+
+
+def nan(folder):
+    """A micro-batch that cannot be used, with whole and with shared sums."""
+    poison()
+    for name, offload in (("whole", "none"), ("shared", "cpu")):
+        precompute(recipe(folder / name, "gora.steps=11", f"gora.offload={offload}"))
+
+
+class SignalHere(TrainerCallback):
+    """Asks this process alone to stop, after a step."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == STOP_AFTER - 1 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def interrupt(folder):
+    """Training that one process is asked to stop; the run under ZeRO is then taken up again."""
+    report = train_stage.Report
+
+    class Signalling(report, SignalHere):
+        pass
+
+    for name in ("ddp", "zero2"):
+        settings = recipe(folder / name, "adapter.method=lora", f"distributed={name}")
+        train_stage.Report = Signalling
+        try:
+            train(settings)
+        except Interrupted as stopped:
+            assert stopped.exit_code == 128 + signal.SIGTERM
+        else:
+            raise AssertionError("nothing was interrupted")
+        train_stage.Report = report
+        if name == "zero2":
+            train(settings, resume=True)
+
+
+def memory(folder):
+    """What the sums of a wide model take in each process: whole, and a share of them."""
+    world = join()
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 6, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=97, **sizes)).eval().requires_grad_(False)
+    targets = find_targets(model, "all-linear")
+    shapes = {name: weight_shape(layer) for name, layer in targets.items()}
+    owners = share_out(shapes, world.size)
+    mine = {key: shape for key, shape in shapes.items() if owners[key] == world.rank}
+    batch = {"input_ids": torch.arange(32)[None], "labels": torch.arange(32)[None]}
+    device, grown = torch.device("cpu"), {}
+
+    def run(sums, pace):
+        loss_of = lambda batch: model(**batch, use_cache=False).loss  # noqa: E731
+        Collection(Attachment(model, targets), sums, lambda index: batch, loss_of, pace, NoKeeper()).run()
+
+    run(DeviceSums({}, device), Pace.alone(0))
+    model(**batch, use_cache=False)
+    for name in ("shared", "whole"):
+        before = psutil.Process().memory_info().rss
+        if name == "shared":
+            sums = SharedSums(DeviceSums(mine, device), shapes, owners, world, device)
+            run(sums, Pace([world.rank], 1, world.size, world.any))
+        else:
+            sums = DeviceSums(shapes, device)
+            run(sums, Pace([world.rank], 1, world.size))
+        grown[name] = psutil.Process().memory_info().rss - before
+        del sums
+    whole = 4 * sum(rows * columns for rows, columns in shapes.values())
+    (folder / f"memory-{world.rank}.json").write_text(json.dumps({**grown, "sums": whole}))
+
+
+if __name__ == "__main__":
+    for scenario in sys.argv[2:]:
+        {"engines": engines, "nan": nan, "interrupt": interrupt, "memory": memory}[scenario](Path(sys.argv[1]))
