@@ -329,7 +329,7 @@ def test_a_layer_that_is_passed_by_is_left_to_autograd_and_an_unused_one_has_non
     batches = [torch.randn(4, 6, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     attachment = Attachment(model, targets)
     sums = make_sums(attachment, targets)
-    run = Collection(attachment, sums, batches.__getitem__, model, 3, NoKeeper())
+    run = Collection(attachment, sums, batches.__getitem__, model, Pace.alone(3), NoKeeper())
     assert run.run().counted == 3
     weights = [model.called.weight, model.passed_by.weight]
     expected = torch.autograd.grad(sum(model(batch) for batch in batches), weights)

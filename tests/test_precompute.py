@@ -4,6 +4,7 @@ import json
 import os
 import signal
 
+import psutil
 import pytest
 import torch
 from test_gradients import collect, text_batches
@@ -22,6 +23,7 @@ from gora.plan import read_factors
 from gora.recipe import load_recipe
 from gora.stages import gradients as stage
 from gora.stages.precompute import plan_again, precompute
+from gora.stages.setup import Setup
 
 SMALL = ("data.train.max_rows=64", "data.eval.max_rows=8", "data.max_length=128", "gora.steps=6")
 
@@ -161,7 +163,7 @@ def test_low_memory_makes_a_plan_near_the_full_one_and_reports_its_error(kept, t
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_an_interrupted_pass_says_what_it_kept_and_goes_on_to_the_same_plan(tmp_path, monkeypatch, low_memory):
     unbroken = precompute(recipe(tmp_path / "unbroken"), low_memory=low_memory)
-    real = stage._loss_of
+    real = Setup.loss_of
     calls = []
 
     def loss_of(setup, model):
@@ -175,14 +177,14 @@ def test_an_interrupted_pass_says_what_it_kept_and_goes_on_to_the_same_plan(tmp_
 
         return signalled
 
-    monkeypatch.setattr(stage, "_loss_of", loss_of)
+    monkeypatch.setattr(Setup, "loss_of", loss_of)
     mine = recipe(tmp_path / "run")
     with pytest.raises(Interrupted, match=r"gradients.partial holds the sums of 3 of 6 micro-batches; add --resume"):
         precompute(mine, low_memory=low_memory)
     assert not (tmp_path / "run" / "plan.safetensors").exists()
     with pytest.raises(InputError, match=r"already holds gradients.partial.*--resume"):
         precompute(mine, low_memory=low_memory)
-    monkeypatch.setattr(stage, "_loss_of", real)
+    monkeypatch.setattr(Setup, "loss_of", real)
     resumed = precompute(mine, resume=True, low_memory=low_memory)
     assert resumed.path.read_bytes() == unbroken.path.read_bytes()
     assert not (tmp_path / "run" / "gradients.partial").exists()
@@ -191,7 +193,7 @@ def test_an_interrupted_pass_says_what_it_kept_and_goes_on_to_the_same_plan(tmp_
 def test_sums_are_saved_on_the_way_and_survive_a_killed_process(tmp_path, monkeypatch):
     monkeypatch.setattr(keeper, "_SECONDS_BETWEEN", 0.0)
     monkeypatch.setattr(keeper, "_TIMES_AS_LONG", 0.0)
-    real = stage._loss_of
+    real = Setup.loss_of
     calls = []
 
     def loss_of(setup, model):
@@ -206,25 +208,25 @@ def test_sums_are_saved_on_the_way_and_survive_a_killed_process(tmp_path, monkey
         return dying
 
     mine = recipe(tmp_path / "run")
-    monkeypatch.setattr(stage, "_loss_of", loss_of)
+    monkeypatch.setattr(Setup, "loss_of", loss_of)
     with pytest.raises(GoraError, match="as if killed"):
         precompute(mine)
     document = json.loads((tmp_path / "run" / "gradients.partial" / "state.json").read_text())
     assert document["progress"]["cursor"] == 4
-    monkeypatch.setattr(stage, "_loss_of", real)
+    monkeypatch.setattr(Setup, "loss_of", real)
     resumed = precompute(mine, resume=True)
     same(resumed, precompute(recipe(tmp_path / "unbroken")))
 
 
 def test_a_micro_batch_that_cannot_be_used_is_named_with_its_rows(tmp_path, monkeypatch, capsys):
-    real = stage._loss_of
+    real = Setup.loss_of
 
     def loss_of(setup, model):
         loss = real(setup, model)
         first = stage.MicroBatches(setup)[1]["input_ids"]
         return lambda batch: loss(batch) * (float("nan") if torch.equal(batch["input_ids"], first) else 1)
 
-    monkeypatch.setattr(stage, "_loss_of", loss_of)
+    monkeypatch.setattr(Setup, "loss_of", loss_of)
     made = precompute(recipe(tmp_path / "run", "gora.steps=20", "gora.micro_batch_size=2"))
     said = capsys.readouterr().out
     assert "micro-batch 1 is left out: its loss is nan (rows builtin:gsm8k/train.jsonl:" in said
@@ -236,7 +238,7 @@ def test_what_cannot_fit_is_refused_before_the_model_is_loaded(tmp_path, monkeyp
     class Little:
         available = 10**6
 
-    monkeypatch.setattr(stage.psutil, "virtual_memory", lambda: Little)
-    monkeypatch.setattr(stage.Setup, "load_model", lambda self: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Little)
+    monkeypatch.setattr(Setup, "load_model", lambda self: pytest.fail("the model was loaded"))
     with pytest.raises(InputError, match=r"weights 21\.6 MB, gradient sums 4\.7 MB: more than the 1\.0 MB"):
         precompute(recipe(tmp_path / "run"))

@@ -35,13 +35,22 @@ def test_the_commands_of_a_first_real_use_work_up_to_the_hub(tmp_path):
         "gora.steps": "2",
     }
     overrides = [part for key, value in offline.items() for part in ("--set", f"{key}={value}")]
-    typed = [arguments[1:] for arguments in commands("gora ")]
+    typed = [arguments[1:] for arguments in commands("gora ") if "my.yaml" in arguments]
     assert [arguments[0] for arguments in typed] == ["recipes", "precompute", "run"]
     for arguments in typed:
         done = gora(arguments if arguments[0] == "recipes" else [*arguments, *overrides], tmp_path)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "my" / "adapter" / "adapter_model.safetensors").is_file()
     assert (tmp_path / "runs" / "my" / "merged" / "model.safetensors").is_file()
+
+
+def test_the_command_for_several_processes_works(tmp_path):
+    (typed,) = [arguments[1:] for arguments in commands("gora ") if "--processes" in arguments]
+    small = [part for key in ("gora.steps=3", "train.max_steps=2", "data.eval.max_rows=8") for part in ("--set", key)]
+    done = gora([*typed, *small], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "data parallelism, 2 processes" in done.stdout
+    assert (tmp_path / "runs" / "quickstart" / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_the_lines_for_your_own_data_are_a_valid_recipe(tmp_path):

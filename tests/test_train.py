@@ -209,7 +209,7 @@ def test_a_termination_request_saves_a_checkpoint_and_resuming_equals_an_unbroke
     (again / "plan.safetensors").write_bytes((folder / "plan.safetensors").read_bytes())
     recipe = small_recipe(again, "adapter.dropout=0.1")
     real = stage.RefuseNaN
-    monkeypatch.setattr(stage, "RefuseNaN", lambda: SignalAt(4))
+    monkeypatch.setattr(stage, "RefuseNaN", lambda *_: SignalAt(4))
     with pytest.raises(Interrupted, match=r"checkpoint-4 holds step 4 of 10; add --resume") as stopped:
         train(recipe)
     assert stopped.value.exit_code == 143
@@ -235,13 +235,13 @@ def test_resuming_with_other_settings_names_them(trained, tmp_path):
     assert refused.value.problems == ("train.learning_rate: 0.0005 when the run began, 1.0 now",)
 
 
-class Poison(TrainerCallback):
+class Poison(RefuseNaN):
     """Puts NaN into one gradient of the third step."""
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         if state.global_step == 2:
             kwargs["optimizer"].param_groups[1]["params"][0].grad[0, 0] = float("nan")
-        RefuseNaN().on_pre_optimizer_step(args, state, control, **kwargs)
+        super().on_pre_optimizer_step(args, state, control, **kwargs)
 
 
 def test_a_gradient_with_nan_ends_the_run_before_it_reaches_the_adapter(tmp_path, monkeypatch):
@@ -465,7 +465,7 @@ def test_a_run_of_one_step_trains(tmp_path):
 
 
 def test_a_base_that_changes_in_training_is_noticed_and_nothing_is_saved(tmp_path, monkeypatch):
-    class Meddle(TrainerCallback):
+    class Meddle(RefuseNaN):
         def on_step_end(self, args, state, control, **kwargs):
             with torch.no_grad():
                 kwargs["model"].get_input_embeddings().weight[0, 0] += 1
