@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 import gora.stages.merge as stage
 from gora.cli import app
 from gora.errors import GoraError, InputError
-from gora.methods import METHODS, AdapterSettings
+from gora.methods import METHODS, AdapterSettings, Wrapping
 from gora.models.fingerprint import base_weights, weights_fingerprint
 from gora.models.targets import find_targets
 from gora.recipe import load_recipe
@@ -88,7 +88,7 @@ def adapt(base, folder, tokenizer, dtype=torch.float32):
     """An adapter as gora's training leaves it, with a B that is far from zero."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     fingerprint = weights_fingerprint(base_weights(model))
-    wrapped = METHODS["lora"].wrap(model, find_targets(model, "all-linear"), AdapterSettings(4, 8.0, 0.0), None, {})
+    wrapped = METHODS["lora"].wrap(model, Wrapping(find_targets(model, "all-linear"), AdapterSettings(4, 8.0, 0.0)))
     shake(wrapped)
     name = str(dtype).removeprefix("torch.")
     save_adapter(folder, wrapped, tokenizer, method="lora", base=BaseNote(name, None, fingerprint))

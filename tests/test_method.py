@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from gora.errors import GoraError
-from gora.methods import METHODS, AdapterSettings
+from gora.methods import METHODS, AdapterSettings, Wrapping
 from gora.methods.gora import plan_config, verify
 from gora.models.targets import find_targets
 from gora.plan import read_factors, read_plan
@@ -37,10 +37,14 @@ def planned(tmp_path_factory):
     return Setup.of(recipe), made.plan, read_factors(made.path, made.plan)
 
 
+def wrapping(model, plan, factors):
+    return Wrapping(find_targets(model, "attention"), SHARED, plan=plan, factors=factors)
+
+
 def loss_with(setup, plan, factors, change=lambda factor_b: factor_b):
     model = setup.load_model()
     changed = {name: (factor_a, change(factor_b)) for name, (factor_a, factor_b) in factors.items()}
-    return evaluate_loss(METHODS["gora"].wrap(model, find_targets(model, "attention"), SHARED, plan, changed), setup)
+    return evaluate_loss(METHODS["gora"].wrap(model, wrapping(model, plan, changed)), setup)
 
 
 def test_the_initial_adapter_lowers_the_loss_on_held_out_rows_and_its_opposite_raises_it(planned):
@@ -88,7 +92,7 @@ def test_wrapped_layers_compute_the_base_plus_scaled_b_a(planned):
     model = setup.load_model()
     module = plan.adapted[5]
     weight = model.get_submodule(module.name).weight.double()
-    wrapped = METHODS["gora"].wrap(model, find_targets(model, "attention"), SHARED, plan, factors)
+    wrapped = METHODS["gora"].wrap(model, wrapping(model, plan, factors))
     rows = torch.randn(3, module.shape[1])
     factor_a, factor_b = (factor.double() for factor in factors[module.name])
     expected = rows.double() @ (weight + 16 / module.rank**0.5 * factor_b @ factor_a).T
@@ -99,7 +103,7 @@ def test_wrapped_layers_compute_the_base_plus_scaled_b_a(planned):
 def test_verification_names_every_module_that_differs(planned):
     setup, plan, factors = planned
     model = setup.load_model()
-    wrapped = METHODS["gora"].wrap(model, find_targets(model, "attention"), SHARED, plan, factors)
+    wrapped = METHODS["gora"].wrap(model, wrapping(model, plan, factors))
     inner = wrapped.base_model.model
     first, second, third = (module.name for module in plan.adapted[:3])
     inner.get_submodule(first).scaling["default"] *= 1.0000001
@@ -119,7 +123,7 @@ def test_a_layer_of_rank_zero_stays_unwrapped(planned):
     sparse = plan.model_copy(update={"modules": tuple(modules)})
     model = setup.load_model()
     left = {name: pair for name, pair in factors.items() if name in {m.name for m in sparse.adapted}}
-    wrapped = METHODS["gora"].wrap(model, find_targets(model, "attention"), SHARED, sparse, left)
+    wrapped = METHODS["gora"].wrap(model, wrapping(model, sparse, left))
     names = {name for name, _ in wrapped.named_modules()}
     assert not any(f"{plan.modules[0].name}.lora_A" in name for name in names)
     assert any(f"{plan.modules[2].name}.lora_A" in name for name in names)
@@ -150,7 +154,7 @@ def test_names_that_end_like_other_names_are_not_mixed_up(llama, planned):
 def test_an_adapter_saved_from_a_plan_loads_with_plain_peft_to_the_same_logits(planned, tmp_path):
     setup, plan, factors = planned
     model = setup.load_model()
-    wrapped = METHODS["gora"].wrap(model, find_targets(model, "attention"), SHARED, plan, factors).eval()
+    wrapped = METHODS["gora"].wrap(model, wrapping(model, plan, factors)).eval()
     ids = torch.tensor([[1, 50, 60, 70, 80, 90]])
     wanted = wrapped(input_ids=ids).logits
     wrapped.save_pretrained(tmp_path / "adapter")

@@ -22,7 +22,7 @@ from gora.stages.merge import merge, probe_logits
 from gora.stages.precompute import precompute
 from gora.stages.train import train
 from gora.training.callbacks import RefuseNaN
-from gora.training.groups import ab_groups, check_groups
+from gora.training.groups import check_groups, parameter_groups
 from gora.training.metrics import Metrics
 from gora.training.schedule import make_schedule, optimizer_steps
 
@@ -371,7 +371,7 @@ def adapted(llama):
 def test_groups_hold_every_parameter_once_at_its_rate(llama):
     model = adapted(llama)
     settings = TrainSection(learning_rate=2e-4, weight_decay=0.1, beta2=0.95, epsilon=1e-6)
-    group_a, group_b = ab_groups(model, settings, lr_ratio=16)
+    group_a, group_b = parameter_groups(model, settings, lr_ratio=16)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert all("lora_A" in names[id(parameter)] for parameter in group_a["params"])
     assert all("lora_B" in names[id(parameter)] for parameter in group_b["params"])
@@ -387,14 +387,14 @@ def test_a_frozen_half_leaves_no_empty_group(llama):
     for name, parameter in model.named_parameters():
         if "lora_A" in name:
             parameter.requires_grad_(False)
-    assert [group["name"] for group in ab_groups(model, TrainSection(), 16)] == ["B"]
+    assert [group["name"] for group in parameter_groups(model, TrainSection(), 16)] == ["B"]
 
 
 def test_a_parameter_that_belongs_nowhere_is_named(llama):
     model = adapted(llama)
     model.base_model.model.lm_head.weight.requires_grad_(True)
     with pytest.raises(GoraError, match="lm_head"):
-        ab_groups(model, TrainSection(), 16)
+        parameter_groups(model, TrainSection(), 16)
 
 
 @pytest.mark.parametrize(
@@ -408,7 +408,7 @@ def test_a_parameter_that_belongs_nowhere_is_named(llama):
     ],
 )
 def test_an_engine_that_changes_a_group_is_caught(llama, change):
-    wanted = ab_groups(adapted(llama), TrainSection(), 16)
+    wanted = parameter_groups(adapted(llama), TrainSection(), 16)
     running = [dict(group) for group in wanted]
     check_groups(running, wanted)
     change(running)

@@ -1,15 +1,20 @@
-"""What a fine-tuning method is: a way to wrap the base model, and the ratio of its learning rates."""
+"""What a fine-tuning method is: how it wraps the base model, what learns at which rate, and what it needs for that."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from torch import nn
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import PreTrainedModel, TrainerCallback
 
 from gora.plan import Factors, Plan
+
+ADAPTER = "default"
 
 
 @dataclass(frozen=True)
@@ -19,30 +24,96 @@ class AdapterSettings:
     rank: int
     alpha: float
     dropout: float
+    dora: bool = False
 
 
-class Method(Protocol):
-    """One fine-tuning method."""
+@dataclass(frozen=True)
+class Wrapping:
+    """What a method may use when it wraps a model.
 
-    needs_plan: bool
+    Attributes:
+        targets: the layers to adapt, by name.
+        settings: rank, alpha, dropout and whether columns are normalised.
+        steps: optimizer steps of the whole run.
+        plan: for methods with `needs_plan`.
+        factors: the plan's initial values.
+        gradients: collects the mean gradients of the targets and answers for a layer: float32, (out, in).
+        batches: the micro-batches of the gradient pass, on the model's device.
+        initial: A and B of a run that is resumed, for methods that move a part of the base weights into them.
+    """
+
+    targets: Mapping[str, nn.Module]
+    settings: AdapterSettings
+    steps: int = 1
+    plan: Plan | None = None
+    factors: Factors = field(default_factory=dict)
+    gradients: Callable[[], Callable[[str], Tensor]] | None = None
+    batches: Callable[[], Iterable[dict[str, Tensor]]] | None = None
+    initial: Factors | None = None
+
+
+class Method:
+    """One fine-tuning method; what stands here is LoRA training."""
+
+    needs_plan = False
     """Whether `gora precompute` has to run before."""
-    lr_ratio: float
+    lr_ratio = 1.0
     """Learning rate of B over that of A, where the recipe says `auto`."""
+    parts: ClassVar[Mapping[str, str]] = {"A": ".lora_A.", "B": ".lora_B."}
+    """Parameter groups: a name, and what the names of its parameters hold. B alone has a rate of its own."""
+    moves_weights = False
+    """Whether a part of the base weights is moved into the initial adapter, so that the rest is what training sees."""
+    whole_gradients = False
+    """Whether it needs the gradients of all processes in each one, which only data parallelism has."""
 
-    def wrap(
-        self,
-        model: nn.Module,
-        targets: Mapping[str, nn.Module],
-        settings: AdapterSettings,
-        plan: Plan | None,
-        factors: Factors,
-    ) -> PeftModel:
+    def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PreTrainedModel | PeftModel:
         """Put the adapter round the model; its values are float32 and ready to train."""
-        ...
+        raise NotImplementedError
+
+    def optimizer(self, model: nn.Module, groups: list[dict[str, Any]]) -> Optimizer | None:
+        """An optimizer of its own; None is AdamW."""
+        return None
+
+    def callbacks(self, model: nn.Module) -> list[TrainerCallback]:
+        """What it does around training steps."""
+        return []
 
 
-def wrap_with_lora(model: nn.Module, config: LoraConfig) -> PeftModel:
-    """Wrap a model with PEFT's LoRA, adapter values in float32."""
+def lora_config(wrapping: Wrapping, **settings: Any) -> LoraConfig:
+    """PEFT's configuration with one rank for all targets; `settings` add to it or replace."""
+    shared = wrapping.settings
+    common = {
+        "r": shared.rank,
+        "lora_alpha": shared.alpha,
+        "lora_dropout": shared.dropout,
+        "use_dora": shared.dora,
+        "target_modules": list(wrapping.targets),
+    }
+    return LoraConfig(**{**common, **settings})
+
+
+def wrap_with(model: nn.Module, config: LoraConfig) -> PeftModel:
+    """Wrap a model with PEFT, adapter values in float32."""
     encoder_decoder = getattr(model.config, "is_encoder_decoder", False)  # type: ignore[union-attr]
     config.task_type = TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM
     return get_peft_model(model, config, autocast_adapter_dtype=True)  # type: ignore[arg-type, return-value]
+
+
+def lora_layers(wrapped: PeftModel) -> dict[str, LoraLayer]:
+    """The adapted layers by their name in the base model."""
+    inner = wrapped.base_model.model
+    return {name: module for name, module in inner.named_modules() if isinstance(module, LoraLayer)}  # type: ignore[union-attr]
+
+
+def factors_of(wrapped: PeftModel) -> Factors:
+    """A and B of every adapted layer, float32 on the CPU."""
+    return {name: tuple(w.detach().float().cpu().clone() for w in pair(layer)) for name, layer in _named(wrapped)}  # type: ignore[misc]
+
+
+def pair(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
+    """A (rank, in) and B (out, rank) of a layer."""
+    return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight  # type: ignore[union-attr, return-value]
+
+
+def _named(wrapped: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
+    yield from lora_layers(wrapped).items()

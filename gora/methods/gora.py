@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from peft.tuners.lora import LoraLayer
-from torch import nn
+from transformers import PreTrainedModel
 
 from gora.core.initial import module_alpha
 from gora.errors import GoraError
-from gora.methods.base import AdapterSettings, wrap_with_lora
+from gora.methods.base import ADAPTER, Method, Wrapping, lora_layers, pair, wrap_with
 from gora.plan import Factors, Plan
 
-_ADAPTER = "default"
 
-
-class Gora:
-    """The method of arXiv 2502.12171."""
+class Gora(Method):
+    """The method of arXiv 2502.12171; with DoRA, magnitudes are those of the weights after the first step."""
 
     needs_plan = True
     lr_ratio = 16.0
 
-    def wrap(
-        self,
-        model: nn.Module,
-        targets: Mapping[str, nn.Module],
-        settings: AdapterSettings,
-        plan: Plan | None,
-        factors: Factors,
-    ) -> PeftModel:
+    def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PeftModel:
         """Wrap with the plan's ranks and values, and check that PEFT has taken them; see `Method`."""
+        plan, factors, shared = wrapping.plan, wrapping.factors, wrapping.settings
         assert plan is not None
         names = [name for name, _ in model.named_modules()]
-        wrapped = wrap_with_lora(model, plan_config(plan, settings.dropout, names))
+        config = plan_config(plan, shared.dropout, names)
+        config.use_dora = shared.dora
+        wrapped = wrap_with(model, config)
         _fill(wrapped, plan, factors)
         verify(wrapped, plan, factors)
         return wrapped
@@ -77,7 +71,7 @@ def verify(wrapped: PeftModel, plan: Plan, factors: Factors) -> None:
     Raises:
         GoraError: naming every module that differs.
     """
-    layers = _lora_layers(wrapped)
+    layers = lora_layers(wrapped)
     planned = {module.name: module for module in plan.adapted}
     wrong = [f"{name} is wrapped, but not in the plan" for name in layers.keys() - planned.keys()]
     for name, module in planned.items():
@@ -85,31 +79,32 @@ def verify(wrapped: PeftModel, plan: Plan, factors: Factors) -> None:
             wrong.append(f"{name} is not wrapped")
             continue
         layer = layers[name]
-        if layer.r[_ADAPTER] != module.rank:
-            wrong.append(f"{name} has rank {layer.r[_ADAPTER]}, planned {module.rank}")
-        elif layer.scaling[_ADAPTER] != module.scaling:
-            wrong.append(f"{name} has scaling {layer.scaling[_ADAPTER]}, planned {module.scaling}")
-        elif not all(torch.equal(mine.weight.cpu(), value) for mine, value in _pairs(layer, factors[name])):
+        if layer.r[ADAPTER] != module.rank:
+            wrong.append(f"{name} has rank {layer.r[ADAPTER]}, planned {module.rank}")
+        elif layer.scaling[ADAPTER] != module.scaling:
+            wrong.append(f"{name} has scaling {layer.scaling[ADAPTER]}, planned {module.scaling}")
+        elif not all(torch.equal(mine.cpu(), value) for mine, value in zip(pair(layer), factors[name], strict=True)):
             wrong.append(f"{name} does not hold the planned values")
     if wrong:
         raise GoraError("The adapter differs from the plan:\n" + "\n".join(f"  - {line}" for line in sorted(wrong)))
 
 
 def _fill(wrapped: PeftModel, plan: Plan, factors: Factors) -> None:
-    layers = _lora_layers(wrapped)
+    layers = lora_layers(wrapped)
     with torch.no_grad():
         for module in plan.adapted:
-            for mine, value in _pairs(layers[module.name], factors[module.name]):
-                mine.weight.copy_(value)
-
-
-def _pairs(layer: LoraLayer, factors: tuple[torch.Tensor, torch.Tensor]) -> Iterable[tuple[nn.Linear, torch.Tensor]]:
-    return zip((layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER]), factors, strict=True)  # type: ignore[arg-type]
-
-
-def _lora_layers(wrapped: PeftModel) -> dict[str, LoraLayer]:
-    inner = wrapped.base_model.model
-    return {name: module for name, module in inner.named_modules() if isinstance(module, LoraLayer)}  # type: ignore[union-attr]
+            layer = layers[module.name]
+            for mine, value in zip(pair(layer), factors[module.name], strict=True):
+                mine.copy_(value)
+            if ADAPTER in layer.lora_magnitude_vector:
+                magnitudes: Any = layer.lora_magnitude_vector[ADAPTER]
+                factor_a, factor_b = pair(layer)
+                magnitudes.update_layer(
+                    base_layer=layer.get_base_layer(),
+                    lora_A=factor_a,
+                    lora_B=factor_b,
+                    scaling=layer.scaling[ADAPTER],
+                )
 
 
 def _pattern_keys(names: list[str], module_names: Iterable[str]) -> list[str]:

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from peft import PeftModel
+from transformers import PreTrainedModel
 
-from peft import LoraConfig, PeftModel
-from torch import nn
-
-from gora.methods.base import AdapterSettings, wrap_with_lora
-from gora.plan import Factors, Plan
+from gora.methods.base import Method, Wrapping, lora_config, wrap_with
 
 
-class Lora:
+class Lora(Method):
     """The baseline."""
 
-    needs_plan = False
-    lr_ratio = 1.0
-
-    def wrap(
-        self,
-        model: nn.Module,
-        targets: Mapping[str, nn.Module],
-        settings: AdapterSettings,
-        plan: Plan | None,
-        factors: Factors,
-    ) -> PeftModel:
+    def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PeftModel:
         """Wrap with equal ranks; see `Method`."""
-        config = LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,  # type: ignore[arg-type]
-            lora_dropout=settings.dropout,
-            target_modules=list(targets),
-        )
-        return wrap_with_lora(model, config)
+        return wrap_with(model, lora_config(wrapping))

@@ -47,7 +47,7 @@ def weights_fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
 def base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Name and value of every weight of the base model, wrapped by PEFT or not; those of adapters are skipped."""
     for name, parameter in model.named_parameters():
-        if ".lora_" not in name:
+        if ".lora_" not in name and ".ranknum." not in name:
             yield name.removeprefix(_PEFT_PREFIX).replace(".base_layer.", "."), parameter
 
 

@@ -12,6 +12,7 @@ from gora.recipe.schema import DataSection, Recipe, SourceSection, TrainSection
 TEMPLATES = ("plain", "alpaca", "qa")
 INSTRUCTION_ONLY = ("prompt", "response", "choices", "template")
 CHAT_ONLY = ("messages", "chat_template", "system")
+_WITH_DORA = ("gora", "lora", "rslora", "lora+", "dora")
 _FILES = (".jsonl", ".json", ".csv", ".parquet")
 
 
@@ -95,6 +96,14 @@ def _ranks(recipe: Recipe) -> Iterator[Contradiction]:
 
 def _resolved(written: int | str, value: int) -> str:
     return f"auto, here {value}" if written == "auto" else str(value)
+
+
+@_rule
+def _dora(recipe: Recipe) -> Iterator[Contradiction]:
+    adapter = recipe.adapter
+    if adapter.dora and adapter.method not in _WITH_DORA:
+        text = f"dora does not go together with {adapter.method}; methods that have it: {', '.join(_WITH_DORA)}"
+        yield Contradiction(("adapter.dora", "adapter.method"), text)
 
 
 @_rule

@@ -85,12 +85,30 @@ class DataSection(Section):
 class AdapterSection(Section):
     """The low-rank adapter."""
 
-    method: Literal["gora", "lora"] = "gora"
-    """`gora` takes ranks and initial values from the plan; `lora` has one rank, scaling alpha / rank and B = 0."""
+    method: Literal[
+        "gora",
+        "lora",
+        "rslora",
+        "dora",
+        "lora+",
+        "olora",
+        "pissa",
+        "milora",
+        "lora-ga",
+        "eva",
+        "adalora",
+        "lora-pro",
+        "lora-fa",
+        "full",
+    ] = "gora"
+    """`gora` takes ranks and initial values from the plan, `lora` is the plain baseline, `full` trains the target
+    weights themselves; `docs/methods.md` has them all."""
+    dora: bool = False
+    """Also train the magnitudes of the weights' columns apart (DoRA); for gora, lora, rslora, lora+ and dora."""
     rank: Positive = 8
     """Rank of every layer (lora), or the reference rank whose parameter budget is shared out (gora)."""
     alpha: Annotated[float, Field(gt=0)] = 16.0
-    """Scaling numerator: alpha / sqrt(rank) for gora, alpha / rank for lora."""
+    """Scaling numerator: alpha / sqrt(rank) for gora and rslora, else alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input during training."""
     targets: str | Annotated[list[str], Field(min_length=1)] = "attention"
@@ -135,7 +153,7 @@ class TrainSection(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     """Peak learning rate of A."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """Learning rate of B over that of A; auto is 16 for gora and 1 for lora."""
+    """Learning rate of B over that of A; auto is 16 for gora and lora+, else 1."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Course of the learning rate after warm-up."""
     warmup_ratio: Fraction = 0.03

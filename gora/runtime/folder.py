@@ -58,6 +58,16 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def initial(self) -> Path:
+        """A and B that training began with, for methods that move a part of the base weights into them."""
+        return self.path / "initial.safetensors"
+
+    @property
+    def model(self) -> Path:
+        """The trained model of `adapter.method: full`."""
+        return self.path / "model"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object a line."""
         return self.path / "metrics.jsonl"

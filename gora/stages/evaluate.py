@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from peft import PeftModel
 from torch import nn, no_grad
 
 from gora.runtime.precision import autocast
@@ -24,6 +25,8 @@ def evaluate_loss(model: nn.Module, setup: Setup) -> float:
     mine = batches[world.rank :: world.size]
     was_training = model.training
     model.eval()
+    # AdaLoRA adds its penalty to the loss outside the base model, which has the adapted layers inside.
+    computing = model.get_base_model() if isinstance(model, PeftModel) and model.peft_type == "ADALORA" else model
     total, tokens = 0.0, 0
     with no_grad(), autocast(setup.precision, setup.device):
         for turn in range(math.ceil(len(batches) / world.size)):
@@ -33,7 +36,7 @@ def evaluate_loss(model: nn.Module, setup: Setup) -> float:
             labels = batch["labels"] if setup.source.encoder_decoder else batch["labels"][:, 1:]
             count = int((labels != -100).sum())
             if setup.engine.shards_weights or (count and counts):
-                loss = model(**batch, use_cache=False).loss.item()
+                loss = computing(**batch, use_cache=False).loss.item()
                 total += loss * count if count and counts else 0.0
                 tokens += count if counts else 0
     model.train(was_training)

@@ -43,10 +43,11 @@ def starting_point(
     if not resume:
         if not overwrite:
             how = "Add --resume to go on with it, --overwrite to replace it, or give another --set output=FOLDER."
-            folder.refuse_earlier_run(folder.adapter, how=how)
+            folder.refuse_earlier_run(folder.adapter, folder.model, how=how)
         return None
-    if folder.adapter.exists():
-        raise InputError(f"{folder.adapter} is finished: there is nothing to resume.")
+    for made in (folder.adapter, folder.model):
+        if made.exists():
+            raise InputError(f"{made} is finished: there is nothing to resume.")
     checkpoint = folder.newest_checkpoint()
     if checkpoint is None:
         output.warn(f"{folder.checkpoints} holds no checkpoint: training begins at the first step.")
@@ -59,9 +60,9 @@ def starting_point(
 
 def clear(folder: RunFolder) -> None:
     """Delete what training left here before; the plan and the log stay."""
-    for path in (folder.adapter, folder.checkpoints, folder.merged):
+    for path in (folder.adapter, folder.model, folder.checkpoints, folder.merged):
         shutil.rmtree(path, ignore_errors=True)
-    for path in (folder.metrics, folder.evaluation):
+    for path in (folder.metrics, folder.evaluation, folder.initial):
         path.unlink(missing_ok=True)
 
 

@@ -53,6 +53,8 @@ def run(
     else:
         trained = train(recipe, resume=resume, overwrite=not resume, trust_remote_code=trust_remote_code)
     if merge_too and world.main:
+        if trained.adapter == folder.model:
+            raise InputError("--merge: full fine-tuning leaves a whole model, there is no adapter to merge.")
         merge(trained.adapter, folder.merged, overwrite=True, trust_remote_code=trust_remote_code)
     with output.logging_to(folder.log, "run"):
         output.say(_summary(folder, trained, merge_too, time.monotonic() - start))
@@ -64,14 +66,15 @@ def _check_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
         raise InputError("--resume goes on with an earlier run and --overwrite deletes it: give one of the two.")
     if not resume and not overwrite:
         how = "Add --resume to go on with it, --overwrite to replace it, or give another --set output=FOLDER."
-        folder.refuse_earlier_run(folder.plan, folder.partial, folder.adapter, how=how)
+        folder.refuse_earlier_run(folder.plan, folder.partial, folder.adapter, folder.model, how=how)
 
 
 def _finished(folder: RunFolder) -> Trained:
     """What an earlier run finished: there is nothing left to train."""
-    output.say(f"adapter   {folder.adapter} is finished")
+    made = folder.model if folder.model.exists() else folder.adapter
+    output.say(f"adapter   {made} is finished")
     losses = json.loads(folder.evaluation.read_text(encoding="utf-8"))["loss"]
-    return Trained(folder.adapter, losses, 0, 0.0)
+    return Trained(made, losses, 0, 0.0)
 
 
 def _summary(folder: RunFolder, trained: Trained, merged: bool, seconds: float) -> Table:
@@ -85,6 +88,6 @@ def _summary(folder: RunFolder, trained: Trained, merged: bool, seconds: float) 
     table.add_row("metrics, log", f"{folder.metrics}, {folder.log}")
     if folder.plan.exists():
         table.add_row("ranks", f"gora inspect-ranks {quote(str(folder.plan))}")
-    if not merged:
+    if not merged and trained.adapter == folder.adapter:
         table.add_row("next", f"gora merge {quote(str(trained.adapter))} --output {quote(str(folder.merged))}")
     return table

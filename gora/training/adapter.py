@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerBase
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gora import __version__
 from gora.errors import GoraError
 from gora.files import publish, write_json
 from gora.models.sharding import whole
+from gora.plan import Factors
 
 NOTE = "gora.json"
+_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,13 @@ class BaseNote:
     fingerprint: str
 
 
-def adapter_values(model: PeftModel) -> dict[str, torch.Tensor]:
-    """All trained values, whole and on the CPU; where they are shared out, all processes have to ask together."""
-    return {name: whole(value).detach().cpu() for name, value in model.named_parameters() if value.requires_grad}
+def adapter_values(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All values of the adapter, or what else is trained, whole and on the CPU.
+
+    Where they are shared out, all processes have to ask together.
+    """
+    named = model.named_parameters()
+    return {name: whole(value).detach().cpu() for name, value in named if value.requires_grad or ".lora_" in name}
 
 
 def save_adapter(
@@ -46,6 +55,7 @@ def save_adapter(
     method: str,
     base: BaseNote,
     values: dict[str, torch.Tensor] | None = None,
+    initial: Factors | None = None,
 ) -> None:
     """Publish the adapter folder after reading it back.
 
@@ -54,25 +64,66 @@ def save_adapter(
         model: the wrapped model.
         tokenizer: saved beside the adapter, with the chat template that was trained.
         method: the recipe's method.
-        base: what the base model was during training.
+        base: what the base model was before anything was done to it.
         values: see `adapter_values`.
+        initial: A and B that took their part from the base weights at the start; see `converted`.
 
     Raises:
         GoraError: what was written is not what is in memory, or holds a B that is zero throughout.
     """
     values = adapter_values(model) if values is None else values
+    note = {
+        "gora_version": __version__,
+        "method": method,
+        "base_dtype": base.dtype,
+        "base_quantization": base.quantization,
+        "base_fingerprint": base.fingerprint,
+    }
     with publish(path) as aside:
-        model.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False, state_dict=values)
+        if initial is None:
+            model.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False, state_dict=values)
+            held = get_peft_model_state_dict(model, values)
+        else:
+            config, held = converted(model, values, initial)
+            config.save_pretrained(str(aside))
+            save_file(held, aside / _WEIGHTS, metadata={"format": "pt"})
         tokenizer.save_pretrained(str(aside))
-        note = {
-            "gora_version": __version__,
-            "method": method,
-            "base_dtype": base.dtype,
-            "base_quantization": base.quantization,
-            "base_fingerprint": base.fingerprint,
-        }
         write_json(aside / NOTE, note)
-        _check(load_file(aside / "adapter_model.safetensors"), get_peft_model_state_dict(model, values))
+        _check(load_file(aside / _WEIGHTS), held)
+
+
+def save_whole(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> None:
+    """Publish a model whose own weights were trained, in the type that its base had."""
+    with publish(path) as aside:
+        state = {name: value.detach().to(dtype) for name, value in model.state_dict().items()}
+        model.save_pretrained(str(aside), safe_serialization=True, state_dict=state)
+        tokenizer.save_pretrained(str(aside))
+
+
+def converted(
+    model: PeftModel, values: dict[str, torch.Tensor], initial: Factors
+) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
+    """A plain LoRA adapter of twice the rank, for the untouched base weights.
+
+    Training saw W' = W - s B0 A0, and W' + s B A is W + s [B, -B0] [A; A0].
+
+    Args:
+        model: the wrapped model.
+        values: see `adapter_values`.
+        initial: A0 and B0 of every layer.
+
+    Returns:
+        PEFT's configuration and the tensors of its file.
+    """
+    config: Any = copy.deepcopy(model.peft_config["default"])
+    config.r, config.lora_alpha, config.inference_mode = 2 * config.r, 2 * config.lora_alpha, True
+    config.init_lora_weights, config.lora_ga_config = True, None
+    tensors = {}
+    for name, (first_a, first_b) in initial.items():
+        inner = f"base_model.model.{name}.lora_"
+        tensors[f"{inner}A.weight"] = torch.cat([values[f"{inner}A.default.weight"], first_a])
+        tensors[f"{inner}B.weight"] = torch.cat([values[f"{inner}B.default.weight"], -first_b], dim=1).contiguous()
+    return config, tensors
 
 
 def _check(written: dict[str, torch.Tensor], held: dict[str, torch.Tensor]) -> None:
@@ -81,6 +132,6 @@ def _check(written: dict[str, torch.Tensor], held: dict[str, torch.Tensor]) -> N
     differing = [name for name, tensor in held.items() if not torch.equal(written[name], tensor.detach().cpu())]
     if differing:
         raise GoraError(f"The saved adapter differs from the trained one in {', '.join(differing[:3])}.")
-    factors_b = [tensor for name, tensor in written.items() if ".lora_B." in name]
+    factors_b = [tensor for name, tensor in written.items() if ".lora_B" in name]
     if not any(tensor.any() for tensor in factors_b):
         raise GoraError("Every B of the trained adapter is zero: training has not changed anything.")

@@ -12,17 +12,23 @@ from torch import nn
 from transformers import Trainer
 
 from gora.errors import GoraError, InputError
+from gora.methods import METHODS
 from gora.runtime.console import output
 from gora.runtime.engine import Engine
 from gora.runtime.world import World
 
 
-def refuse_what_cannot_train(engine: Engine, device: torch.device) -> None:
-    """End before anything is loaded where the engine would silently be another one.
+def refuse_what_cannot_train(engine: Engine, device: torch.device, method: str) -> None:
+    """End before anything is loaded where the engine would silently be another one, or lacks what the method needs.
 
     Raises:
-        InputError: fully sharded training is asked for without a GPU.
+        InputError: fully sharded training is asked for without a GPU, or the method needs whole gradients.
     """
+    if METHODS[method].whole_gradients and engine.kind != "ddp":
+        raise InputError(
+            f"adapter.method: {method} works on whole gradients, which {engine.name} keeps to itself. "
+            "Give distributed: ddp."
+        )
     if engine.kind == "fsdp" and device.type != "cuda":
         raise InputError(
             "distributed: fsdp trains on GPUs only; on CPUs Accelerate would run plain data parallelism instead. "

@@ -1,8 +1,8 @@
-"""Parameter groups: A and B learn at different rates (LoRA+, arXiv 2402.12354)."""
+"""Parameter groups: B learns at a rate of its own (LoRA+, arXiv 2402.12354)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -11,23 +11,35 @@ from torch import nn
 from gora.errors import GoraError
 from gora.recipe.schema import TrainSection
 
+PARTS = {"A": ".lora_A.", "B": ".lora_B."}
+_MAGNITUDES = {"magnitudes": ".lora_magnitude_vector."}
 
-def ab_groups(model: nn.Module, settings: TrainSection, lr_ratio: float) -> list[dict[str, Any]]:
-    """One optimizer group for all A and one for all B; a group without parameters is left out.
+
+def parameter_groups(
+    model: nn.Module, settings: TrainSection, lr_ratio: float, parts: Mapping[str, str] = PARTS
+) -> list[dict[str, Any]]:
+    """One optimizer group for each kind of parameter; a group without parameters is left out.
 
     Every setting stands in the group itself, because engines that replace the optimizer keep groups and lose defaults.
 
+    Args:
+        model: the model, frozen but for what is trained.
+        settings: rates, decay, betas and eps.
+        lr_ratio: rate of the group `B` over that of all others (LoRA+).
+        parts: names of the groups, and what the names of their parameters hold.
+
     Raises:
-        GoraError: a trainable parameter is neither A nor B, or nothing is trainable.
+        GoraError: a trainable parameter belongs to no group, or nothing is trainable.
     """
+    parts = {**parts, **_MAGNITUDES}
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    members = {part: [p for name, p in trainable.items() if f".lora_{part}." in name] for part in ("A", "B")}
-    if sum(map(len, members.values())) != len(trainable):
-        stray = [name for name in trainable if ".lora_A." not in name and ".lora_B." not in name]
+    part_of = {name: next((part for part, sign in parts.items() if sign in name), None) for name in trainable}
+    if stray := [name for name, part in part_of.items() if part is None]:
         raise GoraError(f"Trainable parameters that belong to no group: {', '.join(stray[:5])}")
     if not trainable:
         raise GoraError("No parameter is trainable.")
-    rates = {"A": settings.learning_rate, "B": settings.learning_rate * lr_ratio}
+    members = {part: [value for name, value in trainable.items() if part_of[name] == part] for part in parts}
+    rates = {part: settings.learning_rate * (lr_ratio if part == "B" else 1.0) for part in parts}
     shared = {
         "weight_decay": settings.weight_decay,
         "betas": (settings.beta1, settings.beta2),

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from gora.files import publish, write_json
+from gora.methods import Method
 from gora.models.checkpointing import recompute_activations
 from gora.models.load import default_device
 from gora.recipe.schema import Recipe
@@ -22,7 +23,7 @@ from gora.runtime.folder import RunFolder
 from gora.runtime.precision import Precision, autocast
 from gora.runtime.world import World
 from gora.training.engines import engine_arguments, make_optimizer
-from gora.training.groups import ab_groups
+from gora.training.groups import parameter_groups
 from gora.training.schedule import make_schedule
 
 ORIGIN = "gora.json"
@@ -40,6 +41,7 @@ class GoraTrainer(Trainer):
         collator: turns examples into a micro-batch.
         steps: optimizer steps of the whole run.
         accumulation: micro-batches in one of them.
+        method: what is trained, and by which optimizer.
         lr_ratio: learning rate of B over that of A.
         precision: arithmetic of the forward and backward pass.
         world: the processes of the run.
@@ -51,7 +53,7 @@ class GoraTrainer(Trainer):
 
     def __init__(
         self,
-        model: PeftModel,
+        model: PreTrainedModel | PeftModel,
         recipe: Recipe,
         folder: RunFolder,
         rows: Dataset[Any],
@@ -59,6 +61,7 @@ class GoraTrainer(Trainer):
         *,
         steps: int,
         accumulation: int,
+        method: Method,
         lr_ratio: float,
         precision: Precision,
         world: World,
@@ -70,7 +73,7 @@ class GoraTrainer(Trainer):
         self._wrapped, self._recipe, self._folder, self._origin = model, recipe, folder, origin
         self._precision, self._world, self._engine = precision, world, engine
         self._encoder_decoder = bool(model.config.is_encoder_decoder)  # type: ignore[union-attr]
-        self._lr_ratio, self._evaluate_loss = lr_ratio, evaluate_loss
+        self._method, self._lr_ratio, self._evaluate_loss = method, lr_ratio, evaluate_loss
         self._stage: Path | None = None
         self.last_evaluation = (-1, 0.0)
         super().__init__(
@@ -89,10 +92,12 @@ class GoraTrainer(Trainer):
             recompute_activations(model, True)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with one group for A and one for B."""
+        """The method's optimizer, with a group for each of its parts."""
         if self.optimizer is None:
-            groups = ab_groups(model or self._wrapped, self._recipe.train, self._lr_ratio)
-            self.optimizer = make_optimizer(groups, self._engine, self._world)
+            model = model or self._wrapped
+            groups = parameter_groups(model, self._recipe.train, self._lr_ratio, self._method.parts)
+            own = self._method.optimizer(model, groups)
+            self.optimizer = own or make_optimizer(groups, self._engine, self._world)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:

@@ -1,0 +1,23 @@
+"""Full fine-tuning of the target weights, without an adapter: what the low-rank methods are measured against."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from transformers import PreTrainedModel
+
+from gora.methods.base import Method, Wrapping
+
+
+class Full(Method):
+    """The target weights themselves are trained, in float32."""
+
+    parts: ClassVar = {"weights": ".weight"}
+
+    def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PreTrainedModel:
+        """See `Method`."""
+        for layer in wrapping.targets.values():
+            weight = layer.weight
+            weight.data = weight.data.float()  # type: ignore[union-attr, operator]
+            weight.requires_grad_(True)  # type: ignore[operator, union-attr]
+        return model

@@ -1,0 +1,9 @@
+"""LoRA+ (arXiv 2402.12354): LoRA whose B learns 16 times as fast as its A."""
+
+from gora.methods.lora import Lora
+
+
+class LoraPlus(Lora):
+    """LoRA with another ratio of rates."""
+
+    lr_ratio = 16.0
