@@ -18,7 +18,7 @@ from gora.recipe.schema import Recipe
 from gora.runtime.console import output
 from gora.runtime.folder import RunFolder
 from gora.runtime.interrupt import stopping_between_steps
-from gora.runtime.memory import peak_text, reset_peak
+from gora.runtime.memory import peak_bytes, peak_text, reset_peak
 from gora.runtime.progress import clock
 from gora.stages.evaluate import evaluate_loss
 from gora.stages.resume import check_same_rows, clear, origin_of, plan_differences, starting_point
@@ -82,7 +82,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, trus
             step, loss = trainer.last_evaluation
             losses["final"] = loss if step == trainer.state.max_steps else evaluate_loss(start.model, setup)
         if world.main:
-            write_json(folder.evaluation, {"rows": len(setup.data.eval or ()), "loss": losses})
+            cost = {"trainable_parameters": start.trainable, "seconds": report.seconds, "peak_bytes": peak_bytes()}
+            write_json(folder.evaluation, {"rows": len(setup.data.eval or ()), "loss": losses, **cost})
         world.barrier()
         rate = f"{trainer.state.global_step} steps in {clock(report.seconds)}, {report.tokens_per_second:,.0f} tokens/s"
         output.say(f"timing    {rate}; {peak_text()}")

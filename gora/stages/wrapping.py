@@ -37,6 +37,7 @@ class Wrapped:
         original: fingerprint of the base weights as they were loaded.
         frozen: fingerprint of the weights that training must not change.
         initial: A and B at the start, of a method that has moved a part of the base weights into them.
+        trainable: how many parameters are trained.
         losses: evaluation loss of the `base` model and with the `initial` adapter; empty without rows.
     """
 
@@ -44,6 +45,7 @@ class Wrapped:
     original: str
     frozen: str
     initial: Factors | None
+    trainable: int
     losses: dict[str, float]
 
 
@@ -80,7 +82,7 @@ def wrap_model(setup: Setup, folder: RunFolder, plan: Plan | None, *, steps: int
     if losses:
         with_each = f"{losses['base']:.4f} with the base model, {losses['initial']:.4f} with the initial adapter"
         output.say(f"loss      {with_each}, on {len(setup.data.eval or ()):,} evaluation rows")
-    return Wrapped(wrapped, original, frozen, initial, losses)
+    return Wrapped(wrapped, original, frozen, initial, trainable, losses)
 
 
 def fingerprint(model: nn.Module, world: World) -> str:

@@ -1,0 +1,46 @@
+"""gora compare"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gora.cli.options import RecipeArgument, SetOption
+
+
+def compare_command(
+    recipe: RecipeArgument,
+    methods: Annotated[
+        str, typer.Option("--methods", metavar="A,B,...", help="Methods to compare; `all` is every one.")
+    ],
+    seeds: Annotated[str, typer.Option("--seeds", metavar="0,1,...", help="Seeds of each.")] = "0",
+    vary: Annotated[
+        list[str] | None,
+        typer.Option("--vary", metavar="SECTION.KEY=V1,V2", help="Values to try of a setting; may be repeated."),
+    ] = None,
+    overrides: SetOption = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time on each device.")] = 1,
+    destination: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="DIR", help="Where runs and results go."),
+    ] = None,
+) -> None:
+    """Run a recipe with several methods and seeds, and tabulate what comes out; finished runs are not repeated."""
+    from gora.recipe import load_recipe
+
+    name = load_recipe(recipe, overrides or ()).name
+    from gora.errors import InputError
+    from gora.stages.compare import compare
+
+    numbers = seeds.split(",")
+    if not all(number.isdigit() for number in numbers):
+        raise InputError(f"--seeds {seeds}: whole numbers are expected, as in 0,1,2.")
+    compare(
+        recipe,
+        overrides or (),
+        methods=methods.split(","),
+        seeds=[int(number) for number in numbers],
+        vary=vary or (),
+        jobs=jobs,
+        destination=destination or Path(f"runs/compare-{name}"),
+    )
