@@ -57,9 +57,8 @@ def check_memory(setup: Setup, low_memory: bool) -> None:
         sums = round(sums * SAMPLED_SHARE)
     elif setup.recipe.gora.offload != "none":
         sums //= setup.world.size
+    # An engine that shares out the weights does so once each process has loaded all of them.
     weights = weight_bytes(model, setup.recipe.model, setup.device)
-    if setup.engine.shards_weights:
-        weights //= setup.world.size
     on_gpu = setup.device.type == "cuda"
     estimate = refuse_what_cannot_fit(
         setup.recipe.gora.offload,
