@@ -33,8 +33,8 @@ def begin(recipe: Recipe) -> tuple[World, Engine]:
     engine = Engine.of(recipe.distributed)
     if engine.shards_weights and recipe.model.quantization:
         raise InputError(
-            f"distributed: {engine.name} shares out base weights, and quantised ones ({recipe.model.quantization}) cannot "
-            "be. Give ddp or zero2, or model.quantization: null."
+            f"distributed: {engine.name} shares out base weights, which {recipe.model.quantization} ones cannot be. "
+            "Give ddp or zero2, or model.quantization: null."
         )
     world = join(alone_too=engine.kind != "ddp")
     if not world.main:
