@@ -87,7 +87,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, trus
         world.barrier()
         rate = f"{trainer.state.global_step} steps in {clock(report.seconds)}, {report.tokens_per_second:,.0f} tokens/s"
         output.say(f"timing    {rate}; {peak_text()}")
-        output.say("base      every frozen weight is what it was before training")
+        untouched = "base" if start.frozen == start.original else "frozen"
+        output.say(f"base      every {untouched} weight is what it was before training")
         output.say(f"adapter   {made}")
     return Trained(made, losses, trainer.state.global_step, report.seconds)
 
