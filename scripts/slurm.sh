@@ -19,6 +19,10 @@ set -euo pipefail
 read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 port=$((20000 + SLURM_JOB_ID % 10000))
 
+if [ "$SLURM_JOB_NUM_NODES" = 1 ]; then
+  exec srun --ntasks-per-node=1 gora run "$@"
+fi
+
 # One task per host; each starts the processes of its GPUs. SLURM_NODEID is the task's own.
 # shellcheck disable=SC2016
 exec srun --ntasks-per-node=1 --kill-on-bad-exit=1 bash -c '

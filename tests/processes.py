@@ -25,7 +25,7 @@ from gora.stages.precompute import precompute
 from gora.stages.setup import Setup
 from gora.stages.train import train
 
-ENGINES = ("ddp", "zero2", "zero2-offload", "zero3")
+ENGINES = ("zero3", "ddp", "zero2", "zero2-offload")
 SETTINGS = (
     "data.max_length=96",
     "data.eval.max_rows=7",

@@ -71,7 +71,10 @@ def test_the_loss_on_evaluation_rows_falls_at_the_start_and_in_training(trained)
     _, folder, result, _ = trained
     losses = result.losses
     assert losses["final"] < losses["initial"] < losses["base"]
-    assert json.loads((folder / "evaluation.json").read_text()) == {"rows": 16, "loss": losses}
+    written = json.loads((folder / "evaluation.json").read_text())
+    assert (written["rows"], written["loss"]) == (16, losses)
+    assert written["trainable_parameters"] > 0
+    assert written["peak_bytes"]["host"] > 10**8
 
 
 def test_metrics_hold_every_step_with_the_learning_rates_that_were_used(trained):
@@ -483,7 +486,7 @@ def test_an_interruption_of_the_last_evaluation_keeps_the_adapter(tmp_path, monk
 
     def evaluate(model, setup):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 1:
             raise StopSignal(2)
         return 1.0
 

@@ -16,7 +16,7 @@ from gora.cli.run import run_command
 from gora.cli.train import train_command
 from gora.errors import GoraError
 
-_LOST_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+_LOST_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 app = typer.Typer(
     name="gora",
@@ -53,6 +53,20 @@ def _gora(
 
 def main() -> None:
     """Run the command and exit: 0 done, 1 the work failed, 2 wrong input, 130 and 143 interrupted."""
+    from gora.runtime.failure import FAILURE_FILE
+
+    try:
+        _main()
+    except SystemExit as end:
+        if FAILURE_FILE not in os.environ:
+            raise
+        # Engines leave threads behind that can break a process while it is taken down, after all is done.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+
+
+def _main() -> None:
     from gora.runtime.failure import first_to_fail
     from gora.runtime.interrupt import StopSignal, stopping_at_once
     from gora.runtime.quiet import quiet_loggers
@@ -79,7 +93,7 @@ def main() -> None:
         if type(error).__name__ == "OutOfMemoryError":
             advice = "Lower train.micro_batch_size or data.max_length, or set train.activation_checkpointing: true."
             _fail(f"{str(error).splitlines()[0]}\n{advice}", 1)
-        if type(error).__name__ == "DistBackendError" or any(sign in str(error) for sign in _LOST_CONNECTION):
+        if any(sign in str(error) for sign in _LOST_CONNECTION):
             _fail("Another process of this run has ended, and this one cannot go on without it.", 1)
         if not first_to_fail():
             sys.exit(1)
@@ -93,6 +107,6 @@ def main() -> None:
 def _fail(message: str, code: int) -> None:
     from gora.runtime.failure import first_to_fail
 
-    if first_to_fail():
+    if first_to_fail(code):
         print(f"gora: {message}", file=sys.stderr)
     sys.exit(code)

@@ -149,7 +149,9 @@ class Collection:
         while progress.cursor < self.pace.rounds:
             first = progress.cursor == start
             self._round(progress, losses, replay)
-            if first and self.pace.agree(self.attachment.adopt_silent()):
+            has_one = self._index(progress) is not None
+            if first and self.pace.agree(has_one and self.attachment.adopt_silent()):
+                self._refuse_passing_by()
                 # Layers that were passed by are now left to autograd; the first micro-batch is run again for them.
                 progress, replay = self.keeper.restore(self.sums), None
                 self._round(progress, _Losses(), None)
@@ -161,6 +163,13 @@ class Collection:
                 self.keeper.keep(self.sums, progress)
         self._finish(losses)
         return progress
+
+    def _refuse_passing_by(self) -> None:
+        if self.pace.computes_together:
+            raise GoraError(
+                "Some target layers are passed by without being called; that cannot be followed while the weights are "
+                "shared out over processes. Leave them out (adapter.exclude), or give distributed: ddp."
+            )
 
     def _record(self) -> Callable[[int], Tensor] | None:
         if self.recorder is None:

@@ -13,6 +13,7 @@ class Full(Method):
     """The target weights themselves are trained, in float32."""
 
     parts: ClassVar = {"weights": ".weight"}
+    whole_gradients = True
 
     def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PreTrainedModel:
         """See `Method`."""

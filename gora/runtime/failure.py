@@ -9,13 +9,19 @@ FAILURE_FILE = "GORA_FAILURE_FILE"
 """Names a file, in the environment of processes that were started together; the first to fail makes it."""
 
 
-def first_to_fail() -> bool:
-    """Whether no other process of this run has failed before; true for a process that is alone."""
+def first_to_fail(code: int = 1) -> bool:
+    """Whether no other process of this run has failed before; true for a process that is alone.
+
+    Args:
+        code: the exit code of this process, with which the whole run will answer.
+    """
     path = os.environ.get(FAILURE_FILE)
     if path is None:
         return True
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        os.write(descriptor, str(code).encode())
+        os.close(descriptor)
     except FileExistsError:
         return False
     except OSError:

@@ -14,8 +14,10 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from gora.errors import GoraError, InputError
@@ -108,6 +110,7 @@ def _run(launch: Launch, count: int, command: list[str]) -> None:
 
     with tempfile.TemporaryDirectory(prefix="gora-") as folder:
         _prepare_environment(count, folder)
+        agent = None
         try:
             if launch.node_rank:
                 _await_first_host(str(launch.rendezvous))
@@ -118,12 +121,14 @@ def _run(launch: Launch, count: int, command: list[str]) -> None:
                 rendezvous.shutdown()
         except SignalException as stop:
             # The processes have stopped, and have said what they kept.
+            if _all_ended_well(agent):
+                return
             sys.exit(128 + stop.sigval)
         except RendezvousError as error:
             reason = str(error.__cause__ or error).splitlines()[0]
             raise GoraError(f"The hosts did not meet at {launch.rendezvous}: {reason}") from None
-    if result.is_failed():
-        _report(result.failures)
+        if result.is_failed():
+            _report(result.failures, folder)
 
 
 def _await_first_host(rendezvous: str) -> None:
@@ -144,7 +149,9 @@ def _prepare_environment(count: int, folder: str) -> None:
     from torch import get_num_threads
 
     os.environ[FAILURE_FILE] = os.path.join(folder, "first-failure")
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP"
+    # Under nohup, the end of the terminal is no reason to stop.
+    hangup = "" if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else ",SIGHUP"
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = f"SIGTERM,SIGINT{hangup}"
     # As many threads as cores that this host, or the scheduler, gives us, over all processes together.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, get_num_threads() // count)))
     # gora says itself what became of its processes.
@@ -162,9 +169,18 @@ def _agent(launch: Launch, count: int, command: list[str], folder: str) -> tuple
 
         grace = _GRACE_AFTER_SIGNAL
 
+        def _start_workers(self, *arguments: Any, **named: Any) -> Any:
+            started = super()._start_workers(*arguments, **named)
+            context: Any = self._pcontext
+            # What is closed without a time given is closed because a process has failed.
+            context.close = partial(_close, context.close)
+            return started
+
         def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *_: Any, **__: Any) -> None:
             if self._pcontext:
-                self._pcontext.close(death_sig, self.grace)
+                patience, self.grace = self.grace, _GRACE_AFTER_FAILURE
+                # The processes answer SIGTERM by saving, and do not know of a terminal that has gone.
+                self._pcontext.close(signal.SIGTERM if death_sig == signal.SIGHUP else death_sig, patience)
 
         def _stop_workers(self, *_: Any, **__: Any) -> None:
             self.grace = _GRACE_AFTER_FAILURE
@@ -199,11 +215,21 @@ def _agent(launch: Launch, count: int, command: list[str], folder: str) -> tuple
     return Agent(spec, logs), rendezvous
 
 
-def _report(failures: dict[int, Any]) -> None:
+def _close(close: Callable[..., None], death_sig: signal.Signals | None = None, timeout: int | None = None) -> None:
+    close(death_sig, _GRACE_AFTER_FAILURE if timeout is None else timeout)
+
+
+def _all_ended_well(agent: Any) -> bool:
+    handlers = getattr(getattr(agent, "_pcontext", None), "subprocess_handlers", {})
+    return bool(handlers) and all(handler.proc.returncode == 0 for handler in handlers.values())
+
+
+def _report(failures: dict[int, Any], folder: str) -> None:
     rank, first = min(failures.items(), key=lambda pair: pair[1].timestamp)
     if first.exitcode > 0:
-        # It has said itself what went wrong.
-        sys.exit(first.exitcode)
+        # It has said itself what went wrong; others failed because of it.
+        told = Path(folder, "first-failure")
+        sys.exit(int(told.read_text() or 1) if told.exists() else first.exitcode)
     number = -first.exitcode
     cause = " Most often the host ran out of memory." if number == signal.SIGKILL else ""
     raise GoraError(f"Process {rank} was ended by signal {number} ({signal.Signals(number).name}).{cause}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -67,7 +67,7 @@ def check_memory(setup: Setup, low_memory: bool) -> None:
         device_bytes=torch.cuda.get_device_properties(setup.device).total_memory if on_gpu else None,
         host_bytes=psutil.virtual_memory().available // setup.world.local_size,
     )
-    output.say(f"memory    {estimate}" + (", in each process" if setup.world.size > 1 else ""))
+    output.say(f"memory    {estimate}" + (", at least, in each process" if setup.world.size > 1 else ""))
 
 
 def allocate_sampled(setup: Setup, attachment: Attachment, targets: Mapping[str, nn.Module]) -> SampledStatistics:
@@ -107,12 +107,26 @@ def allocate(
         output.say(f"sums      {placement.text(setup.device)}{each}")
         return Allocation(placement.allocate(setup.device), owners, shared=False)
     mine = {key: shape for key, shape in shapes.items() if owners[key] == setup.world.rank}
-    placement = place(offload, mine, setup.device, operands, free)
+    together, held = _held_for_owners(setup, shapes, operands, free)
+    placement = place(offload, mine, setup.device, operands, lambda: free() - held)
     whole = size_text(sum_bytes(shapes))
     output.say(f"sums      {placement.text(setup.device)}, a share of {whole}, in each of {setup.world.size} processes")
     own = placement.allocate(setup.device) if mine else DeviceSums({}, setup.device)
-    together = 1 if setup.device.type == "cpu" else micro_batches_to_hold(batches.most_tokens)
     return Allocation(SharedSums(own, shapes, owners, setup.world, setup.device, together), owners, shared=True)
+
+
+def _held_for_owners(
+    setup: Setup, shapes: Mapping[str, Shape], operands: Operands, free: Callable[[], int]
+) -> tuple[int, int]:
+    """How many micro-batches go to the owners at once, and the bytes that waits for them to be sent."""
+    each = operands.tokens * operands.width * sum(map(sum, shapes.values()))
+    largest = max(sum_bytes({key: shape}) for key, shape in shapes.items())
+    if setup.device.type == "cpu":
+        return 1, each + largest
+    together = micro_batches_to_hold(operands.tokens)
+    while together > 1 and together * each + largest > free():
+        together //= 2
+    return together, together * each + largest
 
 
 class _Free:

@@ -71,6 +71,11 @@ def collect_gradients(
         asked = f"{batches.steps} micro-batches of {batches.size} rows"
         output.warn(f"{asked} are asked for, {len(setup.data.train)} rows are there: some are used more than once.")
     attachment = Attachment(model, targets)
+    if setup.engine.shards_weights and not attachment.all_tapped:
+        raise InputError(
+            "adapter.targets: a target's weight is also used elsewhere, which cannot be followed while weights are "
+            f"shared out ({setup.engine.name}). Leave it out (adapter.exclude), or give distributed: ddp."
+        )
     with (
         recomputing_activations(model, setup.recipe.train.activation_checkpointing),
         stopping_between_steps() as request,

@@ -10,6 +10,8 @@ from rich.table import Table
 
 from gora.errors import InputError
 from gora.methods import METHODS
+from gora.models.load import default_device
+from gora.recipe import accumulation_steps
 from gora.recipe.schema import Recipe
 from gora.runtime.console import output
 from gora.runtime.folder import RunFolder
@@ -18,6 +20,7 @@ from gora.stages.merge import merge
 from gora.stages.precompute import precompute
 from gora.stages.setup import begin
 from gora.stages.train import Trained, train
+from gora.training.engines import refuse_what_cannot_train
 
 
 def run(
@@ -41,9 +44,12 @@ def run(
         InputError, GoraError, Interrupted: as the stages do.
     """
     start = time.monotonic()
-    world, _ = begin(recipe)
+    world, engine = begin(recipe)
     folder = RunFolder.of(recipe.output)
     _check_folder(folder, resume, overwrite)
+    # What training would refuse is refused before the gradients take their time.
+    refuse_what_cannot_train(engine, default_device(), recipe.adapter.method)
+    accumulation_steps(recipe.train, world.size)
     needs_plan = METHODS[recipe.adapter.method].needs_plan
     if needs_plan and not (resume and folder.plan.exists()):
         precompute(recipe, resume=resume, overwrite=not resume, trust_remote_code=trust_remote_code)
@@ -56,6 +62,7 @@ def run(
         if trained.adapter == folder.model:
             raise InputError("--merge: full fine-tuning leaves a whole model, there is no adapter to merge.")
         merge(trained.adapter, folder.merged, overwrite=True, trust_remote_code=trust_remote_code)
+    world.barrier()
     with output.logging_to(folder.log, "run"):
         output.say(_summary(folder, trained, merge_too, time.monotonic() - start))
     return trained

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -31,6 +32,11 @@ def begin(recipe: Recipe) -> tuple[World, Engine]:
         InputError: there is no such engine, or it cannot run here.
     """
     engine = Engine.of(recipe.distributed)
+    if engine.kind == "deepspeed" and find_spec("deepspeed") is None:
+        raise InputError(
+            f"distributed: {engine.name} needs DeepSpeed, which is not installed. Install it (pip install deepspeed), "
+            "or give --set distributed=ddp."
+        )
     if engine.shards_weights and recipe.model.quantization:
         raise InputError(
             f"distributed: {engine.name} shares out base weights, which {recipe.model.quantization} ones cannot be. "

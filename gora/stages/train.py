@@ -7,6 +7,7 @@ from pathlib import Path
 
 from peft import PeftModel
 from transformers import PreTrainedModel
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from gora.errors import GoraError, InputError, Interrupted
 from gora.files import write_json, write_text
@@ -75,7 +76,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, trus
             write_text(folder.recipe, dump_recipe(recipe))
             if start.initial:
                 keep_initial(folder, start.initial)
-        trainer, report = _run_trainer(setup, folder, start.model, steps, accumulation, checkpoint)
+        trainer, report = _run_trainer(setup, folder, start.model, plan, steps, accumulation, checkpoint)
         made = _save(setup, folder, start)
         losses = dict(start.losses)
         if setup.data.eval:
@@ -105,6 +106,7 @@ def _run_trainer(
     setup: Setup,
     folder: RunFolder,
     model: PreTrainedModel | PeftModel,
+    plan: Plan | None,
     steps: int,
     accumulation: int,
     checkpoint: Path | None,
@@ -134,6 +136,7 @@ def _run_trainer(
             precision=setup.precision,
             world=world,
             engine=engine,
+            all_used=plan is not None and all(module.gradient_norm > 0 for module in plan.adapted),
             evaluate_loss=(lambda: evaluate_loss(model, setup)) if setup.data.eval else None,
             callbacks=[
                 *method.callbacks(model),
@@ -148,6 +151,8 @@ def _run_trainer(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             report.stop()
+            # While DeepSpeed's configuration stands, transformers would share out whatever is loaded next.
+            unset_hf_deepspeed_config()
     reached = trainer.state.global_step
     number = world.most(request.number or 0)
     if number and reached < steps:

@@ -135,8 +135,8 @@ class RefuseNaN(TrainerCallback):
             finite = math.isfinite(norm)
         else:
             gradients = [_local(p.grad) for group in kwargs["optimizer"].param_groups for p in group["params"]]
-            norms = torch._foreach_norm([gradient for gradient in gradients if gradient is not None])
-            finite = not norms or bool(torch.stack(norms).isfinite().all())
+            held = [gradient for gradient in gradients if gradient is not None]
+            finite = not held or bool(torch.stack(torch._foreach_norm(held)).isfinite().all())
         if self._world.any(not finite):
             raise GoraError(
                 f"The gradient of step {state.global_step + 1} holds NaN or infinity; nothing of it is kept. "

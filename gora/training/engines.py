@@ -26,7 +26,7 @@ def refuse_what_cannot_train(engine: Engine, device: torch.device, method: str) 
     """
     if METHODS[method].whole_gradients and engine.kind != "ddp":
         raise InputError(
-            f"adapter.method: {method} works on whole gradients, which {engine.name} keeps to itself. "
+            f"adapter.method: {method} works on whole gradients and weights, which {engine.name} shares out. "
             "Give distributed: ddp."
         )
     if engine.kind == "fsdp" and device.type != "cuda":
@@ -36,8 +36,14 @@ def refuse_what_cannot_train(engine: Engine, device: torch.device, method: str) 
         )
 
 
-def engine_arguments(engine: Engine, device: torch.device) -> dict[str, Any]:
-    """What `TrainingArguments` has to be told."""
+def engine_arguments(engine: Engine, device: torch.device, *, all_used: bool) -> dict[str, Any]:
+    """What `TrainingArguments` has to be told.
+
+    Args:
+        engine: what keeps the processes in step.
+        device: what computes.
+        all_used: whether every trained parameter is known to get a gradient.
+    """
     if engine.kind == "deepspeed":
         # The Trainer fills in what is `auto`, in place.
         arguments = {"deepspeed": copy.deepcopy(engine.settings)}
@@ -45,7 +51,7 @@ def engine_arguments(engine: Engine, device: torch.device) -> dict[str, Any]:
     if engine.kind == "fsdp":
         return {"fsdp": True, "fsdp_config": copy.deepcopy(engine.settings)}
     # DeepSpeed never gets `use_cpu`, with which Accelerate would quietly run data parallelism instead.
-    return {"use_cpu": device.type == "cpu", "ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False}
+    return {"use_cpu": device.type == "cpu", "ddp_find_unused_parameters": not all_used, "ddp_broadcast_buffers": False}
 
 
 def _deepspeed_on_cpus() -> dict[str, Any]:

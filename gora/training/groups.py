@@ -75,7 +75,7 @@ def group_table(groups: Sequence[dict[str, Any]]) -> Table:
         "group", "tensors", "parameters", "learning rate", "betas", "eps", "weight decay", title="Parameter groups"
     )
     for group in groups:
-        count = sum(parameter.numel() for parameter in group["params"])
+        count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in group["params"])
         rate, betas = f"{group.get('initial_lr', group['lr']):g}", "{:g}, {:g}".format(*group["betas"])
         table.add_row(
             group["name"],

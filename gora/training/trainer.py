@@ -46,6 +46,7 @@ class GoraTrainer(Trainer):
         precision: arithmetic of the forward and backward pass.
         world: the processes of the run.
         engine: what keeps them in step.
+        all_used: whether every trained parameter is known to get a gradient.
         evaluate_loss: mean loss per token on the evaluation rows; None where there are none.
         callbacks: told of what happens.
         origin: what the run is of, saved with every checkpoint.
@@ -66,6 +67,7 @@ class GoraTrainer(Trainer):
         precision: Precision,
         world: World,
         engine: Engine,
+        all_used: bool,
         evaluate_loss: Callable[[], float] | None,
         callbacks: list[TrainerCallback],
         origin: dict[str, Any],
@@ -78,7 +80,9 @@ class GoraTrainer(Trainer):
         self.last_evaluation = (-1, 0.0)
         super().__init__(
             model=model,
-            args=_arguments(recipe, folder, steps, accumulation, engine, evaluates=evaluate_loss is not None),
+            args=_arguments(
+                recipe, folder, steps, accumulation, engine, evaluates=evaluate_loss is not None, all_used=all_used
+            ),
             train_dataset=rows,
             eval_dataset=rows if evaluate_loss else None,
             data_collator=collator,
@@ -184,7 +188,7 @@ class GoraTrainer(Trainer):
 
 
 def _arguments(
-    recipe: Recipe, folder: RunFolder, steps: int, accumulation: int, engine: Engine, *, evaluates: bool
+    recipe: Recipe, folder: RunFolder, steps: int, accumulation: int, engine: Engine, *, evaluates: bool, all_used: bool
 ) -> TrainingArguments:
     train, evaluation = recipe.train, recipe.evaluation
     arguments = TrainingArguments(
@@ -208,7 +212,7 @@ def _arguments(
         report_to=[],
         seed=recipe.seed,
         data_seed=recipe.seed,
-        **engine_arguments(engine, default_device()),
+        **engine_arguments(engine, default_device(), all_used=all_used),
     )
     # One process trains on one device: the Trainer would otherwise wrap the model in DataParallel on several GPUs.
     arguments._n_gpu = min(arguments.n_gpu, 1)
