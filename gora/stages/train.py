@@ -7,7 +7,6 @@ from pathlib import Path
 
 from peft import PeftModel
 from transformers import PreTrainedModel
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from gora.errors import GoraError, InputError, Interrupted
 from gora.files import write_json, write_text
@@ -27,7 +26,7 @@ from gora.stages.setup import Setup, begin
 from gora.stages.wrapping import Wrapped, fingerprint, keep_initial, wrap_model
 from gora.training.adapter import BaseNote, adapter_values, save_adapter, save_whole
 from gora.training.callbacks import RefuseNaN, Report, SaveAndLog, StopWhenAsked
-from gora.training.engines import check_engine, gradient_norm, refuse_what_cannot_train
+from gora.training.engines import check_engine, forget_engine, gradient_norm, refuse_what_cannot_train
 from gora.training.groups import parameter_groups
 from gora.training.metrics import Metrics
 from gora.training.schedule import optimizer_steps
@@ -151,8 +150,7 @@ def _run_trainer(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             report.stop()
-            # While DeepSpeed's configuration stands, transformers would share out whatever is loaded next.
-            unset_hf_deepspeed_config()
+            forget_engine()
     reached = trainer.state.global_step
     number = world.most(request.number or 0)
     if number and reached < steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, patch_environment
 from torch import nn
 from transformers import Trainer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from gora.errors import GoraError, InputError
 from gora.methods import METHODS
@@ -105,6 +107,12 @@ def check_engine(trainer: Trainer, engine: Engine, world: World) -> str:
         raise GoraError(f"distributed: {engine.name} is asked for, but Accelerate runs {found} ({', '.join(wrong)}).")
     processes = f", {world.size} processes" if world.size > 1 else ""
     return f"{text}{processes}; optimizer {_innermost(trainer.optimizer)}"
+
+
+def forget_engine() -> None:
+    """Undo what a run under DeepSpeed leaves behind: what is loaded or trained next in this process would follow it."""
+    unset_hf_deepspeed_config()
+    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
 
 
 def gradient_norm(trainer: Trainer) -> float | None:
