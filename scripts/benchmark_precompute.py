@@ -90,9 +90,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=12, help="timed micro-batches of each way but the slow reference")
     parser.add_argument("--targets", nargs="+", default=["attention", "all-linear"])
     parser.add_argument("--shapes", nargs="+", default=["1x512", "4x512", "8x1024"], help="rows x tokens")
-    parser.add_argument(
-        "--ways", nargs="+", default=["plain", "lora", "gora", "gora-eager", "gora-cpu", "gora-held", "reference"]
-    )
+    parser.add_argument("--ways", nargs="+", default=WAYS)
     return parser.parse_args()
 
 

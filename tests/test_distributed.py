@@ -206,7 +206,6 @@ def test_killing_one_process_ends_the_run_at_once_and_leaves_nothing_under_a_fin
 def test_ctrl_c_saves_the_sums_of_all_processes_and_resuming_makes_the_plan_of_an_unbroken_pass(tmp_path):
     settings = overrides("gora.steps=60", f"output={tmp_path / 'run'}")
     parent = start("precompute", "quickstart", *settings, cwd=tmp_path, until="sums      ")
-    time.sleep(0.3)
     parent.send_signal(signal.SIGINT)
     assert parent.wait(timeout=60) == 130
     text = (tmp_path / "output.txt").read_text()

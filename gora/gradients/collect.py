@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from gora.errors import GoraError
 from gora.gradients.attach import Attachment
+from gora.gradients.losses import Losses
 from gora.gradients.probe import Probe
 from gora.gradients.sums import Sums, all_finite
 
@@ -143,7 +143,7 @@ class Collection:
 
     def _run_ahead(self, progress: Progress) -> Progress:
         """The fast way, for micro-batches that are all in order."""
-        losses = _Losses()
+        losses = Losses()
         start = progress.cursor
         replay = self._record()
         while progress.cursor < self.pace.rounds:
@@ -154,7 +154,7 @@ class Collection:
                 self._refuse_passing_by()
                 # Layers that were passed by are now left to autograd; the first micro-batch is run again for them.
                 progress, replay = self.keeper.restore(self.sums), None
-                self._round(progress, _Losses(), None)
+                self._round(progress, Losses(), None)
             progress.cursor += 1
             self.sums.settle()
             self._refuse_not_finite(not self._tell(losses.ready()))
@@ -180,7 +180,7 @@ class Collection:
             # Some models look at values on the host, which cannot be recorded; running them one by one always works.
             return None
 
-    def _round(self, progress: Progress, losses: _Losses, replay: Callable[[int], Tensor] | None) -> None:
+    def _round(self, progress: Progress, losses: Losses, replay: Callable[[int], Tensor] | None) -> None:
         """Add the micro-batch whose turn it is, if there is one for this process."""
         index = self._index(progress)
         if index is None:
@@ -195,7 +195,7 @@ class Collection:
         indices = self.pace.indices
         return indices[progress.cursor] if progress.cursor < len(indices) else None
 
-    def _add(self, index: int, losses: _Losses) -> None:
+    def _add(self, index: int, losses: Losses) -> None:
         self.attachment.receiver = self.sums
         loss = self.loss_of(self.batch_of(index))
         if not loss.requires_grad:
@@ -218,7 +218,7 @@ class Collection:
             self.on_step(Step(index, value))
         return True
 
-    def _finish(self, losses: _Losses) -> None:
+    def _finish(self, losses: Losses) -> None:
         """Bring the sums up to date, and look at all of them."""
         self.sums.settle(now=True)
         self._refuse_not_finite(not self._tell(losses.all()) or not all_finite(self.sums))
@@ -240,13 +240,13 @@ class Collection:
                 refuse_too_many(progress.left_out, self.pace.total)
                 self._keep_company()
             else:
-                self._add(index, _Losses())
+                self._add(index, Losses())
             progress.cursor += 1
             self.sums.settle()
             if self.pace.agree(self.keeper.due()):
                 self.sums.settle(now=True)
                 self.keeper.keep(self.sums, progress)
-        self._finish(_Losses())
+        self._finish(Losses())
         return progress
 
     def _fault(self, index: int) -> str:
@@ -280,37 +280,3 @@ def refuse_too_many(left_out: Mapping[int, str], total: int) -> None:
 
 def _probe(batch: Batch) -> Probe:
     return Probe(next(iter(batch.values())).device)
-
-
-class _Losses:
-    """Losses on their way from the device, read when they have arrived, so that nothing waits for them."""
-
-    def __init__(self) -> None:
-        self._waiting: list[tuple[int, Tensor, torch.cuda.Event | None]] = []
-
-    def put(self, index: int, loss: Tensor) -> None:
-        """Start the transfer of one loss."""
-        if not loss.is_cuda:
-            self._waiting.append((index, loss, None))
-            return
-        value = loss.to("cpu", non_blocking=True)
-        self._waiting.append((index, value, torch.cuda.current_stream().record_event()))
-
-    def ready(self) -> Iterator[tuple[int, float]]:
-        """Those that have arrived; and the oldest ones, when the host has run too far ahead."""
-        while self._waiting:
-            index, value, event = self._waiting[0]
-            if event is not None and not event.query():
-                if len(self._waiting) <= 2:
-                    return
-                event.synchronize()
-            self._waiting.pop(0)
-            yield index, value.item()
-
-    def all(self) -> Iterator[tuple[int, float]]:
-        """Wait for the rest."""
-        while self._waiting:
-            index, value, event = self._waiting.pop(0)
-            if event is not None:
-                event.synchronize()
-            yield index, value.item()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -107,13 +107,12 @@ def lora_layers(wrapped: PeftModel) -> dict[str, LoraLayer]:
 
 def factors_of(wrapped: PeftModel) -> Factors:
     """A and B of every adapted layer, float32 on the CPU."""
-    return {name: tuple(w.detach().float().cpu().clone() for w in pair(layer)) for name, layer in _named(wrapped)}  # type: ignore[misc]
+    return {
+        name: tuple(w.detach().float().cpu().clone() for w in pair(layer))
+        for name, layer in lora_layers(wrapped).items()
+    }  # type: ignore[misc]
 
 
 def pair(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
     """A (rank, in) and B (out, rank) of a layer."""
     return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight  # type: ignore[union-attr, return-value]
-
-
-def _named(wrapped: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
-    yield from lora_layers(wrapped).items()

@@ -118,7 +118,7 @@ def allocate(
 def _held_for_owners(
     setup: Setup, shapes: Mapping[str, Shape], operands: Operands, free: Callable[[], int]
 ) -> tuple[int, int]:
-    """How many micro-batches go to the owners at once, and the bytes that waits for them to be sent."""
+    """How many micro-batches go to the owners at once, and the bytes that wait to be sent; all processes agree."""
     each = operands.tokens * operands.width * sum(map(sum, shapes.values()))
     largest = max(sum_bytes({key: shape}) for key, shape in shapes.items())
     if setup.device.type == "cpu":
@@ -126,6 +126,8 @@ def _held_for_owners(
     together = micro_batches_to_hold(operands.tokens)
     while together > 1 and together * each + largest > free():
         together //= 2
+    # Memory differs from process to process, but all of them have to send at the same time.
+    together = min(setup.world.gather(together))
     return together, together * each + largest
 
 

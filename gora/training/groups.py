@@ -9,14 +9,14 @@ from rich.table import Table
 from torch import nn
 
 from gora.errors import GoraError
+from gora.methods import Method
 from gora.recipe.schema import TrainSection
 
-PARTS = {"A": ".lora_A.", "B": ".lora_B."}
 _MAGNITUDES = {"magnitudes": ".lora_magnitude_vector."}
 
 
 def parameter_groups(
-    model: nn.Module, settings: TrainSection, lr_ratio: float, parts: Mapping[str, str] = PARTS
+    model: nn.Module, settings: TrainSection, lr_ratio: float, parts: Mapping[str, str] = Method.parts
 ) -> list[dict[str, Any]]:
     """One optimizer group for each kind of parameter; a group without parameters is left out.
 
@@ -53,7 +53,7 @@ def check_groups(running: Sequence[dict[str, Any]], wanted: Sequence[dict[str, A
 
     Args:
         running: the engine's groups.
-        wanted: those of `ab_groups`.
+        wanted: those of `parameter_groups`.
         emptied: whether the engine takes the parameters out of its groups between steps, as ZeRO-3 does.
 
     Raises:
