@@ -107,10 +107,11 @@ def lora_layers(wrapped: PeftModel) -> dict[str, LoraLayer]:
 
 def factors_of(wrapped: PeftModel) -> Factors:
     """A and B of every adapted layer, float32 on the CPU."""
-    return {
-        name: tuple(w.detach().float().cpu().clone() for w in pair(layer))
-        for name, layer in lora_layers(wrapped).items()
-    }  # type: ignore[misc]
+    factors: Factors = {}
+    for name, layer in lora_layers(wrapped).items():
+        a, b = (weight.detach().float().cpu().clone() for weight in pair(layer))
+        factors[name] = (a, b)
+    return factors
 
 
 def pair(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
