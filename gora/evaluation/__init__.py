@@ -1,0 +1,1 @@
+"""What a model can do: tasks that ask it, and how its answers are scored."""

@@ -1,0 +1,96 @@
+"""What an evaluation is: a task asks, a subject answers, and every figure comes with the rows it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+Message = Mapping[str, str]
+"""A turn of a conversation: `role` (system, user or assistant) and `content`."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are generated.
+
+    Attributes:
+        max_new_tokens: longest answer in tokens.
+        temperature: 0 takes the likeliest token each time (greedy).
+        samples: answers to each question; more than one needs a temperature.
+        seed: of the sampling.
+        stop: an answer ends before the first of these texts.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    samples: int = 1
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+class Subject(Protocol):
+    """What is evaluated: a model, or a base model with an adapter."""
+
+    @property
+    def converses(self) -> bool:
+        """Whether it was trained on a form for instructions; otherwise texts are only continued."""
+
+    def ask(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[list[str]]:
+        """Answers to the last turn of each conversation, `sampling.samples` of each, in the form it was trained on."""
+
+    def complete(self, texts: Sequence[str], sampling: Sampling) -> list[list[str]]:
+        """Continuations of texts as they stand, `sampling.samples` of each."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may say about an evaluation.
+
+    Attributes:
+        folder: where the task may keep files of its own; it exists.
+        data: hub id, file or folder of the questions; None is the published set.
+        limit: ask the first questions only; None asks all.
+        seed: of whatever is drawn.
+        samples: answers to each question, where the task can use several.
+        temperature: see `Sampling`; None is the task's own.
+        max_new_tokens: longest answer; None is the task's own.
+        allow_code_execution: whether programs that a model wrote may run here.
+    """
+
+    folder: Path
+    data: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    samples: int = 1
+    temperature: float | None = None
+    max_new_tokens: int | None = None
+    allow_code_execution: bool = False
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What came of an evaluation.
+
+    Attributes:
+        metrics: figures by name, the main one first; shares lie between 0 and 1.
+        rows: one object a question: what was asked, what was answered, what was made of it.
+        facts: what else is needed to repeat it, such as the data's fingerprint and the sampling.
+    """
+
+    metrics: dict[str, float]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """A way to ask and to score."""
+
+    name: ClassVar[str]
+
+    def check(self, options: Options) -> None:
+        """Refuse what cannot work before a model is loaded; raises InputError."""
+
+    def evaluate(self, subject: Subject, options: Options) -> Scores:
+        """Ask the subject and score what it answers; raises InputError."""
