@@ -91,7 +91,7 @@ def adapt(base, folder, tokenizer, dtype=torch.float32):
     wrapped = METHODS["lora"].wrap(model, Wrapping(find_targets(model, "all-linear"), AdapterSettings(4, 8.0, 0.0)))
     shake(wrapped)
     name = str(dtype).removeprefix("torch.")
-    save_adapter(folder, wrapped, tokenizer, method="lora", base=BaseNote(name, None, fingerprint))
+    save_adapter(folder, wrapped, tokenizer, method="lora", base=BaseNote(name, None, fingerprint), form={})
     return folder
 
 

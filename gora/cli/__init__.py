@@ -8,6 +8,7 @@ import sys
 import typer
 
 from gora.cli.compare import compare_command
+from gora.cli.evaluate import evaluate_command
 from gora.cli.inspect_ranks import inspect_ranks_command
 from gora.cli.merge import merge_command
 from gora.cli.precompute import precompute_command
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command("run")(run_command)
 app.command("precompute")(precompute_command)
 app.command("train")(train_command)
+app.command("eval")(evaluate_command)
 app.command("compare")(compare_command)
 app.command("merge")(merge_command)
 app.command("inspect-ranks")(inspect_ranks_command)

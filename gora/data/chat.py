@@ -77,6 +77,10 @@ class Chat:
             done = end
         return segments
 
+    def prompt(self, messages: list[Message]) -> str:
+        """What stands before the assistant's answer to a conversation; raises Unusable."""
+        return self._rendered(self._with_system(messages), prompt=True)
+
     def notes(self) -> list[str]:
         """A warning where the template does not fit the tokenizer."""
         rendered = self._rendered([{"role": "user", "content": "x"}], strict=False)

@@ -83,6 +83,13 @@ class Encoder:
         while batch := list(itertools.islice(rows, _BATCH)):
             yield from self._pairs(batch) if self._encoder_decoder else self._sequences(batch)
 
+    def prompts(self, texts: list[str]) -> list[list[int]]:
+        """The ids that a model is given to go on from, the same as those before the response of an example."""
+        if self._encoder_decoder:
+            return [self._without_second_front(ids) for ids in self._tokenised(texts, special=True)]
+        found = self._tokenised(texts, special=False)
+        return [ids if ids[: len(self._front)] == self._front else self._front + ids for ids in found]
+
     def _sequences(self, batch: list[list[Segment]]) -> Iterator[Encoded | None]:
         parts = iter(self._tokenised_segments(batch))
         for segments in batch:
@@ -109,10 +116,14 @@ class Encoder:
         inputs = self._tokenised(heads, special=True)
         answers = self._tokenised([segments[-1].text for segments in batch], special=False)
         for ids, labels in zip(inputs, answers, strict=True):
-            doubled = bool(self._front) and ids[len(self._front) :][: len(self._front)] == self._front
-            ids = ids[len(self._front) :] if doubled else ids
+            ids = self._without_second_front(ids)
             labels = labels if labels[-1:] == [self._eos] else [*labels, self._eos]
             yield self._fitted(ids, labels, self._cut_input(ids), labels[: self._max_length])
+
+    def _without_second_front(self, ids: list[int]) -> list[int]:
+        """A text that starts with what the tokenizer puts in front by itself would have it twice."""
+        doubled = bool(self._front) and ids[len(self._front) :][: len(self._front)] == self._front
+        return ids[len(self._front) :] if doubled else ids
 
     def _cut_input(self, ids: list[int]) -> list[int]:
         """A tokenizer that ends its inputs with a token of its own keeps it when they are cut."""

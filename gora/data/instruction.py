@@ -52,15 +52,23 @@ class Instruction:
     @property
     def columns(self) -> dict[str, str]:
         """The prompt column, if the template has it, the template's other columns, and the response column."""
-        asked = {name: "data.template" for name, is_column in self._pieces if is_column}
+        asked = dict.fromkeys((name for name, is_column in self._pieces if is_column), "data.template")
         if self._data.prompt in asked:
             asked[self._data.prompt] = "data.prompt"
         return {**asked, self._data.response: "data.response"}
 
     def segments(self, row: dict[str, Any]) -> list[Segment]:
         """The prompt, unsupervised, and the response; raises Unusable."""
-        prompt = "".join(self._column_text(row, piece) if is_column else piece for piece, is_column in self._pieces)
-        return [Segment(prompt, False), Segment(self._separator + self._response(row), True)]
+        return [Segment(self.prompt(row), False), Segment(self._separator + self._response(row), True)]
+
+    def prompt(self, row: dict[str, Any]) -> str:
+        """What stands before the response; raises Unusable."""
+        return "".join(self._column_text(row, piece) if is_column else piece for piece, is_column in self._pieces)
+
+    @property
+    def asked(self) -> set[str]:
+        """The columns that the template has a place for."""
+        return {name for name, is_column in self._pieces if is_column}
 
     def notes(self) -> list[str]:
         """Nothing about this format depends on the tokenizer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 Message = Mapping[str, str]
 """A turn of a conversation: `role` (system, user or assistant) and `content`."""
@@ -42,6 +42,12 @@ class Subject(Protocol):
 
     def complete(self, texts: Sequence[str], sampling: Sampling) -> list[list[str]]:
         """Continuations of texts as they stand, `sampling.samples` of each."""
+
+    def label(self, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[tuple[int | None, str]]:
+        """For rows of a classification that it was trained on, and the place of each: the label's number and text.
+
+        Without a number the text is none of the labels. Raises InputError where it was trained on none.
+        """
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,9 @@ class Scores:
 class Task(Protocol):
     """A way to ask and to score."""
 
-    name: ClassVar[str]
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
 
     def check(self, options: Options) -> None:
         """Refuse what cannot work before a model is loaded; raises InputError."""

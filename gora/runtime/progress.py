@@ -60,9 +60,9 @@ class Meter:
         """Mean rate since the start."""
         return self._tokens / max(self.seconds, 1e-9)
 
-    def advance(self, tokens: int = 0, facts: str = "") -> None:
-        """Count one step of `tokens` tokens; `facts` is shown beside the count."""
-        self._steps += 1
+    def advance(self, tokens: int = 0, facts: str = "", steps: int = 1) -> None:
+        """Count steps of `tokens` tokens in all; `facts` is shown beside the count."""
+        self._steps = min(self._steps + steps, self._total)
         self._tokens += tokens
         facts = "  ".join(part for part in (facts, f"{self.tokens_per_second:,.0f} tokens/s") if part)
         self._bar.update(self._task, completed=self._steps, facts=facts)

@@ -8,6 +8,7 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from gora.data.prompting import form_note
 from gora.errors import GoraError, InputError, Interrupted
 from gora.files import write_json, write_text
 from gora.methods import METHODS
@@ -166,10 +167,10 @@ def _save(setup: Setup, folder: RunFolder, start: Wrapped) -> Path:
         raise GoraError(
             "The base weights changed during training. The adapter would not fit the base model, so it is not saved."
         )
-    values = adapter_values(model)
+    values, form = adapter_values(model), form_note(setup.recipe.data)
     if not isinstance(model, PeftModel):
         if setup.world.main:
-            save_whole(folder.model, model, setup.tokenizer, model.dtype)
+            save_whole(folder.model, model, setup.tokenizer, model.dtype, form)
         return folder.model
     dtype = str(model.dtype).removeprefix("torch.")
     base = BaseNote(dtype, setup.recipe.model.quantization, start.original)
@@ -180,6 +181,7 @@ def _save(setup: Setup, folder: RunFolder, start: Wrapped) -> Path:
             setup.tokenizer,
             method=adapter.method,
             base=base,
+            form=form,
             values=values,
             initial=start.initial,
         )

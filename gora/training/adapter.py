@@ -54,6 +54,7 @@ def save_adapter(
     *,
     method: str,
     base: BaseNote,
+    form: dict[str, Any],
     values: dict[str, torch.Tensor] | None = None,
     initial: Factors | None = None,
 ) -> None:
@@ -65,6 +66,7 @@ def save_adapter(
         tokenizer: saved beside the adapter, with the chat template that was trained.
         method: the recipe's method.
         base: what the base model was before anything was done to it.
+        form: how rows became text, for whoever asks the adapter something; see `form_note`.
         values: see `adapter_values`.
         initial: A and B that took their part from the base weights at the start; see `converted`.
 
@@ -78,6 +80,7 @@ def save_adapter(
         "base_dtype": base.dtype,
         "base_quantization": base.quantization,
         "base_fingerprint": base.fingerprint,
+        "form": form,
     }
     with publish(path) as aside:
         if initial is None:
@@ -92,12 +95,15 @@ def save_adapter(
         _check(load_file(aside / _WEIGHTS), held)
 
 
-def save_whole(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> None:
+def save_whole(
+    path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, form: dict[str, Any]
+) -> None:
     """Publish a model whose own weights were trained, in the type that its base had."""
     with publish(path) as aside:
         state = {name: value.detach().to(dtype) for name, value in model.state_dict().items()}
         model.save_pretrained(str(aside), safe_serialization=True, state_dict=state)
         tokenizer.save_pretrained(str(aside))
+        write_json(aside / NOTE, {"gora_version": __version__, "method": "full", "form": form})
 
 
 def converted(

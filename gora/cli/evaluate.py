@@ -1,0 +1,50 @@
+"""gora eval"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gora.cli.options import GpusOption, ProcessesOption, TrustOption, started_elsewhere
+
+
+def evaluate_command(
+    subject: Annotated[
+        str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="A run folder, an adapter folder, or a model.")
+    ],
+    tasks: Annotated[list[str], typer.Option("--task", metavar="NAME", help="gsm8k, glue/NAME, ...; may be repeated.")],
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="PATH", help="Questions from here instead of the published set.")
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="Evaluate the base model, without what was trained.")] = False,
+    both: Annotated[bool, typer.Option("--both", help="Evaluate both, and show the difference.")] = False,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Ask the first questions only.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of whatever is drawn.")] = 0,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Answers to each question (pass@k).")] = 1,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0.0, help="0 is greedy; the task's own by default.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens; the task's own by default.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts at a time.")] = 64,
+    destination: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Where results go; a run's own folder by default.")
+    ] = None,
+    gpus: GpusOption = None,
+    processes: ProcessesOption = None,
+    trust_remote_code: TrustOption = False,
+) -> None:
+    """Ask a trained model, its base, or both, and score the answers."""
+    from gora.errors import InputError
+
+    if base and both:
+        raise InputError("--base evaluates the base model alone, --both the trained one as well: give one of the two.")
+    if started_elsewhere(gpus, processes, 1, None, None):
+        return
+    from gora.evaluation.task import Options
+    from gora.stages.evaluation import Job, Which, evaluate, task_jobs
+
+    options = Options(Path(), data, limit, seed, samples, temperature, max_new_tokens)
+    which: Which = "both" if both else "base" if base else "trained"
+    evaluate(subject, Job(task_jobs(tasks, options), which, batch_size, trust_remote_code), destination=destination)

@@ -1,0 +1,128 @@
+"""From a question to the text and the tokens that a model is given, in the form that it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gora.data.chat import Chat
+from gora.data.encode import Encoder
+from gora.data.formats import Format, format_for
+from gora.data.instruction import Instruction
+from gora.data.rows import Unusable
+from gora.data.wording import quoted
+from gora.errors import InputError
+from gora.recipe.schema import DataSection, SourceSection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_NOTED = ("format", "prompt", "response", "choices", "template", "messages", "system", "max_length")
+
+
+def form_note(data: DataSection) -> dict[str, Any]:
+    """What of a recipe's `data` section says how rows become text, as JSON; the chat template is the tokenizer's."""
+    values = data.model_dump(include=set(_NOTED))
+    return {name: values[name] for name in _NOTED if name in values}
+
+
+def read_form(note: Mapping[str, Any]) -> DataSection:
+    """The `data` section of a note, whose rows are nowhere; raises pydantic's ValidationError."""
+    return DataSection(train=SourceSection(path="-"), **note)
+
+
+class Prompting:
+    """Questions become prompts.
+
+    Args:
+        data: the form that the model was trained on; None is the chat template of its tokenizer, if it has one.
+        tokenizer: the model's.
+        encoder_decoder: whether prompts go to an encoder.
+
+    Raises:
+        InputError: the form is malformed.
+    """
+
+    def __init__(
+        self, data: DataSection | None, tokenizer: PreTrainedTokenizerBase, *, encoder_decoder: bool = False
+    ) -> None:
+        if data is None and tokenizer.chat_template:
+            data = read_form({"format": "chat"})
+        self.data = data
+        self._format: Format | None = format_for(data, tokenizer) if data else None
+        length = data.max_length if data else 1024
+        self._encoder = Encoder(tokenizer, length, "truncate", encoder_decoder=encoder_decoder)
+        self._eos = str(tokenizer.eos_token)
+
+    @property
+    def title(self) -> str:
+        """What messages call the form: `format instruction, template qa`."""
+        return self._format.title if self._format else "no form: texts are continued as they are"
+
+    @property
+    def converses(self) -> bool:
+        """Whether the form has a place for a question of any kind."""
+        fixed = isinstance(self._format, Instruction) and self._format.asked != {self._prompt_column}
+        return self._format is not None and not fixed
+
+    @property
+    def _prompt_column(self) -> str:
+        return self.data.prompt if self.data else ""
+
+    def conversation(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The text before the answer to the last message.
+
+        Raises:
+            InputError: the form has no place for it.
+        """
+        if isinstance(self._format, Chat):
+            try:
+                return self._format.prompt([dict(message) for message in messages])
+            except Unusable as fault:
+                raise InputError(f"A question cannot be asked in this form: {fault}.") from fault
+        if not self.converses:
+            raise InputError(f"A question cannot be asked in this form ({self.title}): it has no place for one.")
+        return self._turns(messages)
+
+    def _turns(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Instructions have no turns of their own: earlier ones stand before the last, each answer ended as trained."""
+        text = ""
+        for message in messages:
+            if message["role"] == "assistant":
+                text += f" {message['content'].strip()}{self._eos}\n\n"
+            elif message["role"] == "user":
+                text += self._instruction.prompt({self._prompt_column: message["content"]})
+            else:
+                text += message["content"] + "\n\n"
+        return text
+
+    def row(self, row: Mapping[str, Any]) -> str:
+        """The text before the response to a row of columns, as in training.
+
+        Raises:
+            Unusable: the row lacks something.
+            InputError: the form is not made of columns.
+        """
+        return self._instruction.prompt(dict(row))
+
+    @property
+    def _instruction(self) -> Instruction:
+        if not isinstance(self._format, Instruction):
+            raise InputError(f"Columns of rows cannot be asked about in this form ({self.title}).")
+        return self._format
+
+    @property
+    def choices(self) -> list[str]:
+        """The texts of the labels that were trained.
+
+        Raises:
+            InputError: it was no classification.
+        """
+        if self.data is None or self.data.choices is None:
+            asked = quoted(["data.choices"])
+            raise InputError(f"This model was trained on no classification: its recipe has no {asked}.")
+        return self.data.choices
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of prompts, the same as those before the response of an example in training."""
+        return self._encoder.prompts(list(texts))

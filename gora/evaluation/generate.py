@@ -1,0 +1,145 @@
+"""Generation with transformers: prompts of similar length together, padded on the left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from gora.data.collate import padding_id
+from gora.evaluation.task import Sampling
+
+
+@dataclass
+class Generator:
+    """Answers prompts of token ids; a `Backend`.
+
+    Attributes:
+        model: generates, with its adapter if it has one.
+        tokenizer: the model's.
+        batch_size: prompts at a time; halved when memory runs out.
+        cut_short: prompts that left less room in the model's context than the longest answer asked for.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    batch_size: int
+    cut_short: int = 0
+
+    def __post_init__(self) -> None:
+        # An adapter's layers stay within the model that it was put round.
+        self._inner: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        self._own = cast(Any, self._inner.generation_config)
+        end = self._own.eos_token_id
+        listed = end if isinstance(end, list) else [end]
+        self._ends = sorted({*listed, self.tokenizer.eos_token_id} - {None})
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """See `Backend`."""
+        return {"backend": "hf", "batch_size": self.batch_size, "cut_short": self.cut_short}
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[list[int]], sampling: Sampling, advance: Callable[[int, int], None], *, base: bool
+    ) -> list[list[str]]:
+        """Texts that go on from the prompts, `sampling.samples` of each; one without room for a token gets "".
+
+        Args:
+            prompts: token ids.
+            sampling: how to choose tokens; its seed is set before the first batch.
+            advance: told how many prompts are done more, and how many tokens were generated.
+            base: leave the adapter out.
+        """
+        without = self.model.disable_adapter() if base and isinstance(self.model, PeftModel) else nullcontext()
+        with without:
+            return self._generate(prompts, sampling, advance)
+
+    def _generate(
+        self, prompts: Sequence[list[int]], sampling: Sampling, advance: Callable[[int, int], None]
+    ) -> list[list[str]]:
+        torch.manual_seed(sampling.seed)
+        # The longest first: if memory does not suffice, that shows at once.
+        waiting = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+        answers: list[list[str]] = [[] for _ in prompts]
+        while waiting:
+            size = max(1, self.batch_size // sampling.samples)
+            batch = waiting[:size]
+            try:
+                texts, tokens = self._batch([prompts[index] for index in batch], sampling)
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1 or size == 1:
+                    raise
+                self.batch_size //= 2
+                torch.cuda.empty_cache()
+                continue
+            for index, text in zip(batch, texts, strict=True):
+                answers[index] = text
+            waiting = waiting[size:]
+            advance(len(batch), tokens)
+        return answers
+
+    def _batch(self, prompts: list[list[int]], sampling: Sampling) -> tuple[list[list[str]], int]:
+        width = max(len(ids) for ids in prompts)
+        room = self._room(width, sampling.max_new_tokens)
+        if room < sampling.max_new_tokens:
+            self.cut_short += len(prompts)
+        if room < 1:
+            return [[""] * sampling.samples for _ in prompts], 0
+        pad = padding_id(self.tokenizer)
+        device = self._inner.device
+        ids = torch.tensor([[pad] * (width - len(one)) + one for one in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts], device=device)
+        # The model's own settings (a temperature, say) would otherwise fill in what is not said here.
+        self._inner.generation_config = self._config(sampling, room)
+        stops: dict[str, Any] = {}
+        if sampling.stop:
+            stops = {"stop_strings": list(sampling.stop), "tokenizer": self.tokenizer}
+        made = self._inner.generate(input_ids=ids, attention_mask=mask, **stops)
+        if not self._inner.config.is_encoder_decoder:
+            made = made[:, width:]
+        rows = made.tolist()
+        texts = [
+            [
+                self._text(prompt, rows[number * sampling.samples + sample], sampling.stop)
+                for sample in range(sampling.samples)
+            ]
+            for number, prompt in enumerate(prompts)
+        ]
+        return texts, int((made != pad).sum())
+
+    def _room(self, width: int, wanted: int) -> int:
+        positions = getattr(self._inner.config, "max_position_embeddings", None)
+        if positions is None or self._inner.config.is_encoder_decoder:
+            return wanted
+        return min(wanted, positions - width)
+
+    def _config(self, sampling: Sampling, room: int) -> GenerationConfig:
+        draws = sampling.temperature > 0
+        return GenerationConfig(
+            max_new_tokens=room,
+            do_sample=draws,
+            num_return_sequences=sampling.samples,
+            **({"temperature": sampling.temperature, "top_p": 1.0, "top_k": 0} if draws else {}),
+            pad_token_id=padding_id(self.tokenizer),
+            bos_token_id=self._own.bos_token_id,
+            eos_token_id=self._ends,
+            decoder_start_token_id=self._own.decoder_start_token_id,
+        )
+
+    def _text(self, prompt: list[int], answer: list[int], stop: tuple[str, ...]) -> str:
+        """Decoded behind its prompt: a decoder drops the spaces at the start of a text."""
+        front = [] if self._inner.config.is_encoder_decoder else prompt
+        whole = self._decoded(front + answer)
+        text = whole[len(self._decoded(front)) :]
+        places = [place for mark in stop if (place := text.find(mark)) >= 0]
+        return text[: min(places)] if places else text
+
+    def _decoded(self, ids: list[int]) -> str:
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)

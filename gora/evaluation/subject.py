@@ -1,0 +1,122 @@
+"""A subject whose answers are generated here, by one process or by several that share the questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from gora.data.prompting import Prompting
+from gora.data.rows import Unusable
+from gora.errors import InputError
+from gora.evaluation.task import Message, Sampling
+from gora.runtime.console import output
+from gora.runtime.progress import Meter
+from gora.runtime.world import World
+
+_LABEL_TOKENS = 16
+
+
+class Backend(Protocol):
+    """What generates."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What somebody needs to know to generate the same."""
+
+    def generate(
+        self, prompts: Sequence[list[int]], sampling: Sampling, advance: Callable[[int, int], None], *, base: bool
+    ) -> list[list[str]]:
+        """Texts that go on from prompts of token ids; `base` leaves the adapter out."""
+
+
+class Shared:
+    """A backend whose processes share the prompts: process 0 asks, the others answer until it has finished.
+
+    Args:
+        backend: the one of this process.
+        world: the processes.
+    """
+
+    def __init__(self, backend: Backend, world: World) -> None:
+        self._backend, self._world = backend, world
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Those of the backend, and how many processes there are."""
+        return {**self._backend.facts, "processes": self._world.size}
+
+    def generate(
+        self, prompts: Sequence[list[int]], sampling: Sampling, advance: Callable[[int, int], None], *, base: bool
+    ) -> list[list[str]]:
+        """See `Backend`; for process 0."""
+        job = {"prompts": list(prompts), "sampling": asdict(sampling), "base": base}
+        size = self._world.size
+        return self._take_part(job, lambda done, tokens: advance(done * size, tokens * size)) or []
+
+    def serve(self) -> None:
+        """Answer what process 0 asks, in all other processes, until it calls `close`."""
+        while self._take_part(None, lambda done, tokens: None) is not None:
+            pass
+
+    def close(self) -> None:
+        """Let the other processes go."""
+        self._world.from_main(lambda: None)
+
+    def _take_part(self, job: dict[str, Any] | None, advance: Callable[[int, int], None]) -> list[list[str]] | None:
+        told = self._world.from_main(lambda: job)
+        if told is None:
+            return None
+        sampling = Sampling(**{**told["sampling"], "stop": tuple(told["sampling"]["stop"])})
+        # Neighbours are often of similar length: dealt out in turn, every process gets some of each.
+        mine = told["prompts"][self._world.rank :: self._world.size]
+        shares = self._world.gather(self._backend.generate(mine, sampling, advance, base=told["base"]))
+        answers: list[list[str]] = [[] for _ in told["prompts"]]
+        for rank, share in enumerate(shares):
+            answers[rank :: self._world.size] = share
+        return answers
+
+
+@dataclass(frozen=True)
+class LocalSubject:
+    """A model with or without its adapter; see `Subject`.
+
+    Attributes:
+        prompting: the form it was trained on.
+        backend: generates.
+        base: leave the adapter out.
+    """
+
+    prompting: Prompting
+    backend: Backend
+    base: bool = False
+
+    @property
+    def converses(self) -> bool:
+        """See `Subject`."""
+        return self.prompting.converses
+
+    def ask(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[list[str]]:
+        """See `Subject`."""
+        return self.complete([self.prompting.conversation(messages) for messages in conversations], sampling)
+
+    def complete(self, texts: Sequence[str], sampling: Sampling) -> list[list[str]]:
+        """See `Subject`."""
+        with Meter(output, "answers", len(texts)) as meter:
+
+            def advance(answered: int, tokens: int) -> None:
+                meter.advance(tokens, steps=answered)
+
+            return self.backend.generate(self.prompting.ids(texts), sampling, advance, base=self.base)
+
+    def label(self, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[tuple[int | None, str]]:
+        """See `Subject`: the label whose text is generated; None where the answer is no label's text."""
+        choices = [choice.strip() for choice in self.prompting.choices]
+        texts = []
+        for where, row in rows:
+            try:
+                texts.append(self.prompting.row(row))
+            except Unusable as fault:
+                raise InputError(f"{where}: {fault}.") from fault
+        answers = [answer.strip() for (answer,) in self.complete(texts, Sampling(_LABEL_TOKENS))]
+        return [(choices.index(answer) if answer in choices else None, answer) for answer in answers]
