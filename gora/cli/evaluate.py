@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gora.cli.options import GpusOption, ProcessesOption, TrustOption, started_elsewhere
+from gora.cli.options import CodeExecutionOption, GpusOption, ProcessesOption, TrustOption, started_elsewhere
 
 
 def evaluate_command(
@@ -31,6 +31,7 @@ def evaluate_command(
     destination: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="Where results go; a run's own folder by default.")
     ] = None,
+    allow_code_execution: CodeExecutionOption = False,
     gpus: GpusOption = None,
     processes: ProcessesOption = None,
     trust_remote_code: TrustOption = False,
@@ -45,6 +46,6 @@ def evaluate_command(
     from gora.evaluation.task import Options
     from gora.stages.evaluation import Job, Which, evaluate, task_jobs
 
-    options = Options(Path(), data, limit, seed, samples, temperature, max_new_tokens)
+    options = Options(Path(), data, limit, seed, samples, temperature, max_new_tokens, allow_code_execution)
     which: Which = "both" if both else "base" if base else "trained"
     evaluate(subject, Job(task_jobs(tasks, options), which, batch_size, trust_remote_code), destination=destination)

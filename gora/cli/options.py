@@ -18,6 +18,10 @@ ShowSampleOption = Annotated[
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let the model run Python code of its own. Read that code first.")
 ]
+CodeExecutionOption = Annotated[
+    bool,
+    typer.Option("--allow-code-execution", help="Run programs that the model writes (humaneval, mbpp), in a sandbox."),
+]
 GpusOption = Annotated[
     int | None, typer.Option("--gpus", min=1, help="Processes on this host, one a GPU; all visible GPUs by default.")
 ]

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from gora.cli.options import (
+    CodeExecutionOption,
     GpusOption,
     NodeRankOption,
     NodesOption,
@@ -30,6 +31,7 @@ def run_command(
     nodes: NodesOption = 1,
     node_rank: NodeRankOption = None,
     rendezvous: RendezvousOption = None,
+    allow_code_execution: CodeExecutionOption = False,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Precompute, train and evaluate."""
@@ -40,4 +42,11 @@ def run_command(
         return
     from gora.stages.run import run
 
-    run(loaded.recipe, merge_too=merge, resume=resume, overwrite=overwrite, trust_remote_code=trust_remote_code)
+    run(
+        loaded.recipe,
+        merge_too=merge,
+        resume=resume,
+        overwrite=overwrite,
+        allow_code_execution=allow_code_execution,
+        trust_remote_code=trust_remote_code,
+    )

@@ -182,13 +182,30 @@ class TrainSection(Section):
     """How many of the newest checkpoints are kept."""
 
 
+class TaskSection(Section):
+    """A task that closes `gora run`, as `gora eval` would run it."""
+
+    name: str
+    """`gsm8k`, `glue/sst2`, ...: see `gora eval --help`."""
+    path: str | None = None
+    """Hub id, file or folder with the questions; null is the published set."""
+    max_rows: Positive | None = None
+    """Ask the first questions only; null asks all."""
+    max_new_tokens: Positive | None = None
+    """Longest answer in tokens; null is the task's own."""
+
+
 class EvaluationSection(Section):
-    """Loss on rows that are not trained on."""
+    """Loss on rows that are not trained on, and tasks."""
 
     steps: Positive | None = None
     """Steps between two evaluations during training; null evaluates before and after only."""
     micro_batch_size: Positive | None = None
     """Rows in one evaluation pass; null takes `train.micro_batch_size`."""
+    tasks: list[TaskSection] = []
+    """Tasks for the trained model, such as `{name: gsm8k}`; `gora run` closes with them."""
+    batch_size: Positive = 64
+    """Questions that are answered at a time."""
 
 
 class Recipe(Section):
@@ -210,7 +227,7 @@ class Recipe(Section):
     """What keeps processes in step: `ddp`, `zero2`, `zero2-offload`, `zero3`, `fsdp`, or a file of DeepSpeed (JSON) or
     Accelerate (YAML)."""
     evaluation: EvaluationSection = EvaluationSection()
-    """Loss on rows that are not trained on."""
+    """Loss on rows that are not trained on, and tasks."""
     output: str | None = None
     """The run folder; null is `runs/` and the recipe's name."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42

@@ -74,8 +74,13 @@ class RunFolder:
 
     @property
     def evaluation(self) -> Path:
-        """Losses before and after."""
+        """Losses before and after, and the figures of tasks."""
         return self.path / "evaluation.json"
+
+    @property
+    def tasks(self) -> Path:
+        """What was asked and answered, a folder for each task."""
+        return self.path / "evaluation"
 
     @property
     def merged(self) -> Path:

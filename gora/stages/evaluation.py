@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import gc
 import json
-import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import peft
 import torch
-import transformers
-from rich.table import Table
 
-from gora import __version__
 from gora.errors import InputError
 from gora.evaluation.generate import Generator
 from gora.evaluation.registry import task_named
+from gora.evaluation.results import record, versions
 from gora.evaluation.subject import Backend, LocalSubject, Shared
 from gora.evaluation.task import Options, Scores, Task
-from gora.files import publish, write_json
+from gora.files import publish
+from gora.recipe.schema import Recipe
+from gora.report.scores import scores_table
 from gora.runtime.console import output
+from gora.runtime.folder import RunFolder
 from gora.runtime.progress import clock
 from gora.runtime.quiet import quiet_libraries
 from gora.runtime.world import World, join
 from gora.stages.subject import Loaded, Named, find_subject, load_subject
 
 Which = Literal["trained", "base", "both"]
-RESULTS = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,11 @@ class Job:
     batch_size: int = 64
     trust_remote_code: bool = False
 
+    def check(self) -> None:
+        """Refuse what cannot work before anything long begins; raises InputError."""
+        for task, options in self.tasks:
+            task.check(options)
+
 
 def evaluate(reference: str, job: Job, *, destination: Path | None = None) -> dict[str, dict[str, Scores]]:
     """Evaluate a run, an adapter or a model, and write figures and rows.
@@ -64,22 +67,25 @@ def evaluate(reference: str, job: Job, *, destination: Path | None = None) -> di
     Raises:
         InputError: something that the user named cannot be used.
     """
-    for task, options in job.tasks:
-        task.check(options)
+    job.check()
     named = find_subject(reference)
     world = join()
     if not world.main:
         output.mute()
     quiet_libraries()
-    folder = destination or named.folder
-    with output.logging_to(folder / "log.txt", "eval"):
+    folder = RunFolder(destination) if destination else named.folder
+    with output.logging_to(folder.log, "eval"):
         found: dict[str, dict[str, Scores]] = {}
         for part, sides in _parts(named, job.which):
             for side, name, scores in _ask(part, sides, job, folder, world):
                 found.setdefault(name, {})[side] = scores
         if world.main:
-            output.say(_table(found))
-            output.say(f"results   {folder / RESULTS}, {folder / 'evaluation'}")
+            output.say(
+                scores_table(
+                    {task: {s: scores.metrics for s, scores in sides.items()} for task, sides in found.items()}
+                )
+            )
+            output.say(f"results   {folder.evaluation}, {folder.tasks}")
     return found
 
 
@@ -90,6 +96,35 @@ def task_jobs(names: Sequence[str], options: Options) -> list[tuple[Task, Option
         InputError: there is no such task.
     """
     return [(task_named(name), options) for name in names]
+
+
+def closing_job(recipe: Recipe, *, allow_code_execution: bool, trust_remote_code: bool) -> Job:
+    """The tasks that a recipe closes with; raises InputError where there is no such task."""
+    tasks = []
+    for section in recipe.evaluation.tasks:
+        options = Options(
+            Path(),
+            data=section.path,
+            limit=section.max_rows,
+            seed=recipe.seed,
+            max_new_tokens=section.max_new_tokens,
+            allow_code_execution=allow_code_execution,
+        )
+        tasks.append((task_named(section.name), options))
+    return Job(tasks, batch_size=recipe.evaluation.batch_size, trust_remote_code=trust_remote_code)
+
+
+def unfinished(job: Job, folder: RunFolder, world: World) -> Job:
+    """What of a job an earlier run has not finished in this folder; the same in every process."""
+
+    def finished() -> list[str]:
+        if not folder.evaluation.exists():
+            return []
+        tasks = json.loads(folder.evaluation.read_text(encoding="utf-8")).get("tasks", {})
+        return [name for name, sides in tasks.items() if "trained" in sides]
+
+    done = world.from_main(finished)
+    return replace(job, tasks=[(task, options) for task, options in job.tasks if task.name not in done])
 
 
 def _parts(named: Named, which: Which) -> list[tuple[Named, list[str]]]:
@@ -103,7 +138,10 @@ def _parts(named: Named, which: Which) -> list[tuple[Named, list[str]]]:
     return [(sides[side], [side]) for side in wanted]
 
 
-def _ask(named: Named, sides: Sequence[str], job: Job, folder: Path, world: World) -> list[tuple[str, str, Scores]]:
+def _ask(
+    named: Named, sides: Sequence[str], job: Job, folder: RunFolder, world: World
+) -> list[tuple[str, str, Scores]]:
+    _free()
     loaded = load_subject(named, trust_remote_code=job.trust_remote_code)
     output.say(f"subject   {named.name}: {loaded.prompting.title}")
     backend: Backend = Generator(loaded.model, loaded.tokenizer, job.batch_size)
@@ -121,13 +159,13 @@ def _ask(named: Named, sides: Sequence[str], job: Job, folder: Path, world: Worl
         if shared:
             shared.close()
         del loaded, backend
-        gc.collect()
+        _free()
 
 
 def _one(
-    named: Named, loaded: Loaded, backend: Backend, side: str, task: Task, options: Options, folder: Path
+    named: Named, loaded: Loaded, backend: Backend, side: str, task: Task, options: Options, folder: RunFolder
 ) -> Scores:
-    place = folder / "evaluation" / f"{task.name.replace('/', '-')}-{side}"
+    place = folder.tasks / f"{task.name.replace('/', '-')}-{side}"
     place.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     subject = LocalSubject(loaded.prompting, backend, base=side == "base" and named.adapter is not None)
@@ -149,37 +187,14 @@ def _one(
         **scores.facts,
         "seconds": seconds,
         "rows": str(rows),
-        "versions": _versions(),
+        "versions": versions(),
     }
-    _record(folder / RESULTS, task.name, side, {"metrics": scores.metrics, **facts})
+    record(folder.evaluation, task.name, side, {"metrics": scores.metrics, **facts})
     return scores
 
 
-def _record(path: Path, task: str, side: str, result: Mapping[str, Any]) -> None:
-    """Add a result to the file; what it says of other tasks and of training stays."""
-    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    content.setdefault("tasks", {}).setdefault(task, {})[side] = result
-    write_json(path, content)
-
-
-def _versions() -> dict[str, str]:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return {
-        "gora": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-        "device": device,
-    }
-
-
-def _table(found: Mapping[str, Mapping[str, Scores]]) -> Table:
-    both = any(len(sides) > 1 for sides in found.values())
-    columns = ("base", "trained", "difference") if both else tuple(next(iter(found.values())))
-    table = Table("task", "metric", *columns, title="Evaluation", title_justify="left")
-    for task, sides in found.items():
-        for metric in next(iter(sides.values())).metrics:
-            values = [scores.metrics[metric] for scores in sides.values()]
-            cells = [f"{value:.4f}" for value in values] + ([f"{values[1] - values[0]:+.4f}"] if both else [])
-            table.add_row(task, metric, *cells)
-    return table
+def _free() -> None:
+    """Give back the memory of a model that nobody holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -60,7 +60,7 @@ def starting_point(
 
 def clear(folder: RunFolder) -> None:
     """Delete what training left here before; the plan and the log stay."""
-    for path in (folder.adapter, folder.model, folder.checkpoints, folder.merged):
+    for path in (folder.adapter, folder.model, folder.checkpoints, folder.tasks, folder.merged):
         shutil.rmtree(path, ignore_errors=True)
     for path in (folder.metrics, folder.evaluation, folder.initial):
         path.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from gora.recipe.schema import Recipe
 from gora.runtime.console import output
 from gora.runtime.folder import RunFolder
 from gora.runtime.progress import clock
+from gora.stages.evaluation import closing_job, evaluate, unfinished
 from gora.stages.merge import merge
 from gora.stages.precompute import precompute
 from gora.stages.setup import begin
@@ -29,15 +30,17 @@ def run(
     merge_too: bool = False,
     resume: bool = False,
     overwrite: bool = False,
+    allow_code_execution: bool = False,
     trust_remote_code: bool = False,
 ) -> Trained:
-    """Run every stage that the recipe's method needs, and close with a summary.
+    """Run every stage that the recipe's method needs, and close with its tasks and a summary.
 
     Args:
         recipe: the recipe.
         merge_too: also write the merged model to `<output>/merged`.
         resume: keep the plan and go on from the newest checkpoint of an interrupted run.
         overwrite: replace everything that an earlier run left in the folder.
+        allow_code_execution: let programs run that the trained model writes for a task.
         trust_remote_code: let the model run Python code of its own.
 
     Raises:
@@ -50,6 +53,8 @@ def run(
     # What training would refuse is refused before the gradients take their time.
     refuse_what_cannot_train(engine, default_device(), recipe.adapter.method)
     accumulation_steps(recipe.train, world.size)
+    job = closing_job(recipe, allow_code_execution=allow_code_execution, trust_remote_code=trust_remote_code)
+    job.check()
     needs_plan = METHODS[recipe.adapter.method].needs_plan
     if needs_plan and not (resume and folder.plan.exists()):
         precompute(recipe, resume=resume, overwrite=not resume, trust_remote_code=trust_remote_code)
@@ -58,6 +63,9 @@ def run(
         trained = _finished(folder)
     else:
         trained = train(recipe, resume=resume, overwrite=not resume, trust_remote_code=trust_remote_code)
+    if (rest := unfinished(job, folder, world)).tasks:
+        output.say()
+        evaluate(str(folder.path), rest)
     if merge_too and world.main:
         if trained.adapter == folder.model:
             raise InputError("--merge: full fine-tuning leaves a whole model, there is no adapter to merge.")

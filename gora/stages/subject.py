@@ -42,9 +42,9 @@ class Named:
     run: RunFolder | None = None
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> RunFolder:
         """Where results go unless the user says otherwise."""
-        return self.run.path if self.run else Path("runs") / f"eval-{Path(self.name).name}"
+        return self.run or RunFolder(Path("runs") / f"eval-{Path(self.name).name}")
 
 
 def find_subject(reference: str) -> Named:
