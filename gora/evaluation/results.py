@@ -23,6 +23,14 @@ def record(path: Path, task: str, side: str, result: Mapping[str, Any]) -> None:
     write_json(path, content)
 
 
+def read_results(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """By task and side what was recorded; empty where nothing was."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8")).get("tasks", {})
+    return found
+
+
 def versions() -> dict[str, str]:
     """Of what computes, and the name of the device."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()

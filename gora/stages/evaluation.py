@@ -15,7 +15,7 @@ import torch
 from gora.errors import InputError
 from gora.evaluation.generate import Generator
 from gora.evaluation.registry import task_named
-from gora.evaluation.results import record, versions
+from gora.evaluation.results import read_results, record, versions
 from gora.evaluation.subject import Backend, LocalSubject, Shared
 from gora.evaluation.task import Options, Scores, Task
 from gora.files import publish
@@ -80,11 +80,8 @@ def evaluate(reference: str, job: Job, *, destination: Path | None = None) -> di
             for side, name, scores in _ask(part, sides, job, folder, world):
                 found.setdefault(name, {})[side] = scores
         if world.main:
-            output.say(
-                scores_table(
-                    {task: {s: scores.metrics for s, scores in sides.items()} for task, sides in found.items()}
-                )
-            )
+            figures = {name: {side: scores.metrics for side, scores in sides.items()} for name, sides in found.items()}
+            output.say(scores_table(figures))
             output.say(f"results   {folder.evaluation}, {folder.tasks}")
     return found
 
@@ -116,14 +113,8 @@ def closing_job(recipe: Recipe, *, allow_code_execution: bool, trust_remote_code
 
 def unfinished(job: Job, folder: RunFolder, world: World) -> Job:
     """What of a job an earlier run has not finished in this folder; the same in every process."""
-
-    def finished() -> list[str]:
-        if not folder.evaluation.exists():
-            return []
-        tasks = json.loads(folder.evaluation.read_text(encoding="utf-8")).get("tasks", {})
-        return [name for name, sides in tasks.items() if "trained" in sides]
-
-    done = world.from_main(finished)
+    results = world.from_main(lambda: read_results(folder.evaluation))
+    done = [name for name, sides in results.items() if "trained" in sides]
     return replace(job, tasks=[(task, options) for task, options in job.tasks if task.name not in done])
 
 

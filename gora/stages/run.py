@@ -9,6 +9,7 @@ from shlex import quote
 from rich.table import Table
 
 from gora.errors import InputError
+from gora.evaluation.results import read_results
 from gora.methods import METHODS
 from gora.models.load import default_device
 from gora.recipe import accumulation_steps
@@ -97,6 +98,9 @@ def _summary(folder: RunFolder, trained: Trained, merged: bool, seconds: float) 
     if trained.losses:
         base, final = trained.losses["base"], trained.losses["final"]
         table.add_row("evaluation loss", f"{base:.4f} with the base model, {final:.4f} with the adapter")
+    for task, sides in read_results(folder.evaluation).items():
+        figures = [f"{name} {value:.4f}" for name, value in sides["trained"]["metrics"].items()]
+        table.add_row(task, ", ".join(figures))
     table.add_row("adapter", str(trained.adapter))
     if merged:
         table.add_row("merged model", str(folder.merged))
