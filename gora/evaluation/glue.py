@@ -8,7 +8,7 @@ from typing import Any
 from gora.data.wording import described
 from gora.errors import InputError
 from gora.evaluation.metrics import Label, accuracy, f1, matthews
-from gora.evaluation.questions import read_questions
+from gora.evaluation.questions import Questions, read_questions
 from gora.evaluation.task import Options, Scores, Subject
 
 _PUBLISHED = "nyu-mll/glue"
@@ -44,12 +44,12 @@ class Glue:
         return f"glue/{self._subset}"
 
     def check(self, options: Options) -> None:
-        """Nothing can be wrong before the rows are read."""
+        """The rows can be read, and every one has the number of a label."""
+        self._questions(options)
 
     def evaluate(self, subject: Subject, options: Options) -> Scores:
         """Label the validation rows; see `Task`."""
-        questions = read_questions(options, _PUBLISHED, subset=self._subset, columns=("label",), splits=_SPLITS)
-        golds = [_gold(where, row["label"]) for where, row in questions.rows]
+        questions, golds = self._questions(options)
         labels = subject.label(questions.rows)
         predicted = [label for label, _ in labels]
         rows = [
@@ -58,6 +58,10 @@ class Glue:
         ]
         metrics = {name: metric(predicted, golds) for name, metric in _METRICS[self._subset].items()}
         return Scores(metrics, rows, {**questions.facts, "no_label": predicted.count(None)})
+
+    def _questions(self, options: Options) -> tuple[Questions, list[int]]:
+        questions = read_questions(options, _PUBLISHED, subset=self._subset, columns=("label",), splits=_SPLITS)
+        return questions, [_gold(where, row["label"]) for where, row in questions.rows]
 
 
 def glue_tasks() -> list[Glue]:

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import ClassVar
 
 from gora.errors import InputError
-from gora.evaluation.questions import read_questions
+from gora.evaluation.questions import Questions, read_questions
 from gora.evaluation.task import Options, Sampling, Scores, Subject
 
 _LONGEST = 512
@@ -31,17 +31,12 @@ class Gsm8k:
     name: ClassVar[str] = "gsm8k"
 
     def check(self, options: Options) -> None:
-        """Nothing can be wrong before the rows are read."""
+        """The rows can be read, and every one has an answer to compare with."""
+        _questions(options)
 
     def evaluate(self, subject: Subject, options: Options) -> Scores:
         """Ask every question; see `Task`."""
-        questions = read_questions(options, "openai/gsm8k", subset="main", columns=("question", "answer"))
-        golds = []
-        for where, row in questions.rows:
-            gold = final_number(row["answer"])
-            if gold is None:
-                raise InputError(f"{where}: column 'answer' ends in no number, so nothing can be compared with it.")
-            golds.append(gold)
+        questions, golds = _questions(options)
         sampling = Sampling(options.max_new_tokens or _LONGEST, options.temperature or 0.0, seed=options.seed)
         answers = subject.ask([[{"role": "user", "content": row["question"]}] for _, row in questions.rows], sampling)
         rows = []
@@ -64,6 +59,17 @@ class Gsm8k:
             "marked": sum(row["marked"] for row in rows) / total,
         }
         return Scores(metrics, rows, questions.facts)
+
+
+def _questions(options: Options) -> tuple[Questions, list[Fraction]]:
+    questions = read_questions(options, "openai/gsm8k", subset="main", columns=("question", "answer"))
+    golds = []
+    for where, row in questions.rows:
+        gold = final_number(row["answer"])
+        if gold is None:
+            raise InputError(f"{where}: column 'answer' has no number, so nothing can be compared with it.")
+        golds.append(gold)
+    return questions, golds
 
 
 def final_number(text: str) -> Fraction | None:

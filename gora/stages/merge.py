@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from gora.stages.merge_inputs import (
     read_origin,
     tensor_names,
 )
-from gora.training.adapter import BaseNote
+from gora.training.adapter import NOTE, BaseNote
 
 _PROBE = (
     "The sum of 17 and 25 is",
@@ -91,6 +92,9 @@ def merge(
     with publish(destination) as aside, output.terminal.status("writing and comparing"):
         merged.save_pretrained(str(aside), safe_serialization=True)
         job.tokenizer.save_pretrained(str(aside))
+        if (adapter / NOTE).exists():
+            # Whoever asks the merged model something needs the form that was trained.
+            shutil.copyfile(adapter / NOTE, aside / NOTE)
         del merged
         gc.collect()
         found = _probe_folder(aside, job)
