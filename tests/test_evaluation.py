@@ -3,11 +3,15 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from conftest import TINY
+from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gora.data import prepare
@@ -213,7 +217,7 @@ def test_a_run_closes_with_its_tasks(trained):
 
 def test_the_base_answers_as_the_untouched_model_and_the_adapter_as_the_merged_one(trained, model, tokenizer, tmp_path):
     loaded = load_subject(find_subject(str(trained)))
-    backend = Generator(loaded.model, loaded.tokenizer, 4)
+    backend = loaded.backend
     texts = [f"Question: {number} pens and {number} more?\nAnswer:" for number in (3, 5, 8)]
     base = LocalSubject(loaded.prompting, backend, base=True).complete(texts, Sampling(10))
     adapted = LocalSubject(loaded.prompting, backend).complete(texts, Sampling(10))
@@ -221,7 +225,7 @@ def test_the_base_answers_as_the_untouched_model_and_the_adapter_as_the_merged_o
     merged = load_subject(find_subject(str(tmp_path / "merged")))
     ids = loaded.prompting.ids(texts)
     assert base == Generator(model, tokenizer, 4).generate(ids, Sampling(10), ignore, base=False)
-    assert adapted == Generator(merged.model, tokenizer, 4).generate(ids, Sampling(10), ignore, base=False)
+    assert adapted == merged.backend.generate(ids, Sampling(10), ignore, base=False)
     assert base != adapted
 
 
@@ -255,6 +259,55 @@ def test_several_processes_give_the_answers_of_one(trained, tmp_path):
         rows[count] = (folder / "evaluation" / "gsm8k-trained" / "rows.jsonl").read_text()
         assert done.stdout.count("exact_match 0.") + done.stdout.count("exact_match 1.") == 1
     assert rows[1] == rows[2]
+
+
+class StandIn:
+    """vLLM's interface with transformers and PEFT behind it: what it is given has to be enough to answer the same."""
+
+    def __init__(self, model, enable_lora=False, max_lora_rank=16, **_):
+        self.base, self.rank = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), max_lora_rank
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+
+    def generate(self, prompts, parameters, lora_request, use_tqdm):
+        model = self.base
+        if lora_request:
+            config = PeftConfig.from_pretrained(lora_request.path)
+            # What some runtimes ignore is not there.
+            assert (config.rank_pattern, config.alpha_pattern, config.use_rslora) == ({}, {}, False)
+            assert config.r == config.lora_alpha == self.rank
+            model = PeftModel.from_pretrained(model, lora_request.path)
+        found = []
+        for prompt, asked in zip(prompts, parameters, strict=True):
+            ids = plainly(model, self.tokenizer, prompt["prompt_token_ids"], asked.max_tokens)
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
+            found.append(SimpleNamespace(outputs=[SimpleNamespace(text=text, token_ids=ids)]))
+        if lora_request:
+            self.base = model.unload()
+        return found
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    module, request = ModuleType("vllm"), ModuleType("vllm.lora.request")
+    module.__version__, module.LLM, module.SamplingParams = "0", StandIn, SimpleNamespace
+    module.__spec__ = ModuleSpec("vllm", None)
+    request.LoRARequest = lambda name, number, path: SimpleNamespace(path=path)
+    for name, each in (("vllm", module), ("vllm.lora", ModuleType("vllm.lora")), ("vllm.lora.request", request)):
+        monkeypatch.setitem(sys.modules, name, each)
+
+
+def test_the_other_backend_is_given_what_it_needs_to_answer_the_same(trained, stand_in):
+    texts = [f"Question: {number} pens and {number} more?\nAnswer:" for number in (3, 5)]
+    named = find_subject(str(trained))
+    ours, other = load_subject(named), load_subject(named, backend="vllm")
+    for base in (False, True):
+        asked = [replace(subject, base=base).complete(texts, Sampling(8)) for subject in (ours, other)]
+        assert asked[0] == asked[1]
+
+
+def test_a_backend_that_is_not_installed_is_named(trained):
+    with pytest.raises(InputError, match=r"gora\[vllm\]"):
+        load_subject(find_subject(str(trained)), backend="vllm")
 
 
 class Answering:

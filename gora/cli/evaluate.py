@@ -1,11 +1,13 @@
 """gora eval"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from gora.cli.options import CodeExecutionOption, GpusOption, ProcessesOption, TrustOption, started_elsewhere
+
+Backend = Literal["hf", "vllm"]
 
 
 def evaluate_command(
@@ -28,6 +30,7 @@ def evaluate_command(
         int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens; the task's own by default.")
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts at a time.")] = 64,
+    backend: Annotated[Backend, typer.Option("--backend", help="What generates; vllm needs vLLM and a GPU.")] = "hf",
     destination: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="Where results go; a run's own folder by default.")
     ] = None,
@@ -48,4 +51,6 @@ def evaluate_command(
 
     options = Options(Path(), data, limit, seed, samples, temperature, max_new_tokens, allow_code_execution)
     which: Which = "both" if both else "base" if base else "trained"
-    evaluate(subject, Job(task_jobs(tasks, options), which, batch_size, trust_remote_code), destination=destination)
+    evaluate(
+        subject, Job(task_jobs(tasks, options), which, batch_size, backend, trust_remote_code), destination=destination
+    )

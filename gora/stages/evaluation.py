@@ -13,10 +13,9 @@ from typing import Literal
 import torch
 
 from gora.errors import InputError
-from gora.evaluation.generate import Generator
 from gora.evaluation.registry import task_named
 from gora.evaluation.results import read_results, record, versions
-from gora.evaluation.subject import Backend, LocalSubject, Shared
+from gora.evaluation.subject import LocalSubject, Shared
 from gora.evaluation.task import Options, Scores, Task
 from gora.files import publish
 from gora.recipe.schema import Recipe
@@ -26,7 +25,7 @@ from gora.runtime.folder import RunFolder
 from gora.runtime.progress import clock
 from gora.runtime.quiet import quiet_libraries
 from gora.runtime.world import World, join
-from gora.stages.subject import Loaded, Named, find_subject, load_subject
+from gora.stages.subject import BackendName, Named, find_subject, load_subject
 
 Which = Literal["trained", "base", "both"]
 
@@ -39,12 +38,14 @@ class Job:
         tasks: each with its options; their `folder` is found when the work starts.
         which: the model as it was trained, its base, or both.
         batch_size: prompts at a time.
+        backend: what generates.
         trust_remote_code: let the model run Python code of its own.
     """
 
     tasks: Sequence[tuple[Task, Options]]
     which: Which = "trained"
     batch_size: int = 64
+    backend: BackendName = "hf"
     trust_remote_code: bool = False
 
     def check(self) -> None:
@@ -133,33 +134,38 @@ def _ask(
     named: Named, sides: Sequence[str], job: Job, folder: RunFolder, world: World
 ) -> list[tuple[str, str, Scores]]:
     _free()
-    loaded = load_subject(named, trust_remote_code=job.trust_remote_code)
-    output.say(f"subject   {named.name}: {loaded.prompting.title}")
-    backend: Backend = Generator(loaded.model, loaded.tokenizer, job.batch_size)
-    shared = Shared(backend, world) if world.size > 1 else None
-    if shared and not world.main:
+    subject = load_subject(
+        named, backend=job.backend, batch_size=job.batch_size, trust_remote_code=job.trust_remote_code
+    )
+    output.say(f"subject   {named.name}: {subject.prompting.title}")
+    if world.size == 1:
+        return _run_all(named, subject, sides, job, folder)
+    shared = Shared(subject.backend, world)
+    if not world.main:
         shared.serve()
         return []
     try:
-        return [
-            (side, task.name, _one(named, loaded, shared or backend, side, task, options, folder))
-            for task, options in job.tasks
-            for side in sides
-        ]
+        return _run_all(named, replace(subject, backend=shared), sides, job, folder)
     finally:
-        if shared:
-            shared.close()
-        del loaded, backend
-        _free()
+        shared.close()
 
 
-def _one(
-    named: Named, loaded: Loaded, backend: Backend, side: str, task: Task, options: Options, folder: RunFolder
-) -> Scores:
+def _run_all(
+    named: Named, subject: LocalSubject, sides: Sequence[str], job: Job, folder: RunFolder
+) -> list[tuple[str, str, Scores]]:
+    found = []
+    for task, options in job.tasks:
+        for side in sides:
+            # A model that was loaded as the base has no adapter to leave out.
+            asked = replace(subject, base=side == "base" and named.adapter is not None)
+            found.append((side, task.name, _one(named, asked, side, task, options, folder)))
+    return found
+
+
+def _one(named: Named, subject: LocalSubject, side: str, task: Task, options: Options, folder: RunFolder) -> Scores:
     place = folder.tasks / f"{task.name.replace('/', '-')}-{side}"
     place.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    subject = LocalSubject(loaded.prompting, backend, base=side == "base" and named.adapter is not None)
     scores = task.evaluate(subject, replace(options, folder=place))
     seconds = time.monotonic() - start
     figures = ", ".join(f"{name} {value:.4f}" for name, value in scores.metrics.items())
@@ -171,10 +177,10 @@ def _one(
         "subject": named.name,
         "model": named.model.name,
         "adapter": None if subject.base or named.adapter is None else str(named.adapter),
-        "form": loaded.prompting.title,
+        "form": subject.prompting.title,
         "seed": options.seed,
         "limit": options.limit,
-        **backend.facts,
+        **subject.backend.facts,
         **scores.facts,
         "seconds": seconds,
         "rows": str(rows),

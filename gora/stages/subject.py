@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from peft import PeftConfig, PeftModel
 from pydantic import ValidationError
@@ -13,12 +13,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gora.data.prompting import Prompting, read_form
 from gora.errors import InputError
+from gora.evaluation.generate import Generator
+from gora.evaluation.subject import LocalSubject
+from gora.evaluation.vllm import Vllm, check_vllm
 from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
 from gora.recipe import load_recipe
 from gora.recipe.schema import DataSection, ModelSection
 from gora.runtime.folder import RunFolder
-from gora.stages.merge_inputs import read_origin
+from gora.stages.merge_inputs import read_config, read_origin
 from gora.training.adapter import NOTE
+
+BackendName = Literal["hf", "vllm"]
 
 
 @dataclass(frozen=True)
@@ -109,24 +114,9 @@ def _form(note: Path) -> DataSection | None:
         raise InputError(f"{note} cannot be read: {error}") from None
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A subject in memory.
-
-    Attributes:
-        model: with the adapter, where there is one.
-        tokenizer: the one that was trained with.
-        source: where the base lies.
-        prompting: the form.
-    """
-
-    model: PreTrainedModel | PeftModel
-    tokenizer: PreTrainedTokenizerBase
-    source: Source
-    prompting: Prompting
-
-
-def load_subject(named: Named, *, trust_remote_code: bool = False) -> Loaded:
+def load_subject(
+    named: Named, *, backend: BackendName = "hf", batch_size: int = 64, trust_remote_code: bool = False
+) -> LocalSubject:
     """Load the model and put the adapter round it, unmerged.
 
     Raises:
@@ -135,10 +125,15 @@ def load_subject(named: Named, *, trust_remote_code: bool = False) -> Loaded:
     source = find_model(named.model, trust_remote_code=trust_remote_code)
     tokenizer = find_tokenizer(named, source)
     prompting = Prompting(named.form, tokenizer, encoder_decoder=source.encoder_decoder)
+    if backend == "vllm":
+        check_vllm(named.model)
+        if named.adapter is not None:
+            read_config(named.adapter)
+        return LocalSubject(prompting, Vllm(named.model, source, named.adapter))
     model: PreTrainedModel | PeftModel = load_model(named.model, source, default_device())
     if named.adapter is not None:
         model = _wrapped(cast(PreTrainedModel, model), named.adapter)
-    return Loaded(model.eval(), tokenizer, source, prompting)
+    return LocalSubject(prompting, Generator(model.eval(), tokenizer, batch_size))
 
 
 def find_tokenizer(named: Named, source: Source) -> PreTrainedTokenizerBase:
