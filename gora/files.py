@@ -52,18 +52,21 @@ def write_json(final: Path | str, content: Any) -> None:
     write_text(final, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def append_line(path: Path | str, line: str) -> None:
+def append_line(path: Path | str, line: str, *, durable: bool = False) -> None:
     """Add one line to a growing file, in a single write where the system takes it whole: a reader meets no half lines.
 
     Args:
         path: the file; made if there is none.
         line: the text, without its line feed.
+        durable: return when the line is on the disk.
     """
     left = memoryview(f"{line}\n".encode())
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         while left:
             left = left[os.write(descriptor, left) :]
+        if durable:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

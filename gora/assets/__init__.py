@@ -1,4 +1,4 @@
-"""Files that ship with gora: recipes, a small language model and rows to train it on."""
+"""Files that ship with gora: recipes, a small language model, rows to train it on, questions and prompts of a judge."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ _HERE = Path(__file__).parent
 
 
 def folder(kind: str) -> Path:
-    """The folder of one kind of shipped file (`recipes`, `configs`, `models`, `data`).
+    """The folder of one kind of shipped file (`recipes`, `configs`, `models`, `data`, `judges`).
 
     An installed package carries them all; a source checkout keeps `recipes/` and `configs/` at its top.
     """

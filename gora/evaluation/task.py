@@ -51,6 +51,29 @@ class Subject(Protocol):
 
 
 @dataclass(frozen=True)
+class JudgeSettings:
+    """A model behind an OpenAI-compatible endpoint that rates answers.
+
+    Attributes:
+        base_url: what `/chat/completions` is added to, such as `https://api.openai.com/v1`.
+        model: what the endpoint calls the judge.
+        api_key_env: the environment variable with the key; none is sent where the usual one is not set.
+        parallel: requests at a time.
+        prompts: a file of judge prompts; None takes FastChat's where it is installed, else gora's own.
+        timeout: seconds until an answer must be complete.
+        retries: further tries of a request that failed for a reason that may pass.
+    """
+
+    base_url: str
+    model: str
+    api_key_env: str = "OPENAI_API_KEY"
+    parallel: int = 4
+    prompts: Path | None = None
+    timeout: float = 120.0
+    retries: int = 5
+
+
+@dataclass(frozen=True)
 class Options:
     """What the user may say about an evaluation.
 
@@ -63,6 +86,10 @@ class Options:
         temperature: see `Sampling`; None is the task's own.
         max_new_tokens: longest answer; None is the task's own.
         allow_code_execution: whether programs that a model wrote may run here.
+        judge: who rates answers that no rule can; None leaves them unrated.
+        model_name: what files call the model that is evaluated.
+        model_fingerprint: text that no other weights and no other form of instructions share; None where it is not
+            known, and then answers of an earlier evaluation are never taken for this model's.
     """
 
     folder: Path
@@ -73,6 +100,9 @@ class Options:
     temperature: float | None = None
     max_new_tokens: int | None = None
     allow_code_execution: bool = False
+    judge: JudgeSettings | None = None
+    model_name: str = "model"
+    model_fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
