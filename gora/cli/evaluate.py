@@ -14,7 +14,12 @@ def evaluate_command(
     subject: Annotated[
         str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="A run folder, an adapter folder, or a model.")
     ],
-    tasks: Annotated[list[str], typer.Option("--task", metavar="NAME", help="gsm8k, glue/NAME, ...; may be repeated.")],
+    tasks: Annotated[
+        list[str],
+        typer.Option(
+            "--task", metavar="NAME", help="gsm8k, glue/NAME, humaneval, mbpp, mtbench, loss; may be repeated."
+        ),
+    ],
     data: Annotated[
         str | None, typer.Option("--data", metavar="PATH", help="Questions from here instead of the published set.")
     ] = None,
@@ -35,6 +40,20 @@ def evaluate_command(
         Path | None, typer.Option("--output", metavar="DIR", help="Where results go; a run's own folder by default.")
     ] = None,
     allow_code_execution: CodeExecutionOption = False,
+    judge_url: Annotated[
+        str | None,
+        typer.Option("--judge-url", metavar="URL", help="OpenAI-compatible endpoint that rates answers (mtbench)."),
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option("--judge-model", metavar="NAME", help="What the endpoint calls the judge.")
+    ] = None,
+    judge_key_env: Annotated[
+        str, typer.Option("--judge-key-env", metavar="NAME", help="Environment variable with the endpoint's key.")
+    ] = "OPENAI_API_KEY",
+    judge_prompts: Annotated[
+        Path | None, typer.Option("--judge-prompts", metavar="FILE", help="Judge prompts in FastChat's form.")
+    ] = None,
+    judge_parallel: Annotated[int, typer.Option("--judge-parallel", min=1, help="Requests at a time.")] = 4,
     gpus: GpusOption = None,
     processes: ProcessesOption = None,
     trust_remote_code: TrustOption = False,
@@ -44,12 +63,17 @@ def evaluate_command(
 
     if base and both:
         raise InputError("--base evaluates the base model alone, --both the trained one as well: give one of the two.")
+    if (judge_url is None) != (judge_model is None):
+        raise InputError("--judge-url and --judge-model belong together: which model, and where it is asked.")
     if started_elsewhere(gpus, processes, 1, None, None):
         return
-    from gora.evaluation.task import Options
+    from gora.evaluation.task import JudgeSettings, Options
     from gora.stages.evaluation import Job, Which, evaluate, task_jobs
 
-    options = Options(Path(), data, limit, seed, samples, temperature, max_new_tokens, allow_code_execution)
+    judge = None
+    if judge_url and judge_model:
+        judge = JudgeSettings(judge_url, judge_model, judge_key_env, judge_parallel, judge_prompts)
+    options = Options(Path(), data, limit, seed, samples, temperature, max_new_tokens, allow_code_execution, judge)
     which: Which = "both" if both else "base" if base else "trained"
     evaluate(
         subject, Job(task_jobs(tasks, options), which, batch_size, backend, trust_remote_code), destination=destination

@@ -84,12 +84,19 @@ class LocalSubject:
     Attributes:
         prompting: the form it was trained on.
         backend: generates.
+        fingerprint: of weights and form, or None where they cannot be told from others.
         base: leave the adapter out.
     """
 
     prompting: Prompting
     backend: Backend
+    fingerprint: str | None = None
     base: bool = False
+
+    @property
+    def identity(self) -> str | None:
+        """What answers depend on besides the questions and the sampling; None where that is not known."""
+        return f"{self.fingerprint}{'-base' if self.base else ''}" if self.fingerprint else None
 
     @property
     def converses(self) -> bool:

@@ -82,7 +82,8 @@ def evaluate(reference: str, job: Job, *, destination: Path | None = None) -> di
                 found.setdefault(name, {})[side] = scores
         if world.main:
             figures = {name: {side: scores.metrics for side, scores in sides.items()} for name, sides in found.items()}
-            output.say(scores_table(figures))
+            if any(scores.metrics for sides in found.values() for scores in sides.values()):
+                output.say(scores_table(figures))
             output.say(f"results   {folder.evaluation}, {folder.tasks}")
     return found
 
@@ -166,10 +167,12 @@ def _one(named: Named, subject: LocalSubject, side: str, task: Task, options: Op
     place = folder.tasks / f"{task.name.replace('/', '-')}-{side}"
     place.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    scores = task.evaluate(subject, replace(options, folder=place))
+    mine = replace(options, folder=place, model_name=named.name, model_fingerprint=subject.identity)
+    scores = task.evaluate(subject, mine)
     seconds = time.monotonic() - start
     figures = ", ".join(f"{name} {value:.4f}" for name, value in scores.metrics.items())
-    output.say(f"{task.name:<9} {side}: {figures}; {len(scores.rows):,} rows in {clock(seconds)}")
+    came_of_it = f"{figures}; " if figures else ""
+    output.say(f"{task.name:<9} {side}: {came_of_it}{len(scores.rows):,} rows in {clock(seconds)}")
     rows = place / "rows.jsonl"
     with publish(rows) as aside:
         aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scores.rows), encoding="utf-8")

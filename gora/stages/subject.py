@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,11 +130,27 @@ def load_subject(
         check_vllm(named.model)
         if named.adapter is not None:
             read_config(named.adapter)
-        return LocalSubject(prompting, Vllm(named.model, source, named.adapter))
+        return LocalSubject(prompting, Vllm(named.model, source, named.adapter), _fingerprint(named, source))
     model: PreTrainedModel | PeftModel = load_model(named.model, source, default_device())
     if named.adapter is not None:
         model = _wrapped(cast(PreTrainedModel, model), named.adapter)
-    return LocalSubject(prompting, Generator(model.eval(), tokenizer, batch_size))
+    return LocalSubject(prompting, Generator(model.eval(), tokenizer, batch_size), _fingerprint(named, source))
+
+
+def _fingerprint(named: Named, source: Source) -> str | None:
+    """Text that no other weights and no other form share; None where the weights cannot be told apart."""
+    folder = Path(source.path)
+    weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    # Base weights may be many gigabytes: whoever changes them changes their time as well. A commit of the hub is final.
+    versions = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
+    commit = getattr(source.config, "_commit_hash", None)
+    if not versions and commit is None:
+        return None
+    digest = hashlib.sha256(repr((named.model, named.form, versions, commit)).encode())
+    if named.adapter is not None:
+        digest.update((named.adapter / "adapter_config.json").read_bytes())
+        digest.update((named.adapter / "adapter_model.safetensors").read_bytes())
+    return digest.hexdigest()
 
 
 def find_tokenizer(named: Named, source: Source) -> PreTrainedTokenizerBase:
