@@ -23,7 +23,7 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item], threads: i
         threads: how many at a time.
     """
     waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
-    done: queue.SimpleQueue[Callable[[], Result]] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[Result] | BaseException] = queue.SimpleQueue()
     stop = threading.Event()
     for item in items:
         waiting.put(item)
@@ -34,26 +34,22 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item], threads: i
                 item = waiting.get_nowait()
             except queue.Empty:
                 return
-            done.put(_outcome(work, item))
+            try:
+                result = work(item)
+            except BaseException as error:
+                # Nothing new begins after an error, not even in the moment until it is noticed.
+                stop.set()
+                done.put(error)
+                return
+            done.put((result,))
 
     for _ in range(min(threads, len(items))):
         threading.Thread(target=run, daemon=True).start()
     try:
         for _ in items:
-            yield done.get()()
+            outcome = done.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome[0]
     finally:
         stop.set()
-
-
-def _outcome(work: Callable[[Item], Result], item: Item) -> Callable[[], Result]:
-    """What to call for the result, or for the error that was met instead."""
-    try:
-        result = work(item)
-    except BaseException as met:
-        error = met
-
-        def fail() -> Result:
-            raise error
-
-        return fail
-    return lambda: result
