@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from gora.errors import InputError
 from gora.methods.base import Method, Wrapping, lora_config, wrap_with
+from gora.models.head import head_modules
 
 
 class Eva(Method):
@@ -22,7 +23,9 @@ class Eva(Method):
         if model.config.is_encoder_decoder:
             raise InputError("adapter.method: eva is for models without an encoder. Choose another method.")
         assert wrapping.batches is not None
-        wrapped = wrap_with(model, lora_config(wrapping, init_lora_weights="eva", eva_config=EvaConfig()))
+        # Every token of a classifier's input counts; its labels are not of tokens.
+        eva_config = EvaConfig(use_label_mask=not head_modules(model))
+        wrapped = wrap_with(model, lora_config(wrapping, init_lora_weights="eva", eva_config=eva_config))
         batches = list(wrapping.batches())
         initialize_lora_eva_weights(wrapped, batches, gather_distributed_inputs=False, show_progress_bar=False)  # type: ignore[arg-type]
         return wrapped
