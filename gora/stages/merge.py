@@ -174,6 +174,9 @@ def _wrap(model: PreTrainedModel, job: _Job) -> PeftModel:
             lines = str(error).splitlines()
             problems = [line.strip() for line in lines if "size mismatch" in line] or lines
             raise InputError(f"{job.adapter} does not fit the base model.", _first(problems)) from None
+        except KeyError as missing:
+            # PEFT looks for whole layers by name, before it compares anything.
+            raise _not_as_said(job, [f"{missing.args[0]} is missing."]) from None
         _check_tensors(wrapped, job)
     _refuse_more_than_a_head(wrapped, job)
     train_head(wrapped)
@@ -187,8 +190,12 @@ def _check_tensors(wrapped: PeftModel, job: _Job) -> None:
     problems = _first([f"{name} is missing." for name in sorted(needed - job.tensors)])
     problems += _first([f"{name} belongs to no adapted layer." for name in sorted(job.tensors - known)])
     if problems:
-        path = job.adapter / WEIGHTS
-        raise InputError(f"{path} does not hold the adapter that its adapter_config.json says.", problems)
+        raise _not_as_said(job, problems)
+
+
+def _not_as_said(job: _Job, problems: list[str]) -> InputError:
+    path = job.adapter / WEIGHTS
+    return InputError(f"{path} does not hold the adapter that its adapter_config.json says.", problems)
 
 
 def _refuse_more_than_a_head(wrapped: PeftModel, job: _Job) -> None:
