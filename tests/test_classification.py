@@ -40,6 +40,7 @@ CPU = torch.device("cpu")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 TEXTS = [text for text, _ in sentences()[:9]]
 CHOICES = ["bad", "good"]
+FEW = ("train.max_steps=3", "gora.steps=2", "gora.micro_batch_size=16")
 
 
 def gora(*arguments, cwd):
@@ -124,7 +125,7 @@ def test_predictions_are_those_of_each_text_by_itself(finished):
     assert predict(model, its_tokenizer, TEXTS, batch_size=5) == torch.stack(alone).argmax(dim=1).tolist()
     rows = sentences()[:38]
     found = predict(model, its_tokenizer, [text for text, _ in rows])
-    assert sum(label == expected for label, (_, expected) in zip(found, rows, strict=True)) >= 34
+    assert sum(label == expected for label, (_, expected) in zip(found, rows, strict=True)) >= 30
 
 
 def test_the_plan_gives_a_rank_to_every_linear_layer_but_the_head(finished):
@@ -153,7 +154,6 @@ def test_other_kinds_of_models_run_from_gradients_to_a_merged_model(home, tmp_pa
     assert list(head_modules(base)) == heads
     saved = {name.split(".")[2] for name in adapter_tensors(tmp_path / "run") if ".lora_" not in name}
     assert saved == set(heads)
-    base.config.pad_token_id = 0
     its_tokenizer = AutoTokenizer.from_pretrained(trained.adapter)
     loaded = class_logits(PeftModel.from_pretrained(base, trained.adapter), its_tokenizer, TEXTS)
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
@@ -163,7 +163,7 @@ def test_other_kinds_of_models_run_from_gradients_to_a_merged_model(home, tmp_pa
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_the_head_and_saves_what_it_computes(home, tmp_path, method, monkeypatch):
     folder = tmp_path / "run"
-    recipe = recipe_of(home / "bert.yaml", folder, f"adapter.method={method}", "train.max_steps=3", "gora.steps=2")
+    recipe = recipe_of(home / "bert.yaml", folder, f"adapter.method={method}", *FEW)
     held = {}
 
     def remember(name):
@@ -186,6 +186,11 @@ def test_every_method_trains_the_head_and_saves_what_it_computes(home, tmp_path,
     trained = dict(model.named_parameters())
     weight = next(value for name, value in trained.items() if "classifier" in name and "original" not in name)
     assert (weight - Setup.of(recipe).load_model().classifier.weight).abs().max() > 1e-4
+
+
+def test_eva_is_refused_where_it_would_never_see_enough_inputs_of_the_pooler(home, tmp_path):
+    with pytest.raises(InputError, match=r"bert\.pooler\.dense has one input a row\. Give gora\.micro_batch_size: 16"):
+        train(recipe_of(home / "bert.yaml", tmp_path, "adapter.method=eva", *FEW[:2]))
 
 
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit_in_the_head_too(home, tmp_path):

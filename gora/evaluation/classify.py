@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gora.data import IGNORED, Examples, LabelCollator, LabelledText, TextEncoder, padding_id
 from gora.errors import InputError
+from gora.models.head import settle_padding
 from gora.models.load import knows_token_types, longest_input
 
 
@@ -58,6 +59,7 @@ def class_logits(
     encoded = _encoded(tokenizer, texts, pairs, max_length or longest)
     if padding_id(tokenizer) is None:
         raise InputError("The tokenizer has no padding token, without which texts cannot share a batch.")
+    settle_padding(model, padding_id(tokenizer))
     collator = LabelCollator(padding_id(tokenizer), knows_token_types(model.config))
     # Texts of similar length share a batch: less padding, and each row stays what it is.
     order = sorted(range(len(encoded)), key=encoded.lengths.__getitem__)

@@ -41,6 +41,16 @@ def in_head(model: nn.Module) -> Callable[[str], bool]:
     return belongs
 
 
+def settle_padding(model: nn.Module, padding: int) -> None:
+    """Tell a classifier which id is padding, where its configuration does not say.
+
+    A decoder's head reads the last token before the padding, and refuses several rows without knowing it.
+    """
+    config: Any = model.config
+    if head_modules(model) and config.pad_token_id is None:
+        config.pad_token_id = padding
+
+
 def train_head(model: nn.Module) -> None:
     """Let the head learn, in float32; under PEFT its copy does, and the base keeps what it began with."""
     for module in head_modules(model).values():

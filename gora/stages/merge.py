@@ -16,10 +16,11 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gora.data import padding_id
 from gora.errors import GoraError, InputError
 from gora.files import publish
 from gora.models.fingerprint import base_weights, weights_fingerprint
-from gora.models.head import head_modules, in_head, train_head
+from gora.models.head import head_modules, in_head, settle_padding, train_head
 from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
 from gora.recipe.schema import ModelSection
 from gora.runtime.console import output
@@ -148,6 +149,7 @@ class _Job:
 def _merge(job: _Job) -> tuple[PreTrainedModel, Tensor]:
     model = load_model(job.settings, job.source, default_device())
     _check_base(model, job)
+    settle_padding(model, padding_id(job.tokenizer))
     wrapped = _wrap(model, job)
     expected = probe_logits(wrapped, job.tokenizer)
     if job.dtype == "float32":

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gora.data import Collator, LabelCollator, PreparedData, named_template, padding_id, prepare
 from gora.errors import InputError
 from gora.models.fingerprint import base_weights, config_fingerprint, weights_fingerprint
-from gora.models.head import head_modules
+from gora.models.head import head_modules, settle_padding
 from gora.models.load import (
     Source,
     default_device,
@@ -107,9 +107,7 @@ class Setup:
         """Load the base model, frozen; what it lacks of a classifier's head is the same at every call."""
         with output.terminal.status("loading the model"):
             model = load_model(self.recipe.model, self.source, self.device, seed=self.recipe.seed)
-        if self.source.head == "classification" and model.config.pad_token_id is None:
-            # A decoder looks for the last token before the padding.
-            model.config.pad_token_id = self.collator.pad_token_id
+        settle_padding(model, self.collator.pad_token_id)
         self._refuse_what_the_model_cannot_take(model)
         dtype = str(model.dtype).removeprefix("torch.")
         kernel = model.config._attn_implementation
