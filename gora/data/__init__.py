@@ -5,9 +5,11 @@ segments become ids and labels (`encode`), and a set of them is what a run train
 """
 
 from gora.data.chat import Chat
-from gora.data.collate import Collator, padding_id
+from gora.data.classification import LabelledText
+from gora.data.collate import Collator, LabelCollator, padding_id
 from gora.data.draw import draw_rows
 from gora.data.encode import IGNORED, Encoded, Encoder
+from gora.data.encode_text import TextEncoder
 from gora.data.examples import Counts, DataCounts, Examples
 from gora.data.formats import Format, format_for, segments_of
 from gora.data.instruction import Instruction
@@ -30,9 +32,12 @@ __all__ = [
     "Examples",
     "Format",
     "Instruction",
+    "LabelCollator",
+    "LabelledText",
     "PreparedData",
     "Rows",
     "Segment",
+    "TextEncoder",
     "draw_rows",
     "format_for",
     "named_template",

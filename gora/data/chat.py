@@ -4,7 +4,7 @@ import datetime
 from typing import TYPE_CHECKING, Any
 
 from gora.data.rows import Unusable
-from gora.data.segments import Segment, column_of
+from gora.data.segments import Segment, column_of, joined
 from gora.data.templates import named_template, puts_bos_in_front
 from gora.data.wording import described, did_you_mean, quoted
 from gora.errors import InputError
@@ -54,6 +54,10 @@ class Chat:
     def columns(self) -> dict[str, str]:
         """The column with the messages."""
         return {self._data.messages: "data.messages"}
+
+    def read(self, row: dict[str, Any]) -> list[Segment]:
+        """The segments of one row, neighbours of one kind joined; raises Unusable."""
+        return joined(self.segments(row))
 
     def segments(self, row: dict[str, Any]) -> list[Segment]:
         """The conversation up to its last assistant turn, every assistant turn supervised; raises Unusable.

@@ -37,6 +37,10 @@ class Collator:
         """The collator for a tokenizer's examples."""
         return cls(padding_id(tokenizer), encoder_decoder)
 
+    def supervised(self, labels: torch.Tensor) -> torch.Tensor:
+        """How many tokens of a batch have a loss, a scalar; a causal model predicts none at the first position."""
+        return ((labels if self.encoder_decoder else labels[:, 1:]) != IGNORED).sum()
+
     def __call__(self, examples: Sequence[dict[str, list[int]]], width: int | None = None) -> dict[str, torch.Tensor]:
         """Make a batch of examples that hold `input_ids` and `labels`.
 
@@ -58,6 +62,45 @@ class Collator:
             "attention_mask": _padded([[1] * len(ids) for ids in inputs], input_width, 0),
             "labels": _padded(labels, label_width, IGNORED),
         }
+
+
+@dataclass(frozen=True)
+class LabelCollator:
+    """Pads a classifier's examples on the right, to the longest of them; each has one label.
+
+    Args:
+        pad_token_id: fills `input_ids`; see `padding_id`.
+        token_types: whether the model tells the two texts of a pair apart by the types of their tokens.
+    """
+
+    pad_token_id: int
+    token_types: bool = True
+
+    def supervised(self, labels: torch.Tensor) -> torch.Tensor:
+        """How many rows of a batch have a loss, a scalar: all of them."""
+        return (labels != IGNORED).sum()
+
+    def __call__(self, examples: Sequence[dict[str, list[int]]], width: int | None = None) -> dict[str, torch.Tensor]:
+        """Make a batch of examples that hold `input_ids`, one label in `labels` and, it may be, `token_type_ids`.
+
+        Args:
+            examples: the examples.
+            width: pad the inputs to this length; None is the longest of them.
+
+        Returns:
+            int64 tensors `input_ids`, `attention_mask` (1 on tokens and 0 on padding) and, where the model and the
+            tokenizer have them, `token_type_ids` (all batch x longest input), and `labels` (batch).
+        """
+        inputs = [example["input_ids"] for example in examples]
+        width = width or _longest(inputs)
+        batch = {
+            "input_ids": _padded(inputs, width, self.pad_token_id),
+            "attention_mask": _padded([[1] * len(ids) for ids in inputs], width, 0),
+            "labels": torch.tensor([example["labels"][0] for example in examples], dtype=torch.int64),
+        }
+        if self.token_types and "token_type_ids" in examples[0]:
+            batch["token_type_ids"] = _padded([example["token_type_ids"] for example in examples], width, 0)
+        return batch
 
 
 def _longest(lists: list[list[int]]) -> int:

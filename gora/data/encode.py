@@ -31,13 +31,17 @@ class Encoded:
 
     Attributes:
         input_ids: token ids (int32).
-        labels: the same ids where they are trained on, else -100; for an encoder-decoder, the ids of the response.
+        labels: the same ids where they are trained on, else -100; for an encoder-decoder, the ids of the response; for
+            a classifier the number of the label alone.
         truncated: whether it was cut to the longest length allowed.
+        token_types: for each id of a classifier's input, which text of a pair it belongs to; None where the tokenizer
+            does not say.
     """
 
     input_ids: array[int]
     labels: array[int]
     truncated: bool = False
+    token_types: array[int] | None = None
 
 
 class Encoder:

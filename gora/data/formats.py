@@ -1,22 +1,21 @@
-"""A row becomes pieces of text, each trained on or not."""
+"""A row becomes what an example is encoded from: pieces of text, each trained on or not, or texts and their label."""
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gora.data.chat import Chat
+from gora.data.classification import Classification
 from gora.data.instruction import Instruction
 from gora.data.rows import BadRow, Rows, Unusable
-from gora.data.segments import Segment
 from gora.data.wording import did_you_mean, quoted
 from gora.errors import InputError
-from gora.recipe.schema import DataSection
+from gora.recipe.schema import DataSection, Head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 class Format(Protocol):
-    """A way from a row to segments."""
+    """A way from a row to what its encoder takes."""
 
     @property
     def title(self) -> str:
@@ -26,79 +25,52 @@ class Format(Protocol):
     def columns(self) -> dict[str, str]:
         """The columns it reads, and the recipe key that asks for each."""
 
-    def segments(self, row: dict[str, Any]) -> list[Segment]:
-        """The segments of one row, the last one supervised; raises Unusable."""
+    def read(self, row: dict[str, Any]) -> Any:
+        """What the encoder takes: segments, the last one supervised, or a labelled text; raises Unusable."""
 
     def notes(self) -> list[str]:
         """Whole sentences on what the user should know about this format with this tokenizer."""
 
 
-def format_for(data: DataSection, tokenizer: "PreTrainedTokenizerBase", *, typed: bool = True) -> Format:
+def format_for(
+    data: DataSection, tokenizer: "PreTrainedTokenizerBase", *, typed: bool = True, head: Head = "language"
+) -> Format:
     """The format that the recipe asks for.
 
     Args:
         data: the recipe's section.
         tokenizer: gives the chat template.
         typed: `Rows.typed` of the rows to come.
+        head: what the model has on top.
 
     Raises:
         InputError: the template does not exist or is malformed, or a chat has none.
     """
+    if head == "classification":
+        return Classification(data, typed=typed)
     return Chat(data, tokenizer) if data.format == "chat" else Instruction(data, typed=typed)
 
 
-def segments_of(rows: Rows, fmt: Format) -> tuple[list[list[Segment] | None], list[BadRow]]:
+def segments_of(rows: Rows, fmt: Format) -> tuple[list[Any], list[BadRow]]:
     """Bring every row into the format.
 
     Returns:
-        The segments of each row, None where it cannot be used; and all bad rows of the source, the unreadable ones
+        What each row was read as, None where it cannot be used; and all bad rows of the source, the unreadable ones
         included, in its order.
 
     Raises:
         InputError: a column that the format reads is in no row at all.
     """
     _check_columns(rows, fmt)
-    found: list[list[Segment] | None] = []
+    found: list[Any] = []
     bad = list(rows.bad)
     for index, row in enumerate(rows.rows):
         try:
-            found.append(joined(fmt.segments(row)))
+            found.append(fmt.read(row))
         except Unusable as fault:
             found.append(None)
             bad.append(rows.unusable(index, str(fault)))
     return found, sorted(bad, key=lambda row: row.position)
-
-
-def joined(segments: Iterable[Segment]) -> list[Segment]:
-    """Neighbours of one kind as one segment, without empty ones, and without what follows the last supervised one.
-
-    What follows is never predicted, so it would only cost time.
-
-    Raises:
-        Unusable: nothing is supervised, or the text cannot be written as UTF-8.
-    """
-    merged: list[Segment] = []
-    for segment in segments:
-        if merged and merged[-1].supervised == segment.supervised:
-            merged[-1] = Segment(merged[-1].text + segment.text, segment.supervised)
-        elif segment.text:
-            merged.append(segment)
-    while merged and not merged[-1].supervised:
-        merged.pop()
-    if not merged:
-        raise Unusable("the response has no text: there is nothing to train on")
-    for segment in merged:
-        _check_text(segment.text)
-    return merged
-
-
-def _check_text(text: str) -> None:
-    if text.isascii():
-        return
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise Unusable(f"the text holds half of a surrogate pair, {text[error.start]!a}") from error
 
 
 def _check_columns(rows: Rows, fmt: Format) -> None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gora.data.encode import Encoder
+from gora.data.encode import Encoded, Encoder
+from gora.data.encode_text import TextEncoder
 from gora.data.examples import Counts, DataCounts, Examples, count
 from gora.data.formats import Format, format_for, segments_of
 from gora.data.rows import BadRow, Rows
-from gora.data.segments import Segment
 from gora.data.sources import read_rows
 from gora.errors import InputError
-from gora.recipe.schema import DataSection, SourceSection
+from gora.recipe.schema import DataSection, Head, SourceSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _TRAIN_SPLITS = ("train",)
 _EVAL_SPLITS = ("test", "validation")
 _NAMED_AT_MOST = 10
+
+Encode = Callable[[Iterable[Any]], Iterator[Encoded | None]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class _Formatted:
 
     rows: Rows
     fmt: Format
-    segments: list[list[Segment] | None]
+    read: list[Any]
+    """What each row was read as, None where it cannot be used."""
     bad: list[BadRow]
 
 
@@ -59,6 +62,7 @@ def prepare(
     *,
     encoder_decoder: bool,
     say: Callable[[str], None],
+    head: Head = "language",
 ) -> PreparedData:
     """Read, format and encode the rows of a run. The same call gives the same examples in every process.
 
@@ -68,6 +72,7 @@ def prepare(
         seed: draws the holdout.
         encoder_decoder: whether the model has an encoder, so that prompt and response are sequences of their own.
         say: takes warnings and the list of the rows that were left out.
+        head: what the model has on top: it predicts tokens, or a label for each row.
 
     Raises:
         InputError: a source cannot be read, a row is bad (and `data.bad_rows` is `error`), or nothing is left to
@@ -75,19 +80,19 @@ def prepare(
     """
     if data.eval is not None and data.holdout:
         raise InputError("data.eval and data.holdout both name rows to evaluate on. Use one of them.")
-    encoder = Encoder(tokenizer, data.max_length, data.overlong, encoder_decoder=encoder_decoder)
+    encode, shape = _encoding(data, tokenizer, head, encoder_decoder)
     _warn_of_length(data, tokenizer, say)
     # Both sources are checked before either is tokenised, which is what takes the time.
-    train = _formatted(data, data.train, _TRAIN_SPLITS, tokenizer)
-    evaluated = _formatted(data, data.eval, _EVAL_SPLITS, tokenizer) if data.eval is not None else None
+    train = _formatted(data, data.train, _TRAIN_SPLITS, tokenizer, head)
+    evaluated = _formatted(data, data.eval, _EVAL_SPLITS, tokenizer, head) if data.eval is not None else None
     for note in train.fmt.notes():
         say(note)
     _answer_for_bad_rows(data, [train, evaluated] if evaluated else [train], say)
 
-    train_set, train_counts = _encoded(data, train, encoder, encoder_decoder)
+    train_set, train_counts = _encoded(data, train, encode, shape)
     eval_set, eval_counts = None, None
     if evaluated is not None:
-        eval_set, eval_counts = _encoded(data, evaluated, encoder, encoder_decoder)
+        eval_set, eval_counts = _encoded(data, evaluated, encode, shape)
     elif data.holdout:
         train_set, eval_set = _hold_out(train_set, data.holdout, seed)
         train_counts = count(
@@ -101,11 +106,21 @@ def prepare(
     return PreparedData(train_set, eval_set, DataCounts(train_counts, eval_counts), train_set.fingerprint())
 
 
+def _encoding(
+    data: DataSection, tokenizer: PreTrainedTokenizerBase, head: Head, encoder_decoder: bool
+) -> tuple[Encode, dict[str, Any]]:
+    """What encodes the rows, and what `Examples` has to know about them."""
+    if head == "classification":
+        return TextEncoder(tokenizer, data.max_length, data.overlong), {"choices": data.choices or ()}
+    encoder = Encoder(tokenizer, data.max_length, data.overlong, encoder_decoder=encoder_decoder)
+    return encoder, {"encoder_decoder": encoder_decoder}
+
+
 def _formatted(
-    data: DataSection, source: SourceSection, splits: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
+    data: DataSection, source: SourceSection, splits: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, head: Head
 ) -> _Formatted:
     rows = read_rows(source, splits)
-    fmt = format_for(data, tokenizer, typed=rows.typed)
+    fmt = format_for(data, tokenizer, typed=rows.typed, head=head)
     return _Formatted(rows, fmt, *segments_of(rows, fmt))
 
 
@@ -123,11 +138,11 @@ def _answer_for_bad_rows(data: DataSection, sources: list[_Formatted], say: Call
     say("\n".join([f"{total} cannot be used and are left out:", *(f"  - {line}" for line in named)]))
 
 
-def _encoded(data: DataSection, source: _Formatted, encoder: Encoder, encoder_decoder: bool) -> tuple[Examples, Counts]:
-    usable = [index for index, segments in enumerate(source.segments) if segments is not None]
-    encoded = list(encoder(segments for segments in source.segments if segments is not None))
+def _encoded(data: DataSection, source: _Formatted, encode: Encode, shape: dict[str, Any]) -> tuple[Examples, Counts]:
+    usable = [index for index, read in enumerate(source.read) if read is not None]
+    encoded = list(encode(read for read in source.read if read is not None))
     kept = [(one, source.rows.where(index)) for one, index in zip(encoded, usable, strict=True) if one is not None]
-    examples = Examples([one for one, _ in kept], [place for _, place in kept], encoder_decoder=encoder_decoder)
+    examples = Examples([one for one, _ in kept], [place for _, place in kept], **shape)
     counts = count(examples, rows=source.rows.read, bad=len(source.bad), dropped=len(encoded) - len(kept))
     if not kept:
         raise _nothing_left(data, source, counts)

@@ -17,7 +17,7 @@ from gora.recipe.schema import DataSection, SourceSection
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_NOTED = ("format", "prompt", "response", "choices", "template", "messages", "system", "max_length")
+_NOTED = ("format", "prompt", "prompt_pair", "response", "choices", "template", "messages", "system", "max_length")
 
 
 def form_note(data: DataSection) -> dict[str, Any]:

@@ -37,6 +37,10 @@ def sample_text(
     """
     example = dataset[index]
     text = Text()
+    if dataset.choices:
+        _append(text, tokenizer, example["input_ids"], [False] * len(example["input_ids"]))
+        text.append(f"\n{OPEN}{dataset.choices[example['labels'][0]]}{CLOSE}".translate(_PICTURES), style=_SUPERVISED)
+        return Constrain(Group(text, Text(), _facts_of_label(dataset, index)), width)
     if dataset.encoder_decoder:
         _append(text, tokenizer, example["input_ids"], [False] * len(example["input_ids"]))
         text.append("\n")
@@ -67,6 +71,15 @@ def _facts(tokenizer: "PreTrainedTokenizerBase", dataset: Examples, index: int) 
         f"{supervised:,} supervised ({round(100 * supervised / tokens)} %)",
         f"BOS {_bos(tokenizer, example['input_ids'])}",
         f"EOS trained: {'yes' if ended else 'no'}" + (" (the row was cut)" if dataset.truncated(index) else ""),
+        dataset.where(index),
+    ]
+    return Text(" · ".join(facts), style="dim")
+
+
+def _facts_of_label(dataset: Examples, index: int) -> Text:
+    facts = [
+        f"{dataset.lengths[index]:,} tokens" + (" (the row was cut)" if dataset.truncated(index) else ""),
+        f"label {dataset[index]['labels'][0]} of {len(dataset.choices)}",
         dataset.where(index),
     ]
     return Text(" · ".join(facts), style="dim")

@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, TrainerCallback
 
+from gora.models.head import head_modules, train_head
 from gora.plan import Factors, Plan
 
 ADAPTER = "default"
@@ -93,10 +95,18 @@ def lora_config(wrapping: Wrapping, **settings: Any) -> LoraConfig:
 
 
 def wrap_with(model: nn.Module, config: LoraConfig) -> PeftModel:
-    """Wrap a model with PEFT, adapter values in float32."""
+    """Wrap a model with PEFT, adapter values in float32; a classifier's head is trained and saved beside them."""
     encoder_decoder = getattr(model.config, "is_encoder_decoder", False)  # type: ignore[union-attr]
-    config.task_type = TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM
-    return get_peft_model(model, config, autocast_adapter_dtype=True)  # type: ignore[arg-type, return-value]
+    head = head_modules(model)
+    if head:
+        config.task_type = TaskType.SEQ_CLS
+        # PEFT adds these names by itself.
+        config.modules_to_save = [name for name in head if name not in SEQ_CLS_HEAD_NAMES] or None
+    else:
+        config.task_type = TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM
+    wrapped: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)  # type: ignore[arg-type, assignment]
+    train_head(wrapped)
+    return wrapped
 
 
 def lora_layers(wrapped: PeftModel) -> dict[str, LoraLayer]:

@@ -7,10 +7,11 @@ from typing import ClassVar
 from transformers import PreTrainedModel
 
 from gora.methods.base import Method, Wrapping
+from gora.models.head import train_head
 
 
 class Full(Method):
-    """The target weights themselves are trained, in float32."""
+    """The target weights themselves are trained, in float32, and a classifier's head."""
 
     parts: ClassVar = {"weights": ".weight"}
     whole_gradients = True
@@ -21,4 +22,5 @@ class Full(Method):
             weight = layer.weight
             weight.data = weight.data.float()  # type: ignore[union-attr, operator]
             weight.requires_grad_(True)  # type: ignore[operator, union-attr]
+        train_head(model)
         return model

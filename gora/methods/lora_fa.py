@@ -27,8 +27,10 @@ class LoraFa(Method):
         return wrapped
 
     def optimizer(self, model: nn.Module, groups: list[dict[str, Any]]) -> Optimizer:
-        """See `Method`. The optimizer wants each A before its B, and a name for both."""
-        (group,) = groups
+        """See `Method`. The optimizer wants each A before its B, and a name for both.
+
+        What is no factor, a classifier's head, gets its plain AdamW.
+        """
         layers = lora_layers(model)  # type: ignore[arg-type]
         params, names, scalings = [], [], []
         for name, layer in layers.items():
@@ -36,5 +38,10 @@ class LoraFa(Method):
                 params.append(value)
                 names.append(f"{name}.lora_{part}")
                 scalings.append(layer.scaling[ADAPTER])
-        whole = {**group, "params": params, "names": names, "scaling_factors": scalings}
-        return LoraFAOptimizer([whole])  # type: ignore[list-item]
+        pairs = {"params": params, "names": names, "scaling_factors": scalings}
+        return LoraFAOptimizer([{**group, **(pairs if group["name"] == "B" else _named(group))} for group in groups])  # type: ignore[misc]
+
+
+def _named(group: dict[str, Any]) -> dict[str, Any]:
+    count = len(group["params"])
+    return {"names": [f"{group['name']}.{index}" for index in range(count)], "scaling_factors": [1.0] * count}

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from gora.models.head import in_head
+
 _NOT_ARCHITECTURE = {
     "_name_or_path",
     "_attn_implementation_autoset",
@@ -45,9 +47,13 @@ def weights_fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of every weight of the base model, wrapped by PEFT or not; those of adapters are skipped."""
+    """Name and value of every weight of the base model, wrapped by PEFT or not.
+
+    Those of adapters are skipped, and those of a classifier's head, which is drawn at random and trained.
+    """
+    of_head = in_head(model)
     for name, parameter in model.named_parameters():
-        if ".lora_" not in name and ".ranknum." not in name:
+        if ".lora_" not in name and ".ranknum." not in name and not of_head(name):
             yield name.removeprefix(_PEFT_PREFIX).replace(".base_layer.", "."), parameter
 
 

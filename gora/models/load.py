@@ -1,5 +1,8 @@
 """Loading base models and tokenizers from the hub, a folder, or what ships with gora."""
 
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,17 +15,20 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 from transformers.utils import is_flash_attn_2_available
 
 from gora import assets
 from gora.errors import InputError
-from gora.recipe.schema import ModelSection
+from gora.models.head import in_head
+from gora.recipe.schema import Head, ModelSection
 
 
 @dataclass(frozen=True)
@@ -34,18 +40,40 @@ class Source:
     revision: str | None
     trust_remote_code: bool
     config: PreTrainedConfig
+    """For a classifier, with the names of its labels."""
+    head: Head = "language"
 
     @property
     def encoder_decoder(self) -> bool:
         """Whether the prompt goes to an encoder and the response to a decoder."""
         return bool(self.config.is_encoder_decoder)
 
+    @property
+    def causal(self) -> bool:
+        """Whether it is a decoder that predicts tokens, each from those before it alone."""
+        return self.head == "language" and not self.encoder_decoder
 
-def find_model(settings: ModelSection, *, trust_remote_code: bool = False) -> Source:
+    @property
+    def family(self) -> Any:
+        """The class of transformers that loads it."""
+        if self.head == "classification":
+            return AutoModelForSequenceClassification
+        return AutoModelForSeq2SeqLM if self.encoder_decoder else AutoModelForCausalLM
+
+
+def find_model(
+    settings: ModelSection, *, labels: Sequence[str] | None = None, trust_remote_code: bool = False
+) -> Source:
     """Read a model's configuration, and nothing else yet.
 
+    Args:
+        settings: the recipe's section.
+        labels: names of a classifier's labels; None keeps those of the model.
+        trust_remote_code: let the model bring Python code of its own.
+
     Raises:
-        InputError: there is no such model, or it needs code of its own and `trust_remote_code` is off.
+        InputError: there is no such model, it needs code of its own and `trust_remote_code` is off, or it cannot have
+            the head that is asked for.
     """
     path = assets.resolve(settings.name, "models")
     if Path(path).expanduser().is_dir():
@@ -58,7 +86,11 @@ def find_model(settings: ModelSection, *, trust_remote_code: bool = False) -> So
         config = AutoConfig.from_pretrained(path, **arguments)
     except (OSError, ValueError) as error:
         raise _explained(settings.name, path, error) from None
-    return Source(path, settings.revision, trust_remote_code, config)
+    if settings.head == "classification":
+        _make_classifier(settings.name, config, labels)
+    else:
+        _refuse_encoder(settings.name, config)
+    return Source(path, settings.revision, trust_remote_code, config, settings.head)
 
 
 def load_tokenizer(settings: ModelSection, source: Source) -> PreTrainedTokenizerBase:
@@ -77,15 +109,21 @@ def load_tokenizer(settings: ModelSection, source: Source) -> PreTrainedTokenize
         raise _explained(settings.tokenizer or settings.name, path, error) from None
 
 
-def load_model(settings: ModelSection, source: Source, device: torch.device) -> PreTrainedModel:
+def load_model(settings: ModelSection, source: Source, device: torch.device, *, seed: int = 0) -> PreTrainedModel:
     """Load the base model onto one device, frozen, in evaluation mode.
 
     Only safetensors weights are read.
 
+    Args:
+        settings: the recipe's section.
+        source: what `find_model` found.
+        device: where it goes.
+        seed: draws what a checkpoint lacks of a classifier's head; the state of torch's generators is not touched.
+
     Raises:
         InputError: the weights are missing, or the attention kernel asked for cannot run.
     """
-    family = AutoModelForSeq2SeqLM if source.encoder_decoder else AutoModelForCausalLM
+    family = source.family
     dtype = base_dtype(settings.dtype, device)
     arguments: dict[str, Any] = {"trust_remote_code": source.trust_remote_code, "use_safetensors": True}
     if source.revision is not None:
@@ -95,12 +133,16 @@ def load_model(settings: ModelSection, source: Source, device: torch.device) -> 
         arguments["attn_implementation"] = attention
     if settings.quantization is not None:
         arguments |= {"quantization_config": _quantization(settings.quantization, dtype), "device_map": {"": device}}
+    if source.head == "classification":
+        # A head for other labels is drawn anew; of any other weight a wrong shape is refused below.
+        arguments |= {"config": copy.deepcopy(source.config), "ignore_mismatched_sizes": True}
     try:
-        loaded: Any = family.from_pretrained(source.path, dtype=dtype, output_loading_info=True, **arguments)
+        with _drawing_with(seed, device):
+            loaded: Any = family.from_pretrained(source.path, dtype=dtype, output_loading_info=True, **arguments)
         model, found = loaded
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise _explained(settings.name, source.path, error) from None
-    _refuse_invented_weights(settings.name, found)
+    _refuse_invented_weights(settings.name, model, found)
     model.requires_grad_(False)
     if settings.quantization is None:
         nn.Module.to(model, device)
@@ -110,10 +152,27 @@ def load_model(settings: ModelSection, source: Source, device: torch.device) -> 
 
 def empty_model(source: Source) -> PreTrainedModel:
     """The model's layers without memory for its weights (the meta device)."""
-    family = AutoModelForSeq2SeqLM if source.encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
-        model = family.from_config(source.config, trust_remote_code=source.trust_remote_code)
+        model = source.family.from_config(source.config, trust_remote_code=source.trust_remote_code)
     return cast(PreTrainedModel, model)
+
+
+def knows_token_types(config: PreTrainedConfig) -> bool:
+    """Whether the model tells the texts of a pair apart by types of tokens; RoBERTa has one type only."""
+    return bool(getattr(config, "type_vocab_size", 2) > 1)
+
+
+def longest_input(model: PreTrainedModel) -> int | None:
+    """The most tokens that the model's positions allow; None where nothing says so.
+
+    RoBERTa and its kin begin to count behind the padding token's id.
+    """
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        return None
+    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
+    first = [module.padding_idx for module in tables if isinstance(module, nn.Embedding)]
+    return positions - max((index + 1 for index in first if index is not None), default=0)
 
 
 def default_device() -> torch.device:
@@ -185,14 +244,56 @@ def attention_kernel(wanted: str, dtype: torch.dtype, device: torch.device, has_
     return wanted
 
 
-def _refuse_invented_weights(name: str, found: dict[str, Any]) -> None:
-    """Transformers fills weights that a checkpoint lacks with random values, and says so in a line at most."""
-    missing = sorted(found.get("missing_keys", ()))
-    wrong = sorted(str(key) for key in found.get("mismatched_keys", ()))
+def _make_classifier(name: str, config: PreTrainedConfig, labels: Sequence[str] | None) -> None:
+    """Give the configuration its labels, and everything else that transformers would otherwise guess later."""
+    if config.is_encoder_decoder:
+        raise InputError(
+            f"model {name!r} is an encoder-decoder, which answers with the texts of data.choices: "
+            "give model.head: language."
+        )
+    has_code = "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {})
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING and not has_code:
+        raise InputError(f"model {name!r} ({config.model_type}) has no form for classification in transformers.")
+    if labels is not None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: number for number, label in enumerate(labels)}
+    config.problem_type = "single_label_classification"
+
+
+def _refuse_encoder(name: str, config: PreTrainedConfig) -> None:
+    """An encoder that fills masks sees the tokens that it would be trained to predict."""
+    made_for = (config.architectures or [""])[0]
+    if made_for.endswith("ForMaskedLM") and not config.is_encoder_decoder and not getattr(config, "is_decoder", False):
+        raise InputError(
+            f"model {name!r} is an encoder ({made_for}), which cannot continue a text. For labels give "
+            "model.head: classification and data.choices."
+        )
+
+
+@contextmanager
+def _drawing_with(seed: int, device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _refuse_invented_weights(name: str, model: nn.Module, found: dict[str, Any]) -> None:
+    """Transformers fills weights that a checkpoint lacks with random values, and says so in a line at most.
+
+    A classifier's head is meant to begin with such values.
+    """
+    of_head = in_head(model)
+    missing = sorted(key for key in found.get("missing_keys", ()) if not of_head(key))
+    wrong = sorted(str(key) for key in found.get("mismatched_keys", ()) if not of_head(str(_first_of(key))))
     if missing or wrong:
         problems = [f"{key} is missing" for key in missing[:5]] + [f"{key} has another shape" for key in wrong[:5]]
         total = len(missing) + len(wrong)
         raise InputError(f"model {name!r}: {total} weights of the checkpoint cannot be used", problems)
+
+
+def _first_of(key: Any) -> Any:
+    """The name in what transformers reports of a weight of another shape: the name, or name and both shapes."""
+    return key[0] if isinstance(key, tuple) else key
 
 
 def _explained(name: str, path: str, error: Exception) -> InputError:

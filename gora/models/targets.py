@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from gora.errors import InputError
+from gora.models.head import in_head
 from gora.models.sharding import whole
 
 _ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
@@ -18,7 +19,7 @@ def find_targets(model: nn.Module, targets: str | Sequence[str], exclude: Sequen
     """Resolve the recipe's targets to layers, in the model's order.
 
     Args:
-        model: any transformers model; weights may be on the meta device.
+        model: any transformers model; weights may be on the meta device. A classifier's head is no target.
         targets: `attention` (linear layers inside attention blocks), `all-linear` (all of them but the output head),
             one name or several (the full name or its last parts), or a regular expression on full names.
         exclude: names that are left out again.
@@ -26,7 +27,8 @@ def find_targets(model: nn.Module, targets: str | Sequence[str], exclude: Sequen
     Raises:
         InputError: a name or the expression matches no linear layer; the linear layers there are get listed.
     """
-    linear = {name: module for name, module in model.named_modules() if _is_linear(module)}
+    of_head = in_head(model)
+    linear = {name: module for name, module in model.named_modules() if _is_linear(module) and not of_head(name)}
     chosen = _choose(linear, model, targets)
     left_out = set(_by_names(linear, exclude, "adapter.exclude"))
     found = {name: module for name, module in linear.items() if name in chosen and name not in left_out}

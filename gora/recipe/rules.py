@@ -10,7 +10,7 @@ from gora.errors import InputError
 from gora.recipe.schema import DataSection, Recipe, SourceSection, TrainSection
 
 TEMPLATES = ("plain", "alpaca", "qa")
-INSTRUCTION_ONLY = ("prompt", "response", "choices", "template")
+INSTRUCTION_ONLY = ("prompt", "prompt_pair", "response", "choices", "template")
 CHAT_ONLY = ("messages", "chat_template", "system")
 _WITH_DORA = ("gora", "lora", "rslora", "lora+", "dora")
 _FILES = (".jsonl", ".json", ".csv", ".parquet")
@@ -155,6 +155,32 @@ def _template(recipe: Recipe) -> Iterator[Contradiction]:
     meant = f"did you mean {near[0]!r}?" if near else f"write one, as {{prompt}}, or take {', '.join(TEMPLATES)}"
     text = f"a template of your own needs a column in braces, and {template[:60]!r} has none; {meant}"
     yield Contradiction(("data.template", "data.format"), text)
+
+
+@_rule
+def _classification(recipe: Recipe) -> Iterator[Contradiction]:
+    """A classification head reads texts and gives numbers; nothing of a response is ever read or written."""
+    model, data = recipe.model, recipe.data
+    if model.head != "classification":
+        if data.prompt_pair is not None:
+            text = "pairs of texts are for classification; a language model takes both in data.template"
+            yield Contradiction(("data.prompt_pair", "model.head"), text)
+        return
+    if data.format == "chat":
+        text = "a classification head takes rows with texts and a label, not conversations; use instruction"
+        yield Contradiction(("data.format", "model.head"), text)
+    elif data.choices is None:
+        text = "a classification head needs data.choices, the names of the labels in the order of their numbers"
+        yield Contradiction(("data.choices", "model.head"), text)
+    if data.template in TEMPLATES and data.template != "plain":
+        text = f"{data.template} asks for an answer in words, which a classification head does not give; use plain"
+        yield Contradiction(("data.template", "model.head"), text)
+    if data.prompt_pair == data.prompt:
+        text = f"both texts of a pair come from the column {data.prompt!r}; name another one, or null for one text"
+        yield Contradiction(("data.prompt_pair", "data.prompt"), text)
+    if model.quantization is not None:
+        text = f"a base in {model.quantization} goes with head: language only; use null"
+        yield Contradiction(("model.quantization", "model.head"), text)
 
 
 @_rule

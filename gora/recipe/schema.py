@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Head = Literal["language", "classification"]
 
 
 class Section(BaseModel):
@@ -23,7 +24,12 @@ class ModelSection(Section):
     """The base model, which is never changed."""
 
     name: str
-    """Hub id or folder of a causal or encoder-decoder language model; `builtin:tiny-6m` ships with gora."""
+    """Hub id or folder of a causal or encoder-decoder language model, or of an encoder with `head: classification`;
+    `builtin:tiny-6m` ships with gora."""
+    head: Head = "language"
+    """`language` predicts tokens; `classification` predicts one of `data.choices`, with a head on an encoder (BERT,
+    RoBERTa) or a decoder. What of the head the checkpoint lacks is drawn with the seed; the head is trained in full at
+    the learning rate of A, and saved with the adapter."""
     revision: str | None = None
     """Branch, tag or commit on the hub; null is the default branch."""
     tokenizer: str | None = None
@@ -62,12 +68,15 @@ class DataSection(Section):
     """`instruction`: a prompt column and a response column; `chat`: a column with a list of messages."""
     prompt: str = "prompt"
     """Column with the prompt (instruction)."""
+    prompt_pair: str | None = None
+    """Column with the second text of a pair, which the tokenizer puts behind its separator (head classification)."""
     response: str = "response"
-    """Column with the response that is trained (instruction)."""
+    """Column with the response that is trained; with `choices` it holds the number of one (instruction)."""
     choices: Annotated[list[str], Field(min_length=2)] | None = None
-    """Texts of a classification's labels: the response column then holds an index into this list (instruction)."""
+    """Texts of a classification's labels, in the order of the numbers in the response column (instruction)."""
     template: str = "plain"
-    """Text before the response: `plain`, `alpaca`, `qa`, or your own with columns as `{prompt}` (instruction)."""
+    """Text before the response: `plain`, `alpaca`, `qa`, or your own with columns as `{prompt}` (instruction). A
+    classification head reads the template alone; `plain` is then the prompt as it stands."""
     messages: str = "messages"
     """Column with a list of messages, as `role` and `content` or as `from` and `value` (chat)."""
     chat_template: str | None = None

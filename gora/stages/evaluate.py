@@ -1,4 +1,4 @@
-"""Loss on rows that are not trained on: the mean over all supervised tokens."""
+"""Loss on rows that are not trained on: the mean over all supervised tokens, or over the rows of a classifier."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from gora.stages.setup import Setup
 
 
 def evaluate_loss(model: nn.Module, setup: Setup) -> float:
-    """Mean cross-entropy per supervised token over all evaluation rows, in nats; the same in every process.
+    """Mean cross-entropy per supervised token, a classifier's per row, over all evaluation rows; in nats.
 
-    Every token counts equally, so that the figure does not depend on how rows fall into micro-batches and processes.
+    The same in every process. Every token counts equally, so that the figure does not depend on how rows fall into
+    micro-batches and processes.
     """
     rows, world = setup.data.eval, setup.world
     assert rows is not None
@@ -33,10 +34,9 @@ def evaluate_loss(model: nn.Module, setup: Setup) -> float:
             # Where weights are shared out, a process without rows still takes part in the others' passes.
             counts = turn < len(mine)
             batch = setup.move(setup.collator([rows[index] for index in (mine[turn] if counts else batches[0])]))
-            labels = batch["labels"] if setup.source.encoder_decoder else batch["labels"][:, 1:]
-            count = int((labels != -100).sum())
+            count = int(setup.collator.supervised(batch["labels"]))
             if setup.engine.shards_weights or (count and counts):
-                loss = computing(**batch, use_cache=False).loss.item()
+                loss = computing(**batch, **setup.forward_settings).loss.item()
                 total += loss * count if count and counts else 0.0
                 tokens += count if counts else 0
     model.train(was_training)

@@ -162,7 +162,7 @@ def _recorder(
         setup.device.type == "cuda"
         and isinstance(sums, DeviceSums)
         and attachment.all_tapped
-        and not setup.source.encoder_decoder
+        and setup.source.causal
         and not setup.recipe.train.activation_checkpointing
         and not setup.engine.shards_weights
     )

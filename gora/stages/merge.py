@@ -13,20 +13,25 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gora.data import padding_id
 from gora.errors import GoraError, InputError
 from gora.files import publish
 from gora.models.fingerprint import base_weights, weights_fingerprint
+from gora.models.head import head_modules, in_head, settle_padding, train_head
 from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
 from gora.recipe.schema import ModelSection
 from gora.runtime.console import output
 from gora.runtime.quiet import quiet_libraries
 from gora.stages.merge_inputs import (
+    HEAD_KEY,
     WEIGHTS,
     check_destination,
     find_adapter,
+    is_classifier,
     read_config,
     read_origin,
     tensor_names,
@@ -128,9 +133,13 @@ class _Job:
         tensors = tensor_names(adapter)
         # The revision is one of the model that the adapter names.
         revision = config.revision if name == config.base_model_name_or_path else None
-        source = find_model(ModelSection(name=name, revision=revision), trust_remote_code=trust_remote_code)
+        settings = ModelSection(
+            name=name, revision=revision, head="classification" if is_classifier(config) else "language"
+        )
+        labels = origin.labels if origin else None
+        source = find_model(settings, labels=labels, trust_remote_code=trust_remote_code)
         loaded = origin.dtype if origin else _own_dtype(source)
-        settings = ModelSection(name=name, revision=revision, dtype=loaded)  # type: ignore[arg-type]
+        settings = settings.model_copy(update={"dtype": loaded})
         tokenizer = _find_tokenizer(adapter, settings, source)
         return cls(adapter, tensors, origin, source, settings, loaded if dtype == "auto" else dtype, tokenizer)
 
@@ -144,6 +153,7 @@ class _Job:
 def _merge(job: _Job) -> tuple[PreTrainedModel, Tensor]:
     model = load_model(job.settings, job.source, default_device())
     _check_base(model, job)
+    settle_padding(model, padding_id(job.tokenizer))
     wrapped = _wrap(model, job)
     expected = probe_logits(wrapped, job.tokenizer)
     if job.dtype == "float32":
@@ -156,6 +166,9 @@ def _merge(job: _Job) -> tuple[PreTrainedModel, Tensor]:
 
 
 def _wrap(model: PreTrainedModel, job: _Job) -> PeftModel:
+    for module in head_modules(model).values():
+        # The adapter's head is float32, and PEFT loads it in the type of the base's.
+        module.float()
     with warnings.catch_warnings():
         # What PEFT warns of is an error here.
         warnings.simplefilter("ignore")
@@ -167,7 +180,12 @@ def _wrap(model: PreTrainedModel, job: _Job) -> PeftModel:
             lines = str(error).splitlines()
             problems = [line.strip() for line in lines if "size mismatch" in line] or lines
             raise InputError(f"{job.adapter} does not fit the base model.", _first(problems)) from None
+        except KeyError as missing:
+            # PEFT looks for whole layers by name, before it compares anything.
+            raise _not_as_said(job, [f"{missing.args[0]} is missing."]) from None
         _check_tensors(wrapped, job)
+    _refuse_more_than_a_head(wrapped, job)
+    train_head(wrapped)
     return wrapped
 
 
@@ -178,8 +196,20 @@ def _check_tensors(wrapped: PeftModel, job: _Job) -> None:
     problems = _first([f"{name} is missing." for name in sorted(needed - job.tensors)])
     problems += _first([f"{name} belongs to no adapted layer." for name in sorted(job.tensors - known)])
     if problems:
-        path = job.adapter / WEIGHTS
-        raise InputError(f"{path} does not hold the adapter that its adapter_config.json says.", problems)
+        raise _not_as_said(job, problems)
+
+
+def _not_as_said(job: _Job, problems: list[str]) -> InputError:
+    path = job.adapter / WEIGHTS
+    return InputError(f"{path} does not hold the adapter that its adapter_config.json says.", problems)
+
+
+def _refuse_more_than_a_head(wrapped: PeftModel, job: _Job) -> None:
+    of_head = in_head(wrapped)
+    names = [name for name, module in wrapped.named_modules() if isinstance(module, ModulesToSaveWrapper)]
+    if others := [name for name in names if not of_head(name)]:
+        problems = _first([f"{HEAD_KEY}: it holds {name} besides the head." for name in others])
+        raise InputError(f"{job.adapter} is more than a plain LoRA adapter; gora cannot merge it.", problems)
 
 
 def _check_base(model: PreTrainedModel, job: _Job) -> None:
@@ -208,7 +238,7 @@ def fold(wrapped: PeftModel) -> None:
 
 @torch.no_grad()
 def probe_logits(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Logits for a few fixed texts, float32 on the CPU, one row a token."""
+    """Logits for a few fixed texts, float32 on the CPU, one row a token; a classifier's one after the other."""
     model.eval()
     device = next(model.parameters()).device
     rows = []
@@ -222,7 +252,7 @@ def probe_logits(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Tensor
 
 
 def _probe_folder(path: Path, job: _Job) -> Tensor:
-    settings = ModelSection(name=str(path), dtype=job.dtype)  # type: ignore[arg-type]
+    settings = job.settings.model_copy(update={"name": str(path), "revision": None, "dtype": job.dtype})
     source = find_model(settings, trust_remote_code=job.source.trust_remote_code)
     return probe_logits(load_model(settings, source, default_device()), job.tokenizer)
 

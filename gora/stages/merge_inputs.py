@@ -15,10 +15,11 @@ from gora.training.adapter import NOTE, BaseNote
 
 WEIGHTS = "adapter_model.safetensors"
 # Settings of PEFT under which an adapter is more than B A beside a weight.
+HEAD_KEY = "modules_to_save"
 _NOT_PLAIN = {
     "use_dora": "normalises the columns of the adapted weights (DoRA)",
     "lora_bias": "adds a bias to B",
-    "modules_to_save": "holds whole layers besides the low-rank ones",
+    HEAD_KEY: "holds whole layers besides the low-rank ones",
     "target_parameters": "adapts parameters that are no layer's weight",
     "trainable_token_indices": "holds embeddings of single tokens",
     "layer_replication": "repeats layers of the base model",
@@ -44,7 +45,7 @@ def find_adapter(path: Path) -> Path:
 
 
 def read_config(adapter: Path) -> PeftConfig:
-    """PEFT's configuration of a plain LoRA adapter.
+    """PEFT's configuration of a plain LoRA adapter; that of a classifier may hold its head as well.
 
     Raises:
         InputError: it cannot be read, or is of an adapter that is more than B A beside a weight, with every reason.
@@ -55,12 +56,20 @@ def read_config(adapter: Path) -> PeftConfig:
         raise InputError(f"{adapter / 'adapter_config.json'} cannot be read: {error}") from None
     if config.peft_type != "LORA":
         raise InputError(f"{adapter} is a {config.peft_type} adapter; only LoRA adapters can be merged.")
-    reasons = [f"{key}: it {what}." for key, what in _NOT_PLAIN.items() if getattr(config, key, None)]
+    allowed = HEAD_KEY if is_classifier(config) else None
+    reasons = [
+        f"{key}: it {what}." for key, what in _NOT_PLAIN.items() if getattr(config, key, None) and key != allowed
+    ]
     if (bias := getattr(config, "bias", "none")) != "none":
         reasons.append(f"bias: it holds trained biases ({bias}).")
     if reasons:
         raise InputError(f"{adapter} is more than a plain LoRA adapter; gora cannot merge it.", reasons)
     return config
+
+
+def is_classifier(config: PeftConfig) -> bool:
+    """Whether the adapter is of a model with a classification head."""
+    return config.task_type == "SEQ_CLS"
 
 
 def tensor_names(adapter: Path) -> set[str]:
@@ -90,7 +99,8 @@ def read_origin(adapter: Path) -> BaseNote | None:
         return None
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
-        origin = BaseNote(note["base_dtype"], note.get("base_quantization"), note["base_fingerprint"])
+        labels = tuple(map(str, note["labels"])) if note.get("labels") else None
+        origin = BaseNote(note["base_dtype"], note.get("base_quantization"), note["base_fingerprint"], labels)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
     if origin.dtype not in ("float32", "bfloat16"):

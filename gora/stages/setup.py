@@ -11,10 +11,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gora.data import Collator, PreparedData, named_template, prepare
+from gora.data import Collator, LabelCollator, PreparedData, named_template, padding_id, prepare
 from gora.errors import InputError
 from gora.models.fingerprint import base_weights, config_fingerprint, weights_fingerprint
-from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
+from gora.models.head import head_modules, settle_padding
+from gora.models.load import (
+    Source,
+    default_device,
+    find_model,
+    knows_token_types,
+    load_model,
+    load_tokenizer,
+    longest_input,
+)
 from gora.models.targets import find_targets, kind_of
 from gora.plan import ModelIdentity
 from gora.recipe.schema import Recipe
@@ -60,7 +69,7 @@ class Setup:
     source: Source
     tokenizer: PreTrainedTokenizerBase
     data: PreparedData
-    collator: Collator
+    collator: Collator | LabelCollator
 
     @classmethod
     def of(cls, recipe: Recipe, *, trust_remote_code: bool = False) -> Setup:
@@ -73,29 +82,41 @@ class Setup:
         world, engine = begin(recipe)
         device = default_device()
         precision = resolve_precision(recipe.train.precision, device)
-        source = find_model(recipe.model, trust_remote_code=trust_remote_code)
+        source = find_model(recipe.model, labels=recipe.data.choices, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(recipe.model, source)
         with output.terminal.status("reading and tokenizing rows"):
-            data = prepare(recipe.data, tokenizer, recipe.seed, encoder_decoder=source.encoder_decoder, say=output.warn)
+            data = prepare(
+                recipe.data,
+                tokenizer,
+                recipe.seed,
+                encoder_decoder=source.encoder_decoder,
+                say=output.warn,
+                head=source.head,
+            )
         if recipe.data.chat_template is not None:
             # Whoever uses the tokenizer that is saved with the adapter meets the template that was trained.
             tokenizer.chat_template = named_template(recipe.data.chat_template, tokenizer)[0]
         output.say(f"model     {recipe.model.name}")
         output.say(f"rows      {data.counts.summary()}")
-        collator = Collator.of(tokenizer, source.encoder_decoder)
+        collator = _collator(tokenizer, source)
         # From here on process 0 may change the run folder, which all have looked at.
         world.barrier()
         return cls(recipe, world, engine, device, precision, source, tokenizer, data, collator)
 
     def load_model(self) -> PreTrainedModel:
-        """Load the base model, frozen."""
+        """Load the base model, frozen; what it lacks of a classifier's head is the same at every call."""
         with output.terminal.status("loading the model"):
-            model = load_model(self.recipe.model, self.source, self.device)
+            model = load_model(self.recipe.model, self.source, self.device, seed=self.recipe.seed)
+        settle_padding(model, self.collator.pad_token_id)
         self._refuse_what_the_model_cannot_take(model)
         dtype = str(model.dtype).removeprefix("torch.")
         kernel = model.config._attn_implementation
         size = f"{model.num_parameters():,} parameters in {dtype} on {self.device}"
         output.say(f"loaded    {size}, attention {kernel}, computing in {self.precision}")
+        if head := head_modules(model):
+            parameters = sum(value.numel() for module in head.values() for value in module.parameters())
+            labels = len(self.recipe.data.choices or ())
+            output.say(f"head      {', '.join(head)}: {labels} labels, {parameters:,} parameters, trained in full")
         return model
 
     def _refuse_what_the_model_cannot_take(self, model: PreTrainedModel) -> None:
@@ -107,7 +128,7 @@ class Setup:
                 f"model.tokenizer makes token ids up to {largest:,}, but the model has {vocabulary:,} embeddings."
             )
         longest = max(max(rows.lengths) for rows in sets)
-        positions = getattr(model.config, "max_position_embeddings", None)
+        positions = longest_input(model)
         if positions is not None and longest > positions and not self.source.encoder_decoder:
             raise InputError(
                 f"data.max_length: the longest row has {longest:,} tokens, but the model takes {positions:,}."
@@ -137,12 +158,28 @@ class Setup:
         """Move a micro-batch to the device."""
         return {key: tensor.to(self.device, non_blocking=True) for key, tensor in batch.items()}
 
+    @property
+    def forward_settings(self) -> dict[str, Any]:
+        """What a forward pass is told beside the batch; classifiers generate nothing, and not all know of a cache."""
+        return {} if self.source.head == "classification" else {"use_cache": False}
+
     def loss_of(self, model: nn.Module) -> Callable[[Mapping[str, Tensor]], Tensor]:
         """Mean loss of a micro-batch, a scalar with a graph, in the recipe's arithmetic."""
 
         def loss(batch: Mapping[str, Tensor]) -> Tensor:
             with autocast(self.precision, self.device):
-                value: Tensor = model(**batch, use_cache=False).loss
+                value: Tensor = model(**batch, **self.forward_settings).loss
             return value
 
         return loss
+
+
+def _collator(tokenizer: PreTrainedTokenizerBase, source: Source) -> Collator | LabelCollator:
+    if source.head == "language":
+        return Collator.of(tokenizer, source.encoder_decoder)
+    if padding_id(tokenizer) is None:
+        raise InputError(
+            "The tokenizer has no padding token, without which texts of different lengths cannot share a batch. Name "
+            "another one with `model.tokenizer`, or set `pad_token` in its tokenizer_config.json."
+        )
+    return LabelCollator(padding_id(tokenizer), knows_token_types(source.config))

@@ -173,7 +173,8 @@ def _save(setup: Setup, folder: RunFolder, start: Wrapped) -> Path:
             save_whole(folder.model, model, setup.tokenizer, model.dtype, form)
         return folder.model
     dtype = str(model.dtype).removeprefix("torch.")
-    base = BaseNote(dtype, setup.recipe.model.quantization, start.original)
+    labels = tuple(setup.recipe.data.choices or ()) if setup.source.head == "classification" else None
+    base = BaseNote(dtype, setup.recipe.model.quantization, start.original, labels)
     if setup.world.main:
         save_adapter(
             folder.adapter,

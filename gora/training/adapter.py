@@ -30,12 +30,14 @@ class BaseNote:
     Attributes:
         dtype: type of its weights, or of those that were not quantised.
         quantization: how the others were, or None.
-        fingerprint: of all weights as they were held.
+        fingerprint: of all weights as they were held, without a classifier's head.
+        labels: names of a classifier's labels, or None.
     """
 
     dtype: str
     quantization: str | None
     fingerprint: str
+    labels: tuple[str, ...] | None = None
 
 
 def adapter_values(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -81,7 +83,7 @@ def save_adapter(
         "base_quantization": base.quantization,
         "base_fingerprint": base.fingerprint,
         "form": form,
-    }
+    } | ({} if base.labels is None else {"labels": list(base.labels)})
     with publish(path) as aside:
         if initial is None:
             model.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False, state_dict=values)
@@ -129,7 +131,8 @@ def converted(
         inner = f"base_model.model.{name}.lora_"
         tensors[f"{inner}A.weight"] = torch.cat([values[f"{inner}A.default.weight"], first_a])
         tensors[f"{inner}B.weight"] = torch.cat([values[f"{inner}B.default.weight"], -first_b], dim=1).contiguous()
-    return config, tensors
+    held = get_peft_model_state_dict(model, values)
+    return config, tensors | {name: value for name, value in held.items() if ".lora_" not in name}
 
 
 def _check(written: dict[str, torch.Tensor], held: dict[str, torch.Tensor]) -> None:

@@ -10,9 +10,11 @@ from torch import nn
 
 from gora.errors import GoraError
 from gora.methods import Method
+from gora.models.head import in_head
 from gora.recipe.schema import TrainSection
 
 _MAGNITUDES = {"magnitudes": ".lora_magnitude_vector."}
+_HEAD = "head"
 
 
 def parameter_groups(
@@ -26,20 +28,26 @@ def parameter_groups(
         model: the model, frozen but for what is trained.
         settings: rates, decay, betas and eps.
         lr_ratio: rate of the group `B` over that of all others (LoRA+).
-        parts: names of the groups, and what the names of their parameters hold.
+        parts: names of the groups, and what the names of their parameters hold. A classifier's head is a group of its
+            own.
 
     Raises:
         GoraError: a trainable parameter belongs to no group, or nothing is trainable.
     """
     parts = {**parts, **_MAGNITUDES}
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    part_of = {name: next((part for part, sign in parts.items() if sign in name), None) for name in trainable}
+    of_head = in_head(model)
+    part_of = {
+        name: _HEAD if of_head(name) else next((part for part, sign in parts.items() if sign in name), None)
+        for name in trainable
+    }
     if stray := [name for name, part in part_of.items() if part is None]:
         raise GoraError(f"Trainable parameters that belong to no group: {', '.join(stray[:5])}")
     if not trainable:
         raise GoraError("No parameter is trainable.")
-    members = {part: [value for name, value in trainable.items() if part_of[name] == part] for part in parts}
-    rates = {part: settings.learning_rate * (lr_ratio if part == "B" else 1.0) for part in parts}
+    names = [*parts, _HEAD]
+    members = {part: [value for name, value in trainable.items() if part_of[name] == part] for part in names}
+    rates = {part: settings.learning_rate * (lr_ratio if part == "B" else 1.0) for part in names}
     shared = {
         "weight_decay": settings.weight_decay,
         "betas": (settings.beta1, settings.beta2),

@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from gora.data import Collator, LabelCollator
 from gora.files import publish, write_json
 from gora.methods import Method
 from gora.models.checkpointing import recompute_activations
@@ -38,7 +39,7 @@ class GoraTrainer(Trainer):
         recipe: the recipe.
         folder: where checkpoints go.
         rows: training examples.
-        collator: turns examples into a micro-batch.
+        collator: turns examples into a micro-batch, and counts what in it has a loss.
         steps: optimizer steps of the whole run.
         accumulation: micro-batches in one of them.
         method: what is trained, and by which optimizer.
@@ -58,7 +59,7 @@ class GoraTrainer(Trainer):
         recipe: Recipe,
         folder: RunFolder,
         rows: Dataset[Any],
-        collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]],
+        collator: Collator | LabelCollator,
         *,
         steps: int,
         accumulation: int,
@@ -74,7 +75,7 @@ class GoraTrainer(Trainer):
     ) -> None:
         self._wrapped, self._recipe, self._folder, self._origin = model, recipe, folder, origin
         self._precision, self._world, self._engine = precision, world, engine
-        self._encoder_decoder = bool(model.config.is_encoder_decoder)  # type: ignore[union-attr]
+        self._supervised = collator.supervised
         self._method, self._lr_ratio, self._evaluate_loss = method, lr_ratio, evaluate_loss
         self._stage: Path | None = None
         self.last_evaluation = (-1, 0.0)
@@ -120,7 +121,10 @@ class GoraTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Mean loss over all supervised tokens of the optimizer step: each micro-batch counts by its tokens."""
+        """Mean loss over all supervised tokens of the optimizer step: each micro-batch counts by its tokens.
+
+        Where a row has one label, it counts as one token.
+        """
         with autocast(self._precision, self.args.device):
             outputs = model(**inputs)
         loss = outputs.loss
@@ -137,10 +141,6 @@ class GoraTrainer(Trainer):
         total = torch.stack(counts).sum().to(device)
         self._world.sum_everywhere(total)
         return total
-
-    def _supervised(self, labels: torch.Tensor) -> torch.Tensor:
-        """How many tokens have a loss; a causal model predicts none at the first position."""
-        return ((labels if self._encoder_decoder else labels[:, 1:]) != -100).sum()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Mean loss per supervised token, which does not depend on how rows fall into micro-batches."""
