@@ -27,7 +27,7 @@ from gora.models.targets import find_targets
 from gora.plan import read_plan
 from gora.recipe import load_recipe
 from gora.recipe.schema import DataSection, ModelSection, SourceSection
-from gora.stages.evaluate import evaluate_loss
+from gora.stages.loss import evaluate_loss
 from gora.stages.merge import merge
 from gora.stages.micro_batches import MicroBatches
 from gora.stages.precompute import precompute

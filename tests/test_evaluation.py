@@ -23,10 +23,11 @@ from gora.evaluation.subject import LocalSubject
 from gora.evaluation.task import Options, Sampling
 from gora.recipe import load_recipe
 from gora.recipe.schema import DataSection, SourceSection
-from gora.stages.evaluation import Job, evaluate, task_jobs
+from gora.stages.evaluate import Job, evaluate, task_jobs
 from gora.stages.merge import merge
+from gora.stages.named import find_subject
 from gora.stages.run import run
-from gora.stages.subject import find_subject, load_subject
+from gora.stages.subject import load_subject
 
 QUESTIONS = "builtin:gsm8k/test.jsonl"
 SHORT = (
@@ -246,6 +247,20 @@ def test_both_sides_are_recorded_beside_what_was_there(trained):
     assert set(found["gsm8k"]) == {"base", "trained"} == set(after["tasks"]["gsm8k"])
     assert after["loss"] == before["loss"]
     assert after["tasks"]["gsm8k"]["base"]["adapter"] is None
+
+
+def test_losses_are_those_that_training_reported(trained, tmp_path):
+    reported = json.loads((trained / "evaluation.json").read_text())["loss"]
+    job = Job(task_jobs(["loss"], Options(Path())), "both", batch_size=4)
+    found = evaluate(str(trained), job, destination=tmp_path)["loss"]
+    assert found["base"].metrics["loss"] == pytest.approx(reported["base"], rel=1e-6)
+    assert found["trained"].metrics["loss"] == pytest.approx(reported["final"], rel=1e-6)
+    # The adapter alone says how rows become text, but not which.
+    alone = Job(task_jobs(["loss"], Options(Path(), data=QUESTIONS, limit=4)))
+    scores = evaluate(str(trained / "adapter"), alone, destination=tmp_path)["loss"]["trained"]
+    assert scores.metrics["loss"] == pytest.approx(reported["final"], rel=1e-6)
+    with pytest.raises(InputError, match="--data"):
+        evaluate(str(trained / "adapter"), Job(task_jobs(["loss"], Options(Path()))), destination=tmp_path)
 
 
 def test_several_processes_give_the_answers_of_one(trained, tmp_path):

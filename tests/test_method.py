@@ -14,7 +14,7 @@ from gora.methods.gora import plan_config, verify
 from gora.models.targets import find_targets
 from gora.plan import read_factors, read_plan
 from gora.recipe import load_recipe
-from gora.stages.evaluate import evaluate_loss
+from gora.stages.loss import evaluate_loss
 from gora.stages.precompute import precompute
 from gora.stages.setup import Setup
 

@@ -68,7 +68,7 @@ def evaluate_command(
     if started_elsewhere(gpus, processes, 1, None, None):
         return
     from gora.evaluation.task import JudgeSettings, Options
-    from gora.stages.evaluation import Job, Which, evaluate, task_jobs
+    from gora.stages.evaluate import Job, Which, evaluate, task_jobs
 
     judge = None
     if judge_url and judge_model:

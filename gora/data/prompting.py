@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gora.data.chat import Chat
+from gora.data.classification import Classification, LabelledText
 from gora.data.encode import Encoder
 from gora.data.formats import Format, format_for
 from gora.data.instruction import Instruction
 from gora.data.rows import Unusable
 from gora.data.wording import quoted
 from gora.errors import InputError
-from gora.recipe.schema import DataSection, SourceSection
+from gora.recipe.schema import DataSection, Head, SourceSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,6 +38,7 @@ class Prompting:
     Args:
         data: the form that the model was trained on; None is the chat template of its tokenizer, if it has one.
         tokenizer: the model's.
+        head: what the model has on top.
         encoder_decoder: whether prompts go to an encoder.
 
     Raises:
@@ -44,14 +46,20 @@ class Prompting:
     """
 
     def __init__(
-        self, data: DataSection | None, tokenizer: PreTrainedTokenizerBase, *, encoder_decoder: bool = False
+        self,
+        data: DataSection | None,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        head: Head = "language",
+        encoder_decoder: bool = False,
     ) -> None:
-        if data is None and tokenizer.chat_template:
+        if data is None and tokenizer.chat_template and head == "language":
             data = read_form({"format": "chat"})
         self.data = data
-        self._format: Format | None = format_for(data, tokenizer) if data else None
+        self._format: Format | None = format_for(data, tokenizer, head=head) if data else None
         length = data.max_length if data else 1024
-        self._encoder = Encoder(tokenizer, length, "truncate", encoder_decoder=encoder_decoder)
+        if head == "language":
+            self._encoder = Encoder(tokenizer, length, "truncate", encoder_decoder=encoder_decoder)
         self._eos = str(tokenizer.eos_token)
 
     @property
@@ -62,8 +70,9 @@ class Prompting:
     @property
     def converses(self) -> bool:
         """Whether the form has a place for a question of any kind."""
-        fixed = isinstance(self._format, Instruction) and self._format.asked != {self._prompt_column}
-        return self._format is not None and not fixed
+        if isinstance(self._format, Instruction):
+            return self._format.asked == {self._prompt_column}
+        return isinstance(self._format, Chat)
 
     @property
     def _prompt_column(self) -> str:
@@ -104,6 +113,17 @@ class Prompting:
             InputError: the form is not made of columns.
         """
         return self._instruction.prompt(dict(row))
+
+    def labelled(self, row: Mapping[str, Any]) -> LabelledText:
+        """What a classification head reads of a row.
+
+        Raises:
+            Unusable: the row lacks something.
+            InputError: the model has no such head.
+        """
+        if not isinstance(self._format, Classification):
+            raise InputError(f"This model has no classification head ({self.title}).")
+        return self._format.read(dict(row))
 
     @property
     def _instruction(self) -> Instruction:

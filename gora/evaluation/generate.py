@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,6 +13,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from gora.data.collate import padding_id
 from gora.evaluation.task import Sampling
+
+
+def without_adapter(model: PreTrainedModel | PeftModel, base: bool) -> AbstractContextManager[Any]:
+    """A block in which the adapter is left out, if `base` says so and there is one."""
+    return model.disable_adapter() if base and isinstance(model, PeftModel) else nullcontext()
 
 
 @dataclass
@@ -56,8 +61,7 @@ class Generator:
             advance: told how many prompts are done more, and how many tokens were generated.
             base: leave the adapter out.
         """
-        without = self.model.disable_adapter() if base and isinstance(self.model, PeftModel) else nullcontext()
-        with without:
+        with without_adapter(self.model, base):
             return self._generate(prompts, sampling, advance)
 
     def _generate(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from gora.data import LabelledText
 from gora.data.prompting import Prompting
 from gora.data.rows import Unusable
 from gora.errors import InputError
-from gora.evaluation.task import Message, Sampling
+from gora.evaluation.task import Message, Options, Sampling
 from gora.runtime.console import output
 from gora.runtime.progress import Meter
 from gora.runtime.world import World
 
+T = TypeVar("T")
 _LABEL_TOKENS = 16
 
 
@@ -85,12 +87,17 @@ class LocalSubject:
         prompting: the form it was trained on.
         backend: generates.
         fingerprint: of weights and form, or None where they cannot be told from others.
+        measure: the mean loss on the rows of options, and how many they are, of the base if it is told so; None where
+            the backend has no losses.
+        classify: the numbers of labels, of a model with a head for them.
         base: leave the adapter out.
     """
 
     prompting: Prompting
     backend: Backend
     fingerprint: str | None = None
+    measure: Callable[[Options, bool], tuple[float, int]] | None = None
+    classify: Callable[[Sequence[LabelledText], bool], list[int]] | None = None
     base: bool = False
 
     @property
@@ -117,13 +124,24 @@ class LocalSubject:
             return self.backend.generate(self.prompting.ids(texts), sampling, advance, base=self.base)
 
     def label(self, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[tuple[int | None, str]]:
-        """See `Subject`: the label whose text is generated; None where the answer is no label's text."""
+        """See `Subject`: a classifier's label, or the one whose text is generated."""
+        if self.classify is not None:
+            numbers = self.classify([_read(self.prompting.labelled, *row) for row in rows], self.base)
+            return [(number, self.prompting.choices[number]) for number in numbers]
         choices = [choice.strip() for choice in self.prompting.choices]
-        texts = []
-        for where, row in rows:
-            try:
-                texts.append(self.prompting.row(row))
-            except Unusable as fault:
-                raise InputError(f"{where}: {fault}.") from fault
+        texts = [_read(self.prompting.row, *row) for row in rows]
         answers = [answer.strip() for (answer,) in self.complete(texts, Sampling(_LABEL_TOKENS))]
         return [(choices.index(answer) if answer in choices else None, answer) for answer in answers]
+
+    def loss(self, options: Options) -> tuple[float, int]:
+        """See `Subject`."""
+        if self.measure is None:
+            raise InputError("This backend only generates; losses need --backend hf.")
+        return self.measure(options, self.base)
+
+
+def _read(read: Callable[[Mapping[str, Any]], T], where: str, row: Mapping[str, Any]) -> T:
+    try:
+        return read(row)
+    except Unusable as fault:
+        raise InputError(f"{where}: {fault}.") from fault

@@ -49,6 +49,9 @@ class Subject(Protocol):
         Without a number the text is none of the labels. Raises InputError where it was trained on none.
         """
 
+    def loss(self, options: Options) -> tuple[float, int]:
+        """Mean loss in nats on the rows that the options name, else on those of its own run, and how many they are."""
+
 
 @dataclass(frozen=True)
 class JudgeSettings:

@@ -1,43 +1,201 @@
-"""Loss on rows that are not trained on: the mean over all supervised tokens, or over the rows of a classifier."""
+"""Tasks for a trained model: what it can do, and what its base could."""
 
 from __future__ import annotations
 
-import math
+import gc
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
-from peft import PeftModel
-from torch import nn, no_grad
+import torch
 
-from gora.runtime.precision import autocast
-from gora.stages.setup import Setup
+from gora.errors import InputError
+from gora.evaluation.registry import task_named
+from gora.evaluation.results import read_results, record, versions
+from gora.evaluation.subject import LocalSubject, Shared
+from gora.evaluation.task import Options, Scores, Task
+from gora.files import publish
+from gora.recipe.schema import Recipe
+from gora.report.scores import scores_table
+from gora.runtime.console import output
+from gora.runtime.folder import RunFolder
+from gora.runtime.progress import clock
+from gora.runtime.quiet import quiet_libraries
+from gora.runtime.world import World, join
+from gora.stages.named import Named, find_subject
+from gora.stages.subject import BackendName, load_subject
+
+Which = Literal["trained", "base", "both"]
 
 
-def evaluate_loss(model: nn.Module, setup: Setup) -> float:
-    """Mean cross-entropy per supervised token, a classifier's per row, over all evaluation rows; in nats.
+@dataclass(frozen=True)
+class Job:
+    """What to ask, and how.
 
-    The same in every process. Every token counts equally, so that the figure does not depend on how rows fall into
-    micro-batches and processes.
+    Attributes:
+        tasks: each with its options; their `folder` is found when the work starts.
+        which: the model as it was trained, its base, or both.
+        batch_size: prompts at a time.
+        backend: what generates.
+        trust_remote_code: let the model run Python code of its own.
     """
-    rows, world = setup.data.eval, setup.world
-    assert rows is not None
-    size = setup.recipe.evaluation.micro_batch_size or setup.recipe.train.micro_batch_size
-    # Rows of similar length share a micro-batch: less padding, and the sum stays the same.
-    order = sorted(range(len(rows)), key=lambda index: rows.lengths[index])
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
-    mine = batches[world.rank :: world.size]
-    was_training = model.training
-    model.eval()
-    # AdaLoRA adds its penalty to the loss outside the base model, which has the adapted layers inside.
-    computing = model.get_base_model() if isinstance(model, PeftModel) and model.peft_type == "ADALORA" else model
-    total, tokens = 0.0, 0
-    with no_grad(), autocast(setup.precision, setup.device):
-        for turn in range(math.ceil(len(batches) / world.size)):
-            # Where weights are shared out, a process without rows still takes part in the others' passes.
-            counts = turn < len(mine)
-            batch = setup.move(setup.collator([rows[index] for index in (mine[turn] if counts else batches[0])]))
-            count = int(setup.collator.supervised(batch["labels"]))
-            if setup.engine.shards_weights or (count and counts):
-                loss = computing(**batch, **setup.forward_settings).loss.item()
-                total += loss * count if count and counts else 0.0
-                tokens += count if counts else 0
-    model.train(was_training)
-    return world.total(total) / world.total(tokens)
+
+    tasks: Sequence[tuple[Task, Options]]
+    which: Which = "trained"
+    batch_size: int = 64
+    backend: BackendName = "hf"
+    trust_remote_code: bool = False
+
+    def check(self) -> None:
+        """Refuse what cannot work before anything long begins; raises InputError."""
+        for task, options in self.tasks:
+            task.check(options)
+
+
+def evaluate(reference: str, job: Job, *, destination: Path | None = None) -> dict[str, dict[str, Scores]]:
+    """Evaluate a run, an adapter or a model, and write figures and rows.
+
+    Args:
+        reference: a run folder, an adapter folder, or a model (folder or hub id).
+        job: what to ask.
+        destination: where `evaluation.json` and the folder `evaluation` go; None is the run's folder, or one in `runs`.
+
+    Returns:
+        Scores by task and side (`trained`, `base`), in process 0; nothing in the others.
+
+    Raises:
+        InputError: something that the user named cannot be used.
+    """
+    job.check()
+    named = find_subject(reference)
+    world = join()
+    if not world.main:
+        output.mute()
+    quiet_libraries()
+    folder = RunFolder(destination) if destination else named.folder
+    with output.logging_to(folder.log, "eval"):
+        found: dict[str, dict[str, Scores]] = {}
+        for part, sides in _parts(named, job.which):
+            for side, name, scores in _ask(part, sides, job, folder, world):
+                found.setdefault(name, {})[side] = scores
+        if world.main:
+            figures = {name: {side: scores.metrics for side, scores in sides.items()} for name, sides in found.items()}
+            if any(scores.metrics for sides in found.values() for scores in sides.values()):
+                output.say(scores_table(figures))
+            output.say(f"results   {folder.evaluation}, {folder.tasks}")
+    return found
+
+
+def task_jobs(names: Sequence[str], options: Options) -> list[tuple[Task, Options]]:
+    """Tasks by name, each with the same options.
+
+    Raises:
+        InputError: there is no such task.
+    """
+    return [(task_named(name), options) for name in names]
+
+
+def closing_job(recipe: Recipe, *, allow_code_execution: bool, trust_remote_code: bool) -> Job:
+    """The tasks that a recipe closes with; raises InputError where there is no such task."""
+    tasks = []
+    for section in recipe.evaluation.tasks:
+        options = Options(
+            Path(),
+            data=section.path,
+            limit=section.max_rows,
+            seed=recipe.seed,
+            max_new_tokens=section.max_new_tokens,
+            allow_code_execution=allow_code_execution,
+        )
+        tasks.append((task_named(section.name), options))
+    return Job(tasks, batch_size=recipe.evaluation.batch_size, trust_remote_code=trust_remote_code)
+
+
+def unfinished(job: Job, folder: RunFolder, world: World) -> Job:
+    """What of a job an earlier run has not finished in this folder; the same in every process."""
+    results = world.from_main(lambda: read_results(folder.evaluation))
+    done = [name for name, sides in results.items() if "trained" in sides]
+    return replace(job, tasks=[(task, options) for task, options in job.tasks if task.name not in done])
+
+
+def _parts(named: Named, which: Which) -> list[tuple[Named, list[str]]]:
+    """What has to be loaded, and which sides it then answers for: a base with an adapter answers for both."""
+    wanted: list[str] = ["base", "trained"] if which == "both" else [which]
+    if named.adapter is not None:
+        return [(named, wanted)]
+    if "base" in wanted and named.base is None:
+        raise InputError(f"--base: {named.name} is a model of its own; there is no base to compare it with.")
+    sides = {"base": replace(named, model=named.base) if named.base else named, "trained": named}
+    return [(sides[side], [side]) for side in wanted]
+
+
+def _ask(
+    named: Named, sides: Sequence[str], job: Job, folder: RunFolder, world: World
+) -> list[tuple[str, str, Scores]]:
+    _free()
+    subject = load_subject(
+        named, backend=job.backend, batch_size=job.batch_size, trust_remote_code=job.trust_remote_code
+    )
+    output.say(f"subject   {named.name}: {subject.prompting.title}")
+    if world.size == 1:
+        return _run_all(named, subject, sides, job, folder)
+    shared = Shared(subject.backend, world)
+    if not world.main:
+        shared.serve()
+        return []
+    try:
+        return _run_all(named, replace(subject, backend=shared), sides, job, folder)
+    finally:
+        shared.close()
+
+
+def _run_all(
+    named: Named, subject: LocalSubject, sides: Sequence[str], job: Job, folder: RunFolder
+) -> list[tuple[str, str, Scores]]:
+    found = []
+    for task, options in job.tasks:
+        for side in sides:
+            # A model that was loaded as the base has no adapter to leave out.
+            asked = replace(subject, base=side == "base" and named.adapter is not None)
+            found.append((side, task.name, _one(named, asked, side, task, options, folder)))
+    return found
+
+
+def _one(named: Named, subject: LocalSubject, side: str, task: Task, options: Options, folder: RunFolder) -> Scores:
+    place = folder.tasks / f"{task.name.replace('/', '-')}-{side}"
+    place.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    mine = replace(options, folder=place, model_name=named.name, model_fingerprint=subject.identity)
+    scores = task.evaluate(subject, mine)
+    seconds = time.monotonic() - start
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in scores.metrics.items())
+    came_of_it = f"{figures}; " if figures else ""
+    output.say(f"{task.name:<9} {side}: {came_of_it}{len(scores.rows):,} rows in {clock(seconds)}")
+    rows = place / "rows.jsonl"
+    with publish(rows) as aside:
+        aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scores.rows), encoding="utf-8")
+    facts = {
+        "subject": named.name,
+        "model": named.model.name,
+        "adapter": None if subject.base or named.adapter is None else str(named.adapter),
+        "form": subject.prompting.title,
+        "seed": options.seed,
+        "limit": options.limit,
+        **subject.backend.facts,
+        **scores.facts,
+        "seconds": seconds,
+        "rows": str(rows),
+        "versions": versions(),
+    }
+    record(folder.evaluation, task.name, side, {"metrics": scores.metrics, **facts})
+    return scores
+
+
+def _free() -> None:
+    """Give back the memory of a model that nobody holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

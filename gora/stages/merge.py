@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import gc
 import shutil
-import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -21,21 +19,22 @@ from gora.data import padding_id
 from gora.errors import GoraError, InputError
 from gora.files import publish
 from gora.models.fingerprint import base_weights, weights_fingerprint
-from gora.models.head import head_modules, in_head, settle_padding, train_head
+from gora.models.head import in_head, settle_padding
 from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
 from gora.recipe.schema import ModelSection
 from gora.runtime.console import output
 from gora.runtime.quiet import quiet_libraries
-from gora.stages.merge_inputs import (
+from gora.stages.adapter_folder import (
     HEAD_KEY,
-    WEIGHTS,
-    check_destination,
     find_adapter,
+    first_of,
     is_classifier,
+    load_adapter,
     read_config,
     read_origin,
     tensor_names,
 )
+from gora.stages.destination import check_destination
 from gora.training.adapter import NOTE, BaseNote
 
 _PROBE = (
@@ -117,8 +116,6 @@ class _Job:
     """All that is known before the base model is loaded."""
 
     adapter: Path
-    tensors: set[str]
-    """Names in the adapter's file."""
     origin: BaseNote | None
     source: Source
     settings: ModelSection
@@ -130,7 +127,8 @@ class _Job:
     @classmethod
     def of(cls, adapter: Path, config: PeftConfig, name: str, dtype: str, trust_remote_code: bool) -> _Job:
         origin = read_origin(adapter)
-        tensors = tensor_names(adapter)
+        # A broken file is named before anything is loaded.
+        tensor_names(adapter)
         # The revision is one of the model that the adapter names.
         revision = config.revision if name == config.base_model_name_or_path else None
         settings = ModelSection(
@@ -141,7 +139,7 @@ class _Job:
         loaded = origin.dtype if origin else _own_dtype(source)
         settings = settings.model_copy(update={"dtype": loaded})
         tokenizer = _find_tokenizer(adapter, settings, source)
-        return cls(adapter, tensors, origin, source, settings, loaded if dtype == "auto" else dtype, tokenizer)
+        return cls(adapter, origin, source, settings, loaded if dtype == "auto" else dtype, tokenizer)
 
     @property
     def tolerance(self) -> float:
@@ -154,7 +152,8 @@ def _merge(job: _Job) -> tuple[PreTrainedModel, Tensor]:
     model = load_model(job.settings, job.source, default_device())
     _check_base(model, job)
     settle_padding(model, padding_id(job.tokenizer))
-    wrapped = _wrap(model, job)
+    wrapped = load_adapter(model, job.adapter)
+    _refuse_more_than_a_head(wrapped, job)
     expected = probe_logits(wrapped, job.tokenizer)
     if job.dtype == "float32":
         # Nothing is lost here, and `fold` then rounds nothing.
@@ -165,50 +164,11 @@ def _merge(job: _Job) -> tuple[PreTrainedModel, Tensor]:
     return merged, expected
 
 
-def _wrap(model: PreTrainedModel, job: _Job) -> PeftModel:
-    for module in head_modules(model).values():
-        # The adapter's head is float32, and PEFT loads it in the type of the base's.
-        module.float()
-    with warnings.catch_warnings():
-        # What PEFT warns of is an error here.
-        warnings.simplefilter("ignore")
-        try:
-            wrapped = PeftModel.from_pretrained(model, str(job.adapter))
-        except (RuntimeError, ValueError) as error:
-            if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
-                raise
-            lines = str(error).splitlines()
-            problems = [line.strip() for line in lines if "size mismatch" in line] or lines
-            raise InputError(f"{job.adapter} does not fit the base model.", _first(problems)) from None
-        except KeyError as missing:
-            # PEFT looks for whole layers by name, before it compares anything.
-            raise _not_as_said(job, [f"{missing.args[0]} is missing."]) from None
-        _check_tensors(wrapped, job)
-    _refuse_more_than_a_head(wrapped, job)
-    train_head(wrapped)
-    return wrapped
-
-
-def _check_tensors(wrapped: PeftModel, job: _Job) -> None:
-    needed = get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys()
-    # PEFT keeps an embedding beside the adapter where it is adapted or has grown, and loads it into the base.
-    known = get_peft_model_state_dict(wrapped, save_embedding_layers=True).keys()
-    problems = _first([f"{name} is missing." for name in sorted(needed - job.tensors)])
-    problems += _first([f"{name} belongs to no adapted layer." for name in sorted(job.tensors - known)])
-    if problems:
-        raise _not_as_said(job, problems)
-
-
-def _not_as_said(job: _Job, problems: list[str]) -> InputError:
-    path = job.adapter / WEIGHTS
-    return InputError(f"{path} does not hold the adapter that its adapter_config.json says.", problems)
-
-
 def _refuse_more_than_a_head(wrapped: PeftModel, job: _Job) -> None:
     of_head = in_head(wrapped)
     names = [name for name, module in wrapped.named_modules() if isinstance(module, ModulesToSaveWrapper)]
     if others := [name for name in names if not of_head(name)]:
-        problems = _first([f"{HEAD_KEY}: it holds {name} besides the head." for name in others])
+        problems = first_of([f"{HEAD_KEY}: it holds {name} besides the head." for name in others])
         raise InputError(f"{job.adapter} is more than a plain LoRA adapter; gora cannot merge it.", problems)
 
 
@@ -273,9 +233,3 @@ def _find_tokenizer(adapter: Path, settings: ModelSection, source: Source) -> Pr
     if (adapter / "tokenizer_config.json").is_file():
         settings = settings.model_copy(update={"tokenizer": str(adapter)})
     return load_tokenizer(settings, source)
-
-
-def _first(problems: Iterable[str], shown: int = 3) -> list[str]:
-    problems = list(problems)
-    more = len(problems) - shown
-    return problems[:shown] + ([f"and {more} more like these."] if more > 0 else [])

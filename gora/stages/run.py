@@ -17,7 +17,7 @@ from gora.recipe.schema import Recipe
 from gora.runtime.console import output
 from gora.runtime.folder import RunFolder
 from gora.runtime.progress import clock
-from gora.stages.evaluation import closing_job, evaluate, unfinished
+from gora.stages.evaluate import closing_job, evaluate, unfinished
 from gora.stages.merge import merge
 from gora.stages.precompute import precompute
 from gora.stages.setup import begin

@@ -21,7 +21,7 @@ from gora.runtime.folder import RunFolder
 from gora.runtime.interrupt import stopping_between_steps
 from gora.runtime.memory import peak_bytes, peak_text, reset_peak
 from gora.runtime.progress import clock
-from gora.stages.evaluate import evaluate_loss
+from gora.stages.loss import evaluate_loss
 from gora.stages.resume import check_same_rows, clear, origin_of, plan_differences, starting_point
 from gora.stages.setup import Setup, begin
 from gora.stages.wrapping import Wrapped, fingerprint, keep_initial, wrap_model

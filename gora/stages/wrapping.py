@@ -22,8 +22,8 @@ from gora.plan import Factors, Plan, identity_differences, read_factors
 from gora.runtime.console import output
 from gora.runtime.folder import RunFolder
 from gora.runtime.world import World
-from gora.stages.evaluate import evaluate_loss
 from gora.stages.gradients import collect_gradients
+from gora.stages.loss import evaluate_loss
 from gora.stages.micro_batches import MicroBatches
 from gora.stages.setup import Setup
 

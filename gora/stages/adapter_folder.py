@@ -1,16 +1,18 @@
-"""What a merge is given: an adapter that can be folded, and a place that may be written."""
+"""An adapter's folder: what its files say, whether they are whole, and the adapter itself round its base model."""
 
 from __future__ import annotations
 
 import json
-import os
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
 
-from gora import assets
 from gora.errors import InputError
+from gora.models.head import head_modules, train_head
 from gora.training.adapter import NOTE, BaseNote
 
 WEIGHTS = "adapter_model.safetensors"
@@ -101,40 +103,59 @@ def read_origin(adapter: Path) -> BaseNote | None:
         note = json.loads(path.read_text(encoding="utf-8"))
         labels = tuple(map(str, note["labels"])) if note.get("labels") else None
         origin = BaseNote(note["base_dtype"], note.get("base_quantization"), note["base_fingerprint"], labels)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
     if origin.dtype not in ("float32", "bfloat16"):
         raise InputError(f"{path}: base_dtype {origin.dtype!r} is neither float32 nor bfloat16.")
     return origin
 
 
-def check_destination(destination: Path, adapter: Path, base: str, overwrite: bool) -> None:
-    """Refuse before anything is loaded what could not be written, or would delete what is not a merged model."""
-    _refuse_overlap(destination, adapter, Path(assets.resolve(base, "models")))
-    if not os.path.lexists(destination):
-        nearest = next(parent for parent in destination.absolute().parents if parent.exists())
-        if not nearest.is_dir():
-            raise InputError(f"--output {destination}: {nearest} is a file.")
-    elif destination.is_symlink() or not destination.is_dir():
-        raise InputError(f"--output {destination} exists and is no folder but a file or a link.")
-    elif not _is_model(destination):
-        raise InputError(
-            f"--output {destination} exists and is no model folder (config.json, but neither adapter nor plan), "
-            "so it is never replaced. Give another --output."
-        )
-    elif not overwrite:
-        raise InputError(f"{destination} exists. Add --overwrite to replace it, or give another --output.")
+def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
+    """Put an adapter round its base model, in evaluation mode; all of it, and nothing else.
+
+    Raises:
+        InputError: it does not fit the model, or its file does not hold what its configuration says.
+    """
+    for module in head_modules(model).values():
+        # The adapter's head is float32, and PEFT loads it in the type of the base's.
+        module.float()
+    with warnings.catch_warnings():
+        # What PEFT warns of is an error here.
+        warnings.simplefilter("ignore")
+        try:
+            wrapped = PeftModel.from_pretrained(model, str(adapter))
+        except (RuntimeError, ValueError) as error:
+            if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
+                raise
+            lines = str(error).splitlines()
+            problems = [line.strip() for line in lines if "size mismatch" in line] or lines
+            raise InputError(f"{adapter} does not fit the base model.", first_of(problems)) from None
+        except KeyError as missing:
+            # PEFT looks for whole layers by name, before it compares anything.
+            raise _not_as_said(adapter, [f"{missing.args[0]} is missing."]) from None
+        _check_tensors(wrapped, adapter)
+    train_head(wrapped)
+    return wrapped
 
 
-def _is_model(folder: Path) -> bool:
-    others = ("adapter_config.json", "plan.safetensors")
-    return (folder / "config.json").is_file() and not any((folder / name).exists() for name in others)
+def _check_tensors(wrapped: PeftModel, adapter: Path) -> None:
+    held = tensor_names(adapter)
+    needed = get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys()
+    # PEFT keeps an embedding beside the adapter where it is adapted or has grown, and loads it into the base.
+    known = get_peft_model_state_dict(wrapped, save_embedding_layers=True).keys()
+    problems = first_of([f"{name} is missing." for name in sorted(needed - held)])
+    problems += first_of([f"{name} belongs to no adapted layer." for name in sorted(held - known)])
+    if problems:
+        raise _not_as_said(adapter, problems)
 
 
-def _refuse_overlap(destination: Path, adapter: Path, base: Path) -> None:
-    place = destination.resolve()
-    for what, folder in (("adapter", adapter.resolve()), ("base model", base.resolve())):
-        if folder.is_dir() and (place.is_relative_to(folder) or folder.is_relative_to(place)):
-            raise InputError(f"--output {destination} is, contains or lies inside the folder of the {what}, {folder}.")
-    if Path.cwd().is_relative_to(place):
-        raise InputError(f"--output {destination} is the current folder or contains it.")
+def _not_as_said(adapter: Path, problems: list[str]) -> InputError:
+    path = adapter / WEIGHTS
+    return InputError(f"{path} does not hold the adapter that its adapter_config.json says.", problems)
+
+
+def first_of(problems: Iterable[str], shown: int = 3) -> list[str]:
+    """The first few of many problems, and how many there are more."""
+    problems = list(problems)
+    more = len(problems) - shown
+    return problems[:shown] + ([f"and {more} more like these."] if more > 0 else [])
