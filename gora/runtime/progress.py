@@ -64,7 +64,8 @@ class Meter:
         """Count steps of `tokens` tokens in all; `facts` is shown beside the count."""
         self._steps = min(self._steps + steps, self._total)
         self._tokens += tokens
-        facts = "  ".join(part for part in (facts, f"{self.tokens_per_second:,.0f} tokens/s") if part)
+        rate = f"{self.tokens_per_second:,.0f} tokens/s" if self._tokens else ""
+        facts = "  ".join(part for part in (facts, rate) if part)
         self._bar.update(self._task, completed=self._steps, facts=facts)
         now = time.monotonic()
         if self._bar.disable and (now - self._last_line > _SECONDS_BETWEEN_LINES or self._steps == self._total):
