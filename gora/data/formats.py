@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gora.data.chat import Chat
 from gora.data.instruction import Instruction
-from gora.data.rows import BadRow, Rows, Unusable
-from gora.data.segments import Segment
+from gora.data.rows import BadRow, Rows, Untrained, Unusable
+from gora.data.segments import Segment, merged
 from gora.data.wording import did_you_mean, quoted
 from gora.errors import InputError
 from gora.recipe.schema import DataSection
@@ -51,8 +51,8 @@ def segments_of(rows: Rows, fmt: Format) -> tuple[list[list[Segment] | None], li
     """Bring every row into the format.
 
     Returns:
-        The segments of each row, None where it cannot be used; and all bad rows of the source, the unreadable ones
-        included, in its order.
+        The segments of each row, None where it is left out; and all bad rows of the source, the unreadable ones
+        included, in its order. A row without anything to train is left out and is not bad.
 
     Raises:
         InputError: a column that the format reads is in no row at all.
@@ -63,6 +63,8 @@ def segments_of(rows: Rows, fmt: Format) -> tuple[list[list[Segment] | None], li
     for index, row in enumerate(rows.rows):
         try:
             found.append(joined(fmt.segments(row)))
+        except Untrained:
+            found.append(None)
         except Unusable as fault:
             found.append(None)
             bad.append(rows.unusable(index, str(fault)))
@@ -70,26 +72,29 @@ def segments_of(rows: Rows, fmt: Format) -> tuple[list[list[Segment] | None], li
 
 
 def joined(segments: Iterable[Segment]) -> list[Segment]:
-    """Neighbours of one kind as one segment, without empty ones, and without what follows the last supervised one.
+    """Neighbours of one kind as one segment, without empty ones, and without what follows the last trained one.
 
     What follows is never predicted, so it would only cost time.
 
     Raises:
         Unusable: nothing is supervised, or the text cannot be written as UTF-8.
+        Untrained: nothing of what is supervised is trained.
     """
-    merged: list[Segment] = []
+    found: list[Segment] = []
     for segment in segments:
-        if merged and merged[-1].supervised == segment.supervised:
-            merged[-1] = Segment(merged[-1].text + segment.text, segment.supervised)
+        if found and found[-1].supervised == segment.supervised:
+            found[-1] = merged(found[-1], segment)
         elif segment.text:
-            merged.append(segment)
-    while merged and not merged[-1].supervised:
-        merged.pop()
-    if not merged:
+            found.append(segment)
+    if not any(segment.supervised for segment in found):
         raise Unusable("the response has no text: there is nothing to train on")
-    for segment in merged:
+    while found and not found[-1].trained:
+        found.pop()
+    if not found:
+        raise Untrained
+    for segment in found:
         _check_text(segment.text)
-    return merged
+    return found
 
 
 def _check_text(text: str) -> None:

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from gora.data.rows import Unusable
-from gora.data.segments import Segment, column_of
+from gora.data.segments import Segment, code_only, column_of
 from gora.data.wording import described, did_you_mean, quoted
 from gora.errors import InputError
 from gora.recipe.schema import DataSection
@@ -60,7 +60,9 @@ class Instruction:
     def segments(self, row: dict[str, Any]) -> list[Segment]:
         """The prompt, unsupervised, and the response; raises Unusable."""
         prompt = "".join(self._column_text(row, piece) if is_column else piece for piece, is_column in self._pieces)
-        return [Segment(prompt, False), Segment(self._separator + self._response(row), True)]
+        response = self._response(row)
+        answer = Segment(self._separator + response, True)
+        return [Segment(prompt, False), code_only(answer, response) if self._data.supervise == "code" else answer]
 
     def notes(self) -> list[str]:
         """Nothing about this format depends on the tokenizer."""
