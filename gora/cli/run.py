@@ -1,5 +1,6 @@
 """gora run"""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,6 +24,10 @@ def run_command(
     recipe: RecipeArgument,
     overrides: SetOption = None,
     merge: Annotated[bool, typer.Option("--merge", help="Also write the merged model.")] = False,
+    from_gradients: Annotated[
+        Path | None,
+        typer.Option("--from-gradients", metavar="DIR", help="Make the plan from gradients that precompute kept."),
+    ] = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     gpus: GpusOption = None,
@@ -40,4 +45,11 @@ def run_command(
         return
     from gora.stages.run import run
 
-    run(loaded.recipe, merge_too=merge, resume=resume, overwrite=overwrite, trust_remote_code=trust_remote_code)
+    run(
+        loaded.recipe,
+        merge_too=merge,
+        gradients=from_gradients,
+        resume=resume,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+    )
