@@ -1,4 +1,4 @@
-"""Comparisons: real runs in processes of their own, what is repeated and what is not, and the table's arithmetic."""
+"""Comparisons: real runs in processes of their own, equal footing, shared gradients, and the table's arithmetic."""
 
 import json
 import os
@@ -6,10 +6,20 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from gora.errors import InputError
+from gora.plan import read_factors, read_plan
+from gora.recipe import load_recipe
+from gora.recipe.builtin import comparison_paths
+from gora.recipe.variants import read_variants
 from gora.report.comparison import Outcome, markdown, summarize
+from gora.runtime.folder import RunFolder
 from gora.stages.compare import compare
+from gora.stages.precompute import precompute
+from gora.stages.shared_pass import shared_passes
+from gora.stages.trials import make_trials
+from gora.training.footing import rows_checksum
 
 SMALL = (
     "data.train.max_rows=32",
@@ -67,6 +77,171 @@ def test_a_folder_with_other_settings_and_unknown_methods_are_refused(tmp_path):
     (folder / "recipe.yaml").write_text("model: {name: other}\n")
     with pytest.raises(InputError, match="holds a run of other settings"):
         compare("quickstart", (), methods=["lora"], seeds=[0], destination=tmp_path)
+
+
+# Equal footing and shared gradients
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """The comparison of GoRA's parts, as it is typed; its run folders by label."""
+    folder = tmp_path_factory.mktemp("parts")
+    settings = [part for setting in SMALL for part in ("--set", setting)]
+    arguments = ("compare", "quickstart", "--variants", "ablations/parts", "--output", "made", "--jobs", "2", *settings)
+    done = gora(*arguments, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    rows = {row["label"]: row for row in json.loads((folder / "made" / "comparison.json").read_text())}
+    assert not any(row["failures"] for row in rows.values())
+    names = {label: label.replace(", ", "_").replace(" ", "_") for label in rows}
+    runs = {label: RunFolder(folder / "made" / "runs" / f"{name}_seed=0") for label, name in names.items()}
+    return done.stdout, rows, runs, lambda: gora(*arguments, cwd=folder)
+
+
+def test_runs_of_a_comparison_take_the_same_steps_on_the_same_rows_with_as_many_parameters(parts):
+    _, rows, runs, _ = parts
+    seen = {}
+    for label, run in runs.items():
+        lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+        seen[label] = [(line["step"], line["rows"]) for line in lines if "loss" in line]
+    assert [step for step, _ in seen["rsLoRA"]] == [1, 2, 3]
+    assert all(steps == seen["rsLoRA"] for steps in seen.values())
+    lora = rows["rsLoRA"]["trainable"]
+    assert all(row["trainable"] == pytest.approx(lora, rel=0.1) for row in rows.values())
+    # The first step of the warm-up has the rate zero.
+    second = {label: json.loads(run.metrics.read_text().splitlines()[1]) for label, run in runs.items()}
+    ratios = {label: line["learning_rate_b"] / line["learning_rate_a"] for label, line in second.items()}
+    assert ratios == {label: pytest.approx(1 if label == "rsLoRA" else 16) for label in runs}
+
+
+def test_each_part_of_gora_is_what_it_says(parts):
+    _, rows, runs, _ = parts
+    plans = {label: read_plan(run.plan) for label, run in runs.items() if run.plan.exists()}
+    assert list(plans) == ["GoRA, ranks only", "GoRA, initial values only", "GoRA"]
+    ranks = {label: {module.rank for module in plan.modules} for label, plan in plans.items()}
+    assert ranks["GoRA, initial values only"] == {8}
+    assert len(ranks["GoRA"]) > 3
+    assert ranks["GoRA, ranks only"] == ranks["GoRA"]
+    for label, plan in plans.items():
+        factors = read_factors(runs[label].plan, plan)
+        assert all(factor_b.any() != (label == "GoRA, ranks only") for _, factor_b in factors.values())
+    assert rows["GoRA, ranks only"]["initial"] == pytest.approx(rows["rsLoRA"]["initial"], abs=1e-6)
+    assert rows["GoRA"]["initial"] < rows["rsLoRA"]["initial"]
+
+
+def test_a_plan_from_shared_gradients_is_the_plan_of_a_pass_of_its_own(parts, tmp_path):
+    said, _, runs, _ = parts
+    assert "gradients 1 passes for 3 runs" in said
+    for number, label in enumerate(("GoRA, ranks only", "GoRA, initial values only", "GoRA")):
+        shared = read_plan(runs[label].plan)
+        own = precompute(load_recipe(str(runs[label].recipe), [f"output={tmp_path / str(number)}"]).recipe)
+        assert shared.model_dump(exclude={"modules"}) == own.plan.model_dump(exclude={"modules"})
+        assert [module.rank for module in shared.modules] == [module.rank for module in own.plan.modules]
+        pairs = zip(
+            read_factors(runs[label].plan, shared).values(), read_factors(own.path, own.plan).values(), strict=True
+        )
+        for (shared_a, shared_b), (own_a, own_b) in pairs:
+            assert torch.equal(shared_a, own_a)
+            assert (shared_b - own_b).norm() <= 1e-4 * own_b.norm()
+
+
+def test_shared_gradients_are_deleted_and_nothing_is_run_twice(parts):
+    said, _, runs, again = parts
+    assert "is deleted: every run that starts from it is finished" in said
+    made = runs["GoRA"].path.parent.parent
+    assert not list(made.glob("gradients/*/gradients"))
+    before = {run.evaluation: run.evaluation.stat().st_mtime_ns for run in runs.values()}
+    done = again()
+    assert "5 runs, 5 of them finished before" in done.stdout
+    assert "gradients" not in done.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def trials_of(tmp_path, variants, **more):
+    wanted = read_variants(variants).variants
+    options = {"methods": (), "vary": (), "seeds": [0, 1], **more}
+    return make_trials("quickstart", (), variants=wanted, destination=tmp_path, **options)
+
+
+def test_passes_are_shared_by_runs_that_gradients_cannot_tell_apart(tmp_path):
+    passes = shared_passes(trials_of(tmp_path, "ablations/table5"), tmp_path)
+    assert [len(shared.trials) for shared in passes] == [7, 7]
+    varied = trials_of(tmp_path, "ablations/table6", vary=["gora.steps=2,3"], seeds=[0])
+    assert [len(shared.trials) for shared in shared_passes(varied, tmp_path)] == [3, 3]
+    # What comes after the gradients makes no other pass; one run alone needs no shared one.
+    after = trials_of(tmp_path, "ablations/table6", vary=["train.learning_rate=1e-4,2e-4"], seeds=[0])
+    assert [len(shared.trials) for shared in shared_passes(after, tmp_path)] == [6]
+    assert shared_passes(trials_of(tmp_path, "ablations/parts", seeds=[0])[:3], tmp_path) == []
+
+
+def test_the_ablations_are_those_of_the_paper(tmp_path):
+    table5 = [
+        (4, 32, 8e-2),
+        (4, 32, 5e-2),
+        (4, 32, 3e-2),
+        (4, 32, 0),
+        (0, "unbounded", 5e-2),
+        (6, 15, 5e-2),
+        (8, 8, 5e-2),
+    ]
+    settings = [trial.recipe.gora for trial in trials_of(tmp_path, "ablations/table5", seeds=[0])]
+    assert [(one.rank_min, one.rank_max, one.gamma) for one in settings] == table5
+    settings = [trial.recipe.gora.importance for trial in trials_of(tmp_path, "ablations/table6", seeds=[0])]
+    assert settings == ["sensitivity", "nuclear-product", "nuclear-gradient"]
+    assert set(comparison_paths()) == {"ablations/parts", "ablations/table5", "ablations/table6"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("variants: [a]", "own.yaml:1: variants: expected labels"),
+        ("variants:\n  a: 3\n", "own.yaml:2: variants.a: expected settings"),
+        ("variants:\n  a:\n    gora: {gamma: 1}\n", "own.yaml:3: variants.a.gora: expected one value"),
+        ("variants:\n  a: {}\nvaraints: 3\n", "own.yaml:3: varaints: unknown key"),
+        ("variants: {a: {}}\nshare_gradients: 3\n", "own.yaml:2: share_gradients: expected true or false"),
+        ("variants:\n  a: {}\n  a: {}\n", "own.yaml:3: variants.a: given twice"),
+        ("variants:\n  a: {gora.gama: 1}\n", "(?s)own.yaml:2: variants.a does not go with .*did you mean 'gamma'"),
+        ("variants: {a b: {}, a_b: {seed: 1}}", "Two runs have one folder, .*'a b' and 'a_b' with seed 0"),
+    ],
+)
+def test_a_file_of_variants_that_is_wrong_is_answered_with_file_and_line(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        compare("quickstart", (), seeds=[0], variants="own.yaml", destination=tmp_path)
+
+
+def test_nothing_to_compare_unknown_variants_and_two_methods_for_one_run_are_refused(tmp_path):
+    with pytest.raises(InputError, match="Give --methods, --variants or --vary"):
+        compare("quickstart", (), seeds=[0], destination=tmp_path)
+    with pytest.raises(InputError, match=r"neither a file nor a built-in comparison \(ablations/parts"):
+        compare("quickstart", (), seeds=[0], variants="ablations/table7", destination=tmp_path)
+    with pytest.raises(InputError, match=r"names a method of its own\. Leave --methods out"):
+        compare("quickstart", (), seeds=[0], methods=["lora"], variants="ablations/parts", destination=tmp_path)
+
+
+def test_the_record_of_rows_tells_rows_apart_and_nothing_else():
+    def batch(*rows, width=4):
+        ids, mask, labels = (torch.full((len(rows), width), filler) for filler in (0, 0, -100))
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = torch.tensor(row)
+            mask[number, : len(row)] = 1
+            labels[number, 1 : len(row)] = torch.tensor(row[1:])
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    one, other = [5, 6, 7], [8, 9]
+    whole = rows_checksum(batch(one, other))
+    assert whole == rows_checksum(batch(other, one, width=9))
+    assert whole == rows_checksum(batch(one)) + rows_checksum(batch(other))
+    untrained = batch(one, other)
+    untrained["labels"][0] = -100
+    changed = [
+        batch([5, 6, 8], other),
+        batch([5, 9, 7], [8, 6]),
+        batch([6, 5, 7], other),
+        batch(one, other, [0]),
+        untrained,
+    ]
+    assert len({whole.item(), *(rows_checksum(each).item() for each in changed)}) == 6
 
 
 def outcome(label, seed, final, failure=None):

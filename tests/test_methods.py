@@ -106,13 +106,33 @@ def test_a_trained_run_reloads_through_the_public_loader_to_the_same_logits(trai
     assert math.isfinite(after["final"])
 
 
-def test_every_method_sees_the_same_tokens_in_the_same_steps(trained):
+def test_every_method_sees_the_same_rows_in_the_same_steps(trained):
     seen = {}
     for name, (folder, _, _) in trained.items():
         lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-        seen[name] = [(line["step"], line["tokens"]) for line in lines if "loss" in line]
-    assert len(seen["lora"]) == 12
+        seen[name] = [(line["step"], line["tokens"], line["rows"]) for line in lines if "loss" in line]
+    assert len(seen["lora"]) == len({rows for _, _, rows in seen["lora"]}) == 12
     assert all(steps == seen["lora"] for steps in seen.values())
+
+
+def test_every_method_trains_about_as_many_parameters_as_lora(trained):
+    """Within a tenth, but for those that train something else by their definition."""
+    counts = {
+        name: json.loads(run.evaluation.read_text())["trainable_parameters"] for name, (run, _, _) in trained.items()
+    }
+    lora = counts["lora"]
+    outputs = sum(weight_of(module).shape[0] for module in find_targets(base(), "attention").values())
+    for name in METHODS:
+        if name == "full":
+            assert counts[name] == sum(
+                weight_of(module).numel() for module in find_targets(base(), "attention").values()
+            )
+        elif name == "adalora":  # 1.5 times the rank at the start, and a singular value for each rank
+            assert 1.5 * lora < counts[name] < 1.51 * lora
+        elif name == "lora-fa":  # B alone
+            assert counts[name] == 8 * outputs
+        else:
+            assert counts[name] == pytest.approx(lora, rel=0.1), name
 
 
 @pytest.mark.parametrize("name", [name for name in LOW_RANK if name not in ("gora", "adalora", "lora-fa", "eva")])

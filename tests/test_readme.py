@@ -30,7 +30,6 @@ def test_the_commands_of_a_first_real_use_work_up_to_the_hub(tmp_path):
         "model.name": "builtin:tiny-6m",
         "model.dtype": "auto",
         "data.train.path": "my_rows.jsonl",
-        "data.train.split": "null",
         "data.holdout": "8",
         "gora.steps": "2",
     }

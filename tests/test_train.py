@@ -133,7 +133,7 @@ def test_a_run_resumed_from_a_checkpoint_equals_an_unbroken_one_bit_for_bit(trai
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert result.losses == trained[2].losses
-    keys = ("step", "loss", "grad_norm", "learning_rate_a", "learning_rate_b", "tokens")
+    keys = ("step", "loss", "grad_norm", "learning_rate_a", "learning_rate_b", "tokens", "rows")
     assert [[line.get(key) for key in keys] for line in lines(again)] == [
         [line.get(key) for key in keys] for line in lines(folder)
     ]

@@ -11,12 +11,16 @@ from gora.cli.options import RecipeArgument, SetOption
 def compare_command(
     recipe: RecipeArgument,
     methods: Annotated[
-        str, typer.Option("--methods", metavar="A,B,...", help="Methods to compare; `all` is every one.")
-    ],
+        str | None, typer.Option("--methods", metavar="A,B,...", help="Methods to compare; `all` is every one.")
+    ] = None,
     seeds: Annotated[str, typer.Option("--seeds", metavar="0,1,...", help="Seeds of each.")] = "0",
     vary: Annotated[
         list[str] | None,
         typer.Option("--vary", metavar="SECTION.KEY=V1,V2", help="Values to try of a setting; may be repeated."),
+    ] = None,
+    variants: Annotated[
+        str | None,
+        typer.Option("--variants", metavar="FILE", help="Named sets of settings: a file, or a built-in comparison."),
     ] = None,
     overrides: SetOption = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time on each device.")] = 1,
@@ -25,7 +29,7 @@ def compare_command(
         typer.Option("--output", metavar="DIR", help="Where runs and results go."),
     ] = None,
 ) -> None:
-    """Run a recipe with several methods and seeds, and tabulate what comes out; finished runs are not repeated."""
+    """Run a recipe with several methods, variants and seeds, and tabulate what comes out; finished runs stay."""
     from gora.recipe import load_recipe
 
     name = load_recipe(recipe, overrides or ()).name
@@ -38,9 +42,10 @@ def compare_command(
     compare(
         recipe,
         overrides or (),
-        methods=methods.split(","),
+        methods=methods.split(",") if methods else (),
         seeds=[int(number) for number in numbers],
         vary=vary or (),
+        variants=variants,
         jobs=jobs,
         destination=destination or Path(f"runs/compare-{name}"),
     )

@@ -18,22 +18,30 @@ def list_command(context: typer.Context) -> None:
         return
     from rich.table import Table
 
-    from gora.recipe.builtin import builtin_recipes
+    from gora.recipe.builtin import builtin_comparisons, builtin_recipes
     from gora.runtime.console import output
 
-    table = Table("recipe", "what it does")
-    for name, description in builtin_recipes():
-        table.add_row(name, description)
-    output.say(table)
+    for title, found in (("recipe", builtin_recipes()), ("comparison", builtin_comparisons())):
+        table = Table(title, "what it does")
+        for name, description in found:
+            table.add_row(name, description)
+        output.say(table)
     output.say("gora recipes show NAME prints one; gora recipes copy NAME FILE makes it yours.")
+    output.say("A comparison goes with any recipe: gora compare RECIPE --variants COMPARISON.")
 
 
 @recipes_app.command("show")
-def show_command(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
-    """Print a built-in recipe."""
+def show_command(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    complete: Annotated[
+        bool, typer.Option("--complete", help="Every setting, those that it extends and defaults included.")
+    ] = False,
+) -> None:
+    """Print a built-in recipe or comparison as it stands, with its comments."""
+    from gora.recipe import dump_recipe, load_recipe
     from gora.recipe.builtin import read_builtin
 
-    typer.echo(read_builtin(name), nl=False)
+    typer.echo(dump_recipe(load_recipe(name).recipe) if complete else read_builtin(name), nl=False)
 
 
 @recipes_app.command("copy")
@@ -42,10 +50,10 @@ def copy_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The new file.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Copy a built-in recipe to a file of your own."""
+    """Copy a built-in recipe or comparison to a file of your own."""
     from gora.errors import InputError
     from gora.files import write_text
-    from gora.recipe.builtin import read_builtin
+    from gora.recipe.builtin import comparison_paths, read_builtin
 
     text = read_builtin(name)
     if file.is_dir():
@@ -53,7 +61,10 @@ def copy_command(
     if file.exists() and not overwrite:
         raise InputError(f"{file} exists. Add --overwrite to replace it.")
     write_text(file, text)
-    typer.echo(f"recipe    {file}\nnext      gora run {file}")
+    if name in comparison_paths():
+        typer.echo(f"variants  {file}\nnext      gora compare RECIPE --variants {file}")
+    else:
+        typer.echo(f"recipe    {file}\nnext      gora run {file}")
 
 
 @recipes_app.command("schema")

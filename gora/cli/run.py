@@ -1,5 +1,6 @@
 """gora run"""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,6 +25,10 @@ def run_command(
     recipe: RecipeArgument,
     overrides: SetOption = None,
     merge: Annotated[bool, typer.Option("--merge", help="Also write the merged model.")] = False,
+    from_gradients: Annotated[
+        Path | None,
+        typer.Option("--from-gradients", metavar="DIR", help="Make the plan from gradients that precompute kept."),
+    ] = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     gpus: GpusOption = None,
@@ -45,6 +50,7 @@ def run_command(
     run(
         loaded.recipe,
         merge_too=merge,
+        gradients=from_gradients,
         resume=resume,
         overwrite=overwrite,
         allow_code_execution=allow_code_execution,

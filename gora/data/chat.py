@@ -4,7 +4,7 @@ import datetime
 from typing import TYPE_CHECKING, Any
 
 from gora.data.rows import Unusable
-from gora.data.segments import Segment, column_of, joined
+from gora.data.segments import Segment, code_only, column_of, joined
 from gora.data.templates import named_template, puts_bos_in_front
 from gora.data.wording import described, did_you_mean, quoted
 from gora.errors import InputError
@@ -62,6 +62,8 @@ class Chat:
     def segments(self, row: dict[str, Any]) -> list[Segment]:
         """The conversation up to its last assistant turn, every assistant turn supervised; raises Unusable.
 
+        With `data.supervise: code` only what is code in those turns is trained, and the end of those that have any.
+
         The borders of a turn come from the template itself: what it renders before the turn, with the prompt for an
         answer, and what it renders with the turn. So what is before a turn is what a server sends to the model.
         """
@@ -77,7 +79,7 @@ class Chat:
             end = self._border(messages[: index + 1], whole, prompt=False)
             if not done <= start <= end:
                 raise Unusable(f"{self._template_name} renders message {index + 1} as nothing of its own")
-            segments += [Segment(whole[done:start], False), *self._answer(whole[start:end])]
+            segments += [Segment(whole[done:start], False), *self._answer(whole[start:end], messages[index]["content"])]
             done = end
         return segments
 
@@ -116,13 +118,15 @@ class Chat:
             )
         return len(part)
 
-    def _answer(self, text: str) -> list[Segment]:
+    def _answer(self, text: str, content: str) -> list[Segment]:
         """A turn ends with the end-of-sequence token; white space that a template puts after it is not learned."""
         eos = str(self._tokenizer.eos_token or "")
-        body, mark, after = text.rpartition(eos) if eos else (text, "", "")
-        if mark and not after.strip():
-            return [Segment(body + mark, True), Segment(after, False)]
-        return [Segment(text, True)]
+        body, mark, after = text.rpartition(eos) if eos else ("", "", "")
+        learned = body + mark if mark and not after.strip() else text
+        answer = Segment(learned, True)
+        if self._data.supervise == "code":
+            answer = code_only(answer, content)
+        return [answer, Segment(text[len(learned) :], False)]
 
     def _rendered(self, messages: list[Message], *, prompt: bool = False, strict: bool = True) -> str:
         from jinja2 import TemplateSyntaxError

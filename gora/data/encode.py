@@ -1,7 +1,8 @@
 """Segments become token ids and labels.
 
 Every segment is tokenised on its own, so that the tokens of a prompt are exactly those which generation will see: no
-token reaches over the border between a prompt and its answer.
+token reaches over the border between a prompt and its answer. An answer of which only parts are trained is tokenised
+whole all the same, since the model writes it in one go; a token that lies partly in a trained part is trained.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from gora.data.code_blocks import Span
 from gora.data.segments import Segment
 from gora.errors import InputError
 
@@ -100,9 +102,9 @@ class Encoder:
             ids: list[int] = []
             labels: list[int] = []
             for segment in segments:
-                part = next(parts)
+                part, ends = next(parts)
                 ids += part
-                labels += part if segment.supervised else [IGNORED] * len(part)
+                labels += _labels(segment, part, ends)
             yield self._sequence(ids, labels)
 
     def _sequence(self, ids: list[int], labels: list[int]) -> Encoded | None:
@@ -142,27 +144,64 @@ class Encoder:
             return None
         return Encoded(array("i", cut_ids), array("i", cut_labels), truncated)
 
-    def _tokenised_segments(self, batch: list[list[Segment]]) -> list[list[int]]:
-        """The ids of every segment of every row, one after the other."""
+    def _tokenised_segments(self, batch: list[list[Segment]]) -> list[tuple[list[int], list[int]]]:
+        """The ids of every segment of every row, one after the other, and where each token ends in the text.
+
+        Ends are empty where all segments are trained as a whole.
+        """
         texts = [segment.text for segments in batch for segment in segments]
+        locate = any(segment.spans is not None for segments in batch for segment in segments)
         if self._anchor is None:
-            return self._tokenised(texts, special=False)
+            return self._located(texts, locate=locate)
         first = [index == 0 for segments in batch for index in range(len(segments))]
         anchored = [text if is_first else self._anchor + text for text, is_first in zip(texts, first, strict=True)]
         mark = self._tokenised([self._anchor], special=False)[0]
-        found = self._tokenised(anchored, special=False)
-        for index, ids in enumerate(found):
+        found = self._located(anchored, locate=locate)
+        for index, (ids, ends) in enumerate(found):
             if first[index]:
                 continue
             # A text that joins with the anchor (a second line break, say) is tokenised without one.
-            joins = ids[: len(mark)] != mark
-            found[index] = self._tokenised([texts[index]], special=False)[0] if joins else ids[len(mark) :]
+            if ids[: len(mark)] != mark:
+                found[index] = self._located([texts[index]], locate=locate)[0]
+            else:
+                found[index] = ids[len(mark) :], [end - len(self._anchor) for end in ends[len(mark) :]]
         return found
 
     def _tokenised(self, texts: list[str], *, special: bool) -> list[list[int]]:
         # `verbose` would warn of texts beyond the model's length, which are cut later.
         made = self._tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)
         return [list(ids) for ids in made["input_ids"]]
+
+    def _located(self, texts: list[str], *, locate: bool) -> list[tuple[list[int], list[int]]]:
+        if not locate:
+            return [(ids, []) for ids in self._tokenised(texts, special=False)]
+        made = self._tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
+        )
+        pairs = zip(made["input_ids"], made["offset_mapping"], strict=True)
+        return [(list(ids), [end for _, end in offsets]) for ids, offsets in pairs]
+
+
+def _labels(segment: Segment, ids: list[int], ends: list[int]) -> list[int]:
+    if not segment.supervised:
+        return [IGNORED] * len(ids)
+    if segment.spans is None:
+        return ids
+    return [token if trained else IGNORED for token, trained in zip(ids, _within(segment.spans, ends), strict=True)]
+
+
+def _within(spans: tuple[Span, ...], ends: list[int]) -> Iterator[bool]:
+    """Which tokens have a character in one of the spans.
+
+    A token is taken to start where the one before it ends: tokenizers differ in which of two tokens a space belongs
+    to. Of a character that is spread over several tokens, all end where it does, and they go together.
+    """
+    start, trained = 0, False
+    for end in ends:
+        if end > start:
+            trained = any(start < last and end > first for first, last in spans)
+            start = end
+        yield trained
 
 
 def _own_front(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -101,7 +101,7 @@ class Examples(torch.utils.data.Dataset[dict[str, list[int]]]):
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the rows of one set: `rows = used + bad + dropped + held_out`.
+    """What became of the rows of one set: `rows = used + bad + dropped + held_out + without_code`.
 
     Attributes:
         rows: read from the source; for a holdout, drawn from the training rows.
@@ -113,6 +113,7 @@ class Counts:
         tokens: of all examples.
         supervised_tokens: those of `tokens` that are trained on, or the labels of a classifier's examples.
         labels: how many examples have each label, by its name; empty without choices of a classifier.
+        without_code: without a code block, where only those are trained.
     """
 
     rows: int
@@ -124,6 +125,7 @@ class Counts:
     tokens: int
     supervised_tokens: int
     labels: Mapping[str, int] = field(default_factory=dict)
+    without_code: int = 0
 
     def summary(self) -> str:
         """`7,470 of 7,473 (12 cut at the end, 3 bad), 1,234,567 tokens, 37 % of them supervised`.
@@ -135,6 +137,7 @@ class Counts:
             "bad": self.bad,
             "dropped as too long": self.dropped,
             "held out": self.held_out,
+            "without code": self.without_code,
         }
         left_out = ", ".join(f"{number:,} {what}" for what, number in named.items() if number)
         rows = f"{self.used:,} of {self.rows:,}" + (f" ({left_out})" if left_out else "")
@@ -163,11 +166,14 @@ class DataCounts:
         return f"train {self.train.summary()}{evaluated}"
 
 
-def count(examples: Examples, *, rows: int, bad: int = 0, dropped: int = 0, held_out: int = 0) -> Counts:
+def count(
+    examples: Examples, *, rows: int, bad: int = 0, dropped: int = 0, held_out: int = 0, without_code: int = 0
+) -> Counts:
     """Add what the examples say to what became of the rows."""
     truncated = sum(examples.truncated(index) for index in range(len(examples)))
     tokens, supervised = sum(examples.lengths), sum(examples.supervised)
-    return Counts(rows, len(examples), bad, dropped, held_out, truncated, tokens, supervised, examples.label_counts)
+    labels = examples.label_counts
+    return Counts(rows, len(examples), bad, dropped, held_out, truncated, tokens, supervised, labels, without_code)
 
 
 def _little_endian(ids: array[int]) -> bytes:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gora.data.chat import Chat
 from gora.data.classification import Classification
 from gora.data.instruction import Instruction
-from gora.data.rows import BadRow, Rows, Unusable
+from gora.data.rows import BadRow, Rows, Untrained, Unusable
 from gora.data.wording import did_you_mean, quoted
 from gora.errors import InputError
 from gora.recipe.schema import DataSection, Head
@@ -55,8 +55,8 @@ def segments_of(rows: Rows, fmt: Format) -> tuple[list[Any], list[BadRow]]:
     """Bring every row into the format.
 
     Returns:
-        What each row was read as, None where it cannot be used; and all bad rows of the source, the unreadable ones
-        included, in its order.
+        What each row was read as, None where it is left out; and all bad rows of the source, the unreadable ones
+        included, in its order. A row without anything to train is left out and is not bad.
 
     Raises:
         InputError: a column that the format reads is in no row at all.
@@ -67,6 +67,8 @@ def segments_of(rows: Rows, fmt: Format) -> tuple[list[Any], list[BadRow]]:
     for index, row in enumerate(rows.rows):
         try:
             found.append(fmt.read(row))
+        except Untrained:
+            found.append(None)
         except Unusable as fault:
             found.append(None)
             bad.append(rows.unusable(index, str(fault)))

@@ -9,7 +9,7 @@ from typing import Any
 from gora.data.choices import choice_of
 from gora.data.columns import RowTemplate
 from gora.data.rows import Unusable
-from gora.data.segments import Segment, column_of, joined
+from gora.data.segments import Segment, code_only, column_of, joined
 from gora.data.wording import described
 from gora.recipe.schema import DataSection
 
@@ -63,7 +63,10 @@ class Instruction:
 
     def segments(self, row: dict[str, Any]) -> list[Segment]:
         """The prompt, unsupervised, and the response; raises Unusable."""
-        return [Segment(self.prompt(row), False), Segment(self._separator + self._response(row), True)]
+        response = self._response(row)
+        answer = Segment(self._separator + response, True)
+        answer = code_only(answer, response) if self._data.supervise == "code" else answer
+        return [Segment(self.prompt(row), False), answer]
 
     def prompt(self, row: dict[str, Any]) -> str:
         """What stands before the response; raises Unusable."""

@@ -54,6 +54,11 @@ class _Formatted:
     """What each row was read as, None where it cannot be used."""
     bad: list[BadRow]
 
+    @property
+    def without_code(self) -> int:
+        """Rows that are read and as they should be, but have no code block, where only those are trained."""
+        return self.rows.read - len(self.bad) - sum(one is not None for one in self.read)
+
 
 def prepare(
     data: DataSection,
@@ -80,6 +85,7 @@ def prepare(
     """
     if data.eval is not None and data.holdout:
         raise InputError("data.eval and data.holdout both name rows to evaluate on. Use one of them.")
+    _refuse_code_only(data, tokenizer, encoder_decoder)
     encode, shape = _encoding(data, tokenizer, head, encoder_decoder)
     _warn_of_length(data, tokenizer, say)
     # Both sources are checked before either is tokenised, which is what takes the time.
@@ -94,13 +100,14 @@ def prepare(
     if evaluated is not None:
         eval_set, eval_counts = _encoded(data, evaluated, encode, shape)
     elif data.holdout:
-        train_set, eval_set = _hold_out(train_set, data.holdout, seed)
+        train_set, eval_set = _hold_out(train_set, data.holdout, seed, train_counts)
         train_counts = count(
             train_set,
             rows=train_counts.rows,
             bad=train_counts.bad,
             dropped=train_counts.dropped,
             held_out=data.holdout,
+            without_code=train_counts.without_code,
         )
         eval_counts = count(eval_set, rows=data.holdout)
     return PreparedData(train_set, eval_set, DataCounts(train_counts, eval_counts), train_set.fingerprint())
@@ -143,7 +150,13 @@ def _encoded(data: DataSection, source: _Formatted, encode: Encode, shape: dict[
     encoded = list(encode(read for read in source.read if read is not None))
     kept = [(one, source.rows.where(index)) for one, index in zip(encoded, usable, strict=True) if one is not None]
     examples = Examples([one for one, _ in kept], [place for _, place in kept], **shape)
-    counts = count(examples, rows=source.rows.read, bad=len(source.bad), dropped=len(encoded) - len(kept))
+    counts = count(
+        examples,
+        rows=source.rows.read,
+        bad=len(source.bad),
+        dropped=len(encoded) - len(kept),
+        without_code=source.without_code,
+    )
     if not kept:
         raise _nothing_left(data, source, counts)
     return examples, counts
@@ -151,22 +164,45 @@ def _encoded(data: DataSection, source: _Formatted, encode: Encode, shape: dict[
 
 def _nothing_left(data: DataSection, source: _Formatted, counts: Counts) -> InputError:
     reasons = [f"{counts.bad:,} of its {counts.rows:,} rows cannot be used."] if counts.bad else []
+    if counts.without_code:
+        reasons.append(f"{_without_code(counts)}.")
     if counts.dropped and data.overlong == "drop":
         reasons.append(f"{counts.dropped:,} are longer than data.max_length, {data.max_length} tokens.")
     elif counts.dropped:
-        reasons.append(f"In {counts.dropped:,} the prompt alone fills data.max_length, {data.max_length} tokens.")
+        before = "what comes before the code" if data.supervise == "code" else "the prompt alone"
+        reasons.append(f"In {counts.dropped:,} {before} fills data.max_length, {data.max_length} tokens.")
     return InputError(f"{source.rows.name} leaves no token to train on ({source.fmt.title}).", reasons)
 
 
-def _hold_out(examples: Examples, holdout: int, seed: int) -> tuple[Examples, Examples]:
+def _without_code(counts: Counts) -> str:
+    rows = f"{counts.without_code:,} of its {counts.rows:,} rows have no fenced code block"
+    return f"{rows}; `data.supervise: response` trains whole answers"
+
+
+def _hold_out(examples: Examples, holdout: int, seed: int, counts: Counts) -> tuple[Examples, Examples]:
     total = len(examples)
     if holdout >= total:
         raise InputError(
-            f"data.holdout is {holdout:,}, but there are {total:,} usable rows, and some must be left to train on."
+            f"data.holdout is {holdout:,}, but there are {total:,} usable rows, and some must be left to train on.",
+            [_without_code(counts)] if counts.without_code else [],
         )
     drawn = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:holdout].tolist()
     held = set(drawn)
     return examples.subset([index for index in range(total) if index not in held]), examples.subset(sorted(drawn))
+
+
+def _refuse_code_only(data: DataSection, tokenizer: PreTrainedTokenizerBase, encoder_decoder: bool) -> None:
+    if data.supervise != "code":
+        return
+    if encoder_decoder:
+        raise InputError(
+            "data.supervise: code needs a decoder-only model: a decoder that sees the prompt through an encoder has no "
+            "place for text that is read and not trained. Use `response`."
+        )
+    if not tokenizer.is_fast:
+        raise InputError(
+            "data.supervise: code needs a fast tokenizer, which tells where its tokens lie. Use `response`."
+        )
 
 
 def _warn_of_length(data: DataSection, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> None:

@@ -8,6 +8,10 @@ class Unusable(ValueError):
     """A row cannot be used; the message is the reason, without the row's place."""
 
 
+class Untrained(Exception):
+    """A row is as it should be, but holds nothing of what the recipe trains."""
+
+
 @dataclass(frozen=True)
 class BadRow:
     """A row that cannot be used.

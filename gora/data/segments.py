@@ -4,16 +4,66 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from gora.data.rows import Unusable
+from gora.data.code_blocks import Span, code_spans
+from gora.data.rows import Untrained, Unusable
 from gora.data.wording import did_you_mean, quoted
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of text, and whether its tokens are trained on."""
+    """A piece of text, which is tokenised on its own.
+
+    Attributes:
+        text: the text.
+        supervised: whether a model writes it, so that its tokens are trained on.
+        spans: the parts of a supervised text that are trained, start and end in characters; None is all of it.
+    """
 
     text: str
     supervised: bool
+    spans: tuple[Span, ...] | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether any part of it is trained."""
+        return self.supervised and self.spans != ()
+
+
+def code_only(segment: Segment, answer: str) -> Segment:
+    """The same text, of which only code blocks are trained, and what ends the turn behind the answer.
+
+    The end belongs to it because a model that never learns to end an answer would not stop. An answer that starts with
+    code is trained from the very start of its segment, where a template may have put a space.
+
+    Args:
+        segment: a supervised segment.
+        answer: what it says, without what a template puts around it.
+
+    Raises:
+        Unusable: the segment does not hold the answer.
+    """
+    body = answer.strip()
+    before, found, _ = segment.text.partition(body)
+    if not found:
+        raise Unusable("the chat template changes the answer, so that its code cannot be found (`data.supervise`)")
+    spans = [(len(before) + start, len(before) + end) for start, end in code_spans(body)]
+    if spans:
+        if spans[0][0] == len(before):
+            spans[0] = (0, spans[0][1])
+        spans.append((len(before) + len(body), len(segment.text)))
+    return Segment(segment.text, True, tuple(spans))
+
+
+def merged(one: Segment, other: Segment) -> Segment:
+    """Two neighbours of one kind as one segment."""
+    if one.spans is None and other.spans is None:
+        return Segment(one.text + other.text, one.supervised)
+    shifted = ((len(one.text) + start, len(one.text) + end) for start, end in _spans(other))
+    return Segment(one.text + other.text, one.supervised, (*_spans(one), *shifted))
+
+
+def _spans(segment: Segment) -> Iterable[Span]:
+    return ((0, len(segment.text)),) if segment.spans is None else segment.spans
 
 
 def column_of(row: dict[str, Any], column: str) -> Any:
@@ -24,26 +74,29 @@ def column_of(row: dict[str, Any], column: str) -> Any:
 
 
 def joined(segments: Iterable[Segment]) -> list[Segment]:
-    """Neighbours of one kind as one segment, without empty ones, and without what follows the last supervised one.
+    """Neighbours of one kind as one segment, without empty ones, and without what follows the last trained one.
 
     What follows is never predicted, so it would only cost time.
 
     Raises:
         Unusable: nothing is supervised, or the text cannot be written as UTF-8.
+        Untrained: nothing of what is supervised is trained.
     """
-    merged: list[Segment] = []
+    found: list[Segment] = []
     for segment in segments:
-        if merged and merged[-1].supervised == segment.supervised:
-            merged[-1] = Segment(merged[-1].text + segment.text, segment.supervised)
+        if found and found[-1].supervised == segment.supervised:
+            found[-1] = merged(found[-1], segment)
         elif segment.text:
-            merged.append(segment)
-    while merged and not merged[-1].supervised:
-        merged.pop()
-    if not merged:
+            found.append(segment)
+    if not any(segment.supervised for segment in found):
         raise Unusable("the response has no text: there is nothing to train on")
-    for segment in merged:
+    while found and not found[-1].trained:
+        found.pop()
+    if not found:
+        raise Untrained
+    for segment in found:
         check_text(segment.text)
-    return merged
+    return found
 
 
 def check_text(text: str) -> None:

@@ -86,17 +86,28 @@ class Problem:
 
 @dataclass
 class Document:
-    """The values of a recipe as they were written, where each was written, and what is wrong so far."""
+    """The values of a recipe as they were written, where each was written, and what is wrong so far.
+
+    `files` are those that it was read from: the recipe itself, then the one that it extends, and so on.
+    """
 
     origin: str
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[KeyPath, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.files = self.files or [self.origin]
 
     def place(self, key: KeyPath) -> Place:
         """Where the key was written, or else the nearest section around it, or else the file."""
         written = (key[:length] for length in range(len(key), 0, -1) if key[:length] in self.places)
         return next((self.places[near] for near in written), Place(self.origin))
+
+    def distance(self, place: Place) -> int:
+        """How far a place is from the last word: 0 on the command line, 1 in the recipe, 2 in the one it extends."""
+        return self.files.index(place.origin) + 1 if place.origin in self.files else 0
 
     def value(self, key: KeyPath) -> Any:
         """The value of a key; None when there is none."""

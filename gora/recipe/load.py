@@ -20,8 +20,8 @@ from gora.recipe.document import (
     Unreadable,
     compose,
     dump,
-    read_document,
 )
+from gora.recipe.extends import EXTENDS, read_extended
 from gora.recipe.messages import explain, key_path, known_keys
 from gora.recipe.rules import Contradiction, contradictions
 from gora.recipe.schema import Recipe
@@ -32,7 +32,7 @@ class LoadedRecipe:
     """A recipe that is valid and free of contradictions.
 
     Args:
-        name: the file's name without its ending.
+        name: the file's name without its ending; of a built-in recipe its own, with dashes for slashes.
         origin: the file.
         recipe: the settings; `output` is always set.
     """
@@ -53,13 +53,14 @@ def load_recipe(reference: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
         InputError: there is no such recipe, or something in it or in the overrides is wrong; all of it is listed.
     """
     path = _find(reference)
-    document = read_document(path)
+    name = reference.replace("/", "-") if builtin_paths().get(reference) == path else path.stem
+    document = read_extended(path)
     for setting in overrides:
         _override(document, setting)
     recipe = _check(document)
     if recipe.output is None:
-        recipe = recipe.model_copy(update={"output": f"runs/{path.stem}"})
-    return LoadedRecipe(path.stem, document.origin, recipe)
+        recipe = recipe.model_copy(update={"output": f"runs/{name}"})
+    return LoadedRecipe(name, document.origin, recipe)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -68,8 +69,13 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """The recipe's JSON schema (draft 2020-12), for editors that complete and check YAML."""
+    """The recipe's JSON schema (draft 2020-12), for editors that complete and check YAML.
+
+    No key is required: it may stand in the recipe that is extended.
+    """
     schema = Recipe.model_json_schema()
+    for section in (schema, *schema["$defs"].values()):
+        section.pop("required", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "gora recipe"}
 
 
@@ -95,6 +101,10 @@ def _override(document: Document, setting: str) -> None:
     key = tuple(name.strip().split("."))
     if not equals or not all(key):
         document.problems.append(Problem(place, (), "expected section.key=value, as in train.epochs=3"))
+        return
+    if key == EXTENDS:
+        text = "can stand in a recipe only; give the recipe to be extended as RECIPE"
+        document.problems.append(Problem(place, key, text))
         return
     section = _reach(document, key[:-1], place)
     if section is None:
@@ -140,8 +150,8 @@ def _check(document: Document) -> Recipe:
         if not any(_overlap(key, other) for key in keys for other in unsure):
             problems.append(_locate(document, found))
     if problems:
-        # By line; what the command line says comes last.
-        problems.sort(key=lambda problem: (problem.place.origin != document.origin, problem.place.line or 0))
+        # By line, what is extended before what extends it; what the command line says comes last.
+        problems.sort(key=lambda problem: (-document.distance(problem.place), problem.place.line or 0))
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise InputError(f"{document.origin}: {count}", [str(problem) for problem in problems])
     return recipe
@@ -205,6 +215,5 @@ def _locate(document: Document, found: Contradiction) -> Problem:
     """Put a contradiction to the first of its keys that was written, an override before the file."""
     keys = [tuple(key.split(".")) for key in found.keys]
     written = [key for key in keys if key in document.places] or keys
-    overridden = [key for key in written if document.place(key).origin != document.origin]
-    key = [*overridden, *written][0]
+    key = min(written, key=lambda key: document.distance(document.place(key)))
     return Problem(document.place(key), key, found.text)

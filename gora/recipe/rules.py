@@ -147,6 +147,14 @@ def _format(recipe: Recipe) -> Iterator[Contradiction]:
 
 
 @_rule
+def _supervise(recipe: Recipe) -> Iterator[Contradiction]:
+    data = recipe.data
+    if data.supervise == "code" and data.format == "instruction" and data.choices is not None:
+        text = "the responses are choices, which have no code blocks; train all of them (response)"
+        yield Contradiction(("data.supervise", "data.choices"), text)
+
+
+@_rule
 def _template(recipe: Recipe) -> Iterator[Contradiction]:
     template = recipe.data.template
     if recipe.data.format == "chat" or template in TEMPLATES or re.search(r"\{[^{}]+\}", template):

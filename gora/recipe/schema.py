@@ -77,6 +77,8 @@ class DataSection(Section):
     template: str = "plain"
     """Text before the response: `plain`, `alpaca`, `qa`, or your own with columns as `{prompt}` (instruction). A
     classification head reads the template alone; `plain` is then the prompt as it stands."""
+    supervise: Literal["response", "code"] = "response"
+    """What is trained: whole answers, or only their fenced code blocks and their end; rows without are left out."""
     messages: str = "messages"
     """Column with a list of messages, as `role` and `content` or as `from` and `value` (chat)."""
     chat_template: str | None = None
@@ -220,6 +222,8 @@ class EvaluationSection(Section):
 class Recipe(Section):
     """A complete run: sections `model` and `data` name what is tuned on what, the rest has defaults."""
 
+    extends: Annotated[str | None, Field(exclude=True)] = None
+    """A built-in recipe, or a file beside this one, whose settings hold where this recipe has none of its own."""
     description: str = ""
     """One line for the list of recipes."""
     model: ModelSection

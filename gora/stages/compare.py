@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,47 +16,39 @@ from typing import Any
 
 from gora.errors import InputError
 from gora.files import write_json, write_text
-from gora.methods import METHODS
-from gora.recipe import dump_recipe, load_recipe
-from gora.recipe.schema import Recipe
+from gora.recipe.variants import Variants, read_variants
 from gora.report.comparison import Outcome, comparison_table, markdown, plot_curves, summarize
 from gora.runtime.console import output
 from gora.runtime.folder import RunFolder
 from gora.runtime.interrupt import StopSignal
 from gora.runtime.progress import Meter
+from gora.stages.shared_pass import SharedPass, shared_passes
+from gora.stages.trials import Trial, make_trials
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One run of a comparison.
+class Job:
+    """One command in a process of its own.
 
     Attributes:
-        label: what is compared: the method and the varied settings.
-        seed: the seed.
-        overrides: what `gora run` is told beside the recipe.
-        recipe: the resolved recipe.
-        folder: its run folder.
+        label: what progress calls it.
+        folder: its run folder, which also gets what it prints.
+        arguments: of the command `gora`.
     """
 
     label: str
-    seed: int
-    overrides: tuple[str, ...]
-    recipe: Recipe
     folder: RunFolder
-
-    @property
-    def finished(self) -> bool:
-        """Whether an earlier comparison has run it to the end."""
-        return self.folder.evaluation.exists()
+    arguments: tuple[str, ...]
 
 
 def compare(
     reference: str,
     overrides: Sequence[str],
     *,
-    methods: Sequence[str],
+    methods: Sequence[str] = (),
     seeds: Sequence[int],
     vary: Sequence[str] = (),
+    variants: str | None = None,
     jobs: int = 1,
     destination: Path,
 ) -> list[Outcome]:
@@ -67,94 +57,101 @@ def compare(
     Args:
         reference: the recipe, as `gora run` takes it.
         overrides: settings that all runs share.
-        methods: values of `adapter.method`; `all` is every one.
+        methods: values of `adapter.method`; `all` is every one, none is the recipe's own.
         seeds: values of `seed`.
         vary: `section.key=v1,v2`; all combinations are run.
+        variants: a file of named variants, or the name of a built-in comparison.
         jobs: runs at a time on each device.
         destination: a folder for the runs and the results.
 
     Raises:
-        InputError: a combination is no valid recipe, or a folder holds a run of other settings.
+        InputError: there is nothing to compare, a combination is no valid recipe, or a folder holds a run of other
+            settings.
     """
-    trials = _trials(reference, overrides, _methods(methods), seeds, vary, destination)
-    for trial in trials:
-        _refuse_other_run(trial)
-    open_trials = [trial for trial in trials if not trial.finished]
-    output.say(f"compare   {len(trials)} runs, {len(trials) - len(open_trials)} of them finished before")
-    failures = _run_all(reference, open_trials, jobs)
+    if not methods and not vary and variants is None:
+        raise InputError("There is nothing to compare. Give --methods, --variants or --vary.")
+    wanted = read_variants(variants) if variants is not None else Variants(())
+    trials = make_trials(
+        reference,
+        overrides,
+        methods=methods,
+        variants=wanted.variants,
+        vary=vary,
+        seeds=seeds,
+        destination=destination,
+    )
+    passes = shared_passes(trials, destination) if wanted.share_gradients else []
+    failures = _run_what_is_open(reference, trials, passes, jobs)
     outcomes = [_outcome(trial, failures) for trial in trials]
     _publish(outcomes, destination)
     return outcomes
 
 
-def _methods(wanted: Sequence[str]) -> list[str]:
-    if list(wanted) == ["all"]:
-        return list(METHODS)
-    if unknown := [name for name in wanted if name not in METHODS]:
-        raise InputError(f"--methods: {', '.join(unknown)} is none of {', '.join(METHODS)}.")
-    return list(wanted)
+def _run_what_is_open(
+    reference: str, trials: Sequence[Trial], passes: Sequence[SharedPass], jobs: int
+) -> dict[Path, str]:
+    """Collect the shared gradients, then run what is not finished; returns why those that failed did."""
+    unfinished = [trial for trial in trials if not trial.finished]
+    output.say(f"compare   {len(trials)} runs, {len(trials) - len(unfinished)} of them finished before")
+    needed = [shared for shared in passes if shared.needed]
+    if needed:
+        output.say(f"gradients {len(needed)} passes for {sum(len(shared.trials) for shared in needed)} runs")
+    failures = _run_all("passes", [_pass_job(reference, shared) for shared in needed], jobs)
+    for shared in needed:
+        if reason := failures.pop(shared.folder.path, None):
+            failures |= {trial.folder.path: f"its gradient pass failed: {reason}" for trial in shared.trials}
+    shared_by = {trial.folder.path: shared for shared in passes for trial in shared.trials}
+    ready = [trial for trial in unfinished if trial.folder.path not in failures]
+    failures |= _run_all("runs", [_job(reference, trial, shared_by.get(trial.folder.path)) for trial in ready], jobs)
+    for shared in passes:
+        if shared.drop_if_done():
+            output.say(f"gradients {shared.folder.gradients} is deleted: every run that starts from it is finished")
+    return failures
 
 
-def _trials(
-    reference: str,
-    overrides: Sequence[str],
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    vary: Sequence[str],
-    destination: Path,
-) -> list[Trial]:
-    axes = [_axis(text) for text in vary]
-    trials = []
-    for method, *settings in itertools.product(methods, *axes):
-        label = " ".join([method, *(setting.rpartition(".")[2] for setting in settings)])
-        for seed in seeds:
-            folder = destination / "runs" / re.sub(r"[^\w.+=-]+", "_", f"{label} seed={seed}")
-            mine = (*overrides, f"adapter.method={method}", *settings, f"seed={seed}", f"output={folder}")
-            trials.append(Trial(label, seed, mine, load_recipe(reference, mine).recipe, RunFolder.of(str(folder))))
-    return trials
+def _job(reference: str, trial: Trial, shared: SharedPass | None) -> Job:
+    begun = trial.folder.plan.exists() or trial.folder.newest_checkpoint() is not None
+    kept = ("--from-gradients", str(shared.folder.gradients)) if shared else ()
+    how = "--resume" if begun else "--overwrite"
+    return Job(trial.label, trial.folder, ("run", reference, *_set(trial.overrides), how, *kept))
 
 
-def _axis(text: str) -> list[str]:
-    key, equals, values = text.partition("=")
-    if not equals or not all(values.split(",")):
-        raise InputError(f"--vary {text}: section.key=v1,v2 is expected, as in train.learning_rate=1e-4,5e-4.")
-    return [f"{key}={value}" for value in values.split(",")]
+def _pass_job(reference: str, shared: SharedPass) -> Job:
+    how = "--resume" if shared.folder.partial.exists() and not shared.folder.plan.exists() else "--overwrite"
+    arguments = ("precompute", reference, *_set(shared.overrides), "--keep-gradients", "fp32", how)
+    return Job(f"seed {shared.trials[0].seed}", shared.folder, arguments)
 
 
-def _refuse_other_run(trial: Trial) -> None:
-    path = trial.folder.recipe
-    if not path.exists():
-        return
-    # A folder may have been copied from another machine: where it lay does not count.
-    same = [re.sub(r"(?m)^output:.*\n", "", text) for text in (path.read_text(), dump_recipe(trial.recipe))]
-    if same[0] != same[1]:
-        raise InputError(f"{trial.folder.path} holds a run of other settings. Delete it, or give another --output.")
+def _set(overrides: Sequence[str]) -> list[str]:
+    return [part for setting in overrides for part in ("--set", setting)]
 
 
-def _run_all(reference: str, trials: Sequence[Trial], jobs: int) -> dict[Path, str]:
-    """Run the trials; returns why those that failed did."""
+def _run_all(what: str, jobs: Sequence[Job], at_once: int) -> dict[Path, str]:
+    """Run the commands; returns why those that failed did, by folder."""
     from torch.cuda import device_count
 
-    places = list(range(device_count() or 1)) * jobs
+    if not jobs:
+        return {}
+    places = list(range(device_count() or 1)) * at_once
     free, failures, running = list(places), {}, []
     lock = threading.Lock()
 
-    def run(trial: Trial) -> None:
+    def run(job: Job) -> None:
         with lock:
             place = free.pop(0)
         try:
-            process = _start(reference, trial, place, len(places))
+            process = _start(job, place, len(places))
             running.append(process)
             code = process.wait()
             if code:
-                failures[trial.folder.path] = _reason(trial, code)
+                failures[job.folder.path] = _reason(job, code)
         finally:
             with lock:
                 free.append(place)
-                meter.advance(facts=trial.label)
+                meter.advance(facts=job.label)
 
-    with Meter(output, "runs", len(trials)) as meter, ThreadPoolExecutor(len(places)) as pool:
-        waiting = [pool.submit(run, trial) for trial in trials]
+    with Meter(output, what, len(jobs)) as meter, ThreadPoolExecutor(len(places)) as pool:
+        waiting = [pool.submit(run, job) for job in jobs]
         try:
             for each in waiting:
                 each.result()
@@ -168,20 +165,18 @@ def _run_all(reference: str, trials: Sequence[Trial], jobs: int) -> dict[Path, s
     return failures
 
 
-def _start(reference: str, trial: Trial, place: int, places: int) -> subprocess.Popen[str]:
-    trial.folder.path.mkdir(parents=True, exist_ok=True)
-    arguments = [part for setting in trial.overrides for part in ("--set", setting)]
-    begun = trial.folder.plan.exists() or trial.folder.newest_checkpoint() is not None
-    command = [sys.executable, "-m", "gora", "run", reference, *arguments, "--resume" if begun else "--overwrite"]
+def _start(job: Job, place: int, places: int) -> subprocess.Popen[str]:
+    job.folder.path.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "gora", *job.arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // places))}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[place] if visible else str(place)
-    with open(trial.folder.path / "output.txt", "w", encoding="utf-8") as stream:
+    with open(job.folder.path / "output.txt", "w", encoding="utf-8") as stream:
         return subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, text=True)
 
 
-def _reason(trial: Trial, code: int) -> str:
-    lines = (trial.folder.path / "output.txt").read_text(encoding="utf-8").strip().splitlines()
+def _reason(job: Job, code: int) -> str:
+    lines = (job.folder.path / "output.txt").read_text(encoding="utf-8").strip().splitlines()
     said = [line.removeprefix("gora: ") for line in lines if line.startswith("gora: ")]
     return (said or lines or [f"exit code {code}"])[-1]
 

@@ -79,7 +79,7 @@ def check_same_recipe(checkpoint: Path, recipe: Recipe, folder: RunFolder) -> No
         InputError: listing what differs.
     """
     origin = _read_origin(checkpoint)
-    begun, now = _flat(origin["recipe"]), _flat(recipe.model_dump(mode="json"))
+    begun, now = flat(origin["recipe"]), flat(recipe.model_dump(mode="json"))
     keys = sorted((begun.keys() | now.keys()) - _FREE_TO_CHANGE)
     differing = [
         f"{key}: {begun.get(key)!r} when the run began, {now.get(key)!r} now"
@@ -148,11 +148,12 @@ def plan_differences(plan: Plan, recipe: Recipe) -> list[str]:
     ]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a recipe by dotted key, such as `train.epochs`."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            found[f"{prefix}{key}"] = value
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from shlex import quote
 
 from rich.table import Table
@@ -19,7 +20,7 @@ from gora.runtime.folder import RunFolder
 from gora.runtime.progress import clock
 from gora.stages.evaluate import closing_job, evaluate, unfinished
 from gora.stages.merge import merge
-from gora.stages.precompute import precompute
+from gora.stages.precompute import plan_again, precompute
 from gora.stages.setup import begin
 from gora.stages.train import Trained, train
 from gora.training.engines import refuse_what_cannot_train
@@ -29,6 +30,7 @@ def run(
     recipe: Recipe,
     *,
     merge_too: bool = False,
+    gradients: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     allow_code_execution: bool = False,
@@ -39,6 +41,7 @@ def run(
     Args:
         recipe: the recipe.
         merge_too: also write the merged model to `<output>/merged`.
+        gradients: a folder of kept gradients to make the plan from, instead of a gradient pass.
         resume: keep the plan and go on from the newest checkpoint of an interrupted run.
         overwrite: replace everything that an earlier run left in the folder.
         allow_code_execution: let programs run that the trained model writes for a task.
@@ -57,8 +60,14 @@ def run(
     job = closing_job(recipe, allow_code_execution=allow_code_execution, trust_remote_code=trust_remote_code)
     job.check()
     needs_plan = METHODS[recipe.adapter.method].needs_plan
+    if gradients is not None and not needs_plan:
+        raise InputError(f"--from-gradients: the method {recipe.adapter.method} makes no plan. Leave it out.")
     if needs_plan and not (resume and folder.plan.exists()):
-        precompute(recipe, resume=resume, overwrite=not resume, trust_remote_code=trust_remote_code)
+        if gradients is None:
+            precompute(recipe, resume=resume, overwrite=not resume, trust_remote_code=trust_remote_code)
+        elif world.main:
+            plan_again(recipe, gradients, overwrite=not resume)
+        world.barrier()
         output.say()
     if resume and folder.evaluation.exists():
         trained = _finished(folder)

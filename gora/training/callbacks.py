@@ -68,7 +68,8 @@ class Report(TrainerCallback):
             norm = {"grad_norm": float(logs["grad_norm"])} if "grad_norm" in logs else {}
             values = {"epoch": state.epoch, "loss": logs["loss"], **norm, **self._rates}
             rate = {"tokens_per_second": round(self._meter.tokens_per_second, 1)}
-            self._metrics.add(state.global_step, **values, tokens=int(state.num_input_tokens_seen), **rate)
+            rows = {"rows": logs["rows"]} if "rows" in logs else {}
+            self._metrics.add(state.global_step, **values, **rows, tokens=int(state.num_input_tokens_seen), **rate)
         elif "eval_loss" in logs:
             self._metrics.add(state.global_step, epoch=state.epoch, eval_loss=logs["eval_loss"])
             self._output.say(f"step {state.global_step}: evaluation loss {logs['eval_loss']:.4f}")

@@ -24,6 +24,7 @@ from gora.runtime.folder import RunFolder
 from gora.runtime.precision import Precision, autocast
 from gora.runtime.world import World
 from gora.training.engines import engine_arguments, make_optimizer
+from gora.training.footing import rows_checksum
 from gora.training.groups import parameter_groups
 from gora.training.schedule import make_schedule
 
@@ -78,6 +79,7 @@ class GoraTrainer(Trainer):
         self._supervised = collator.supervised
         self._method, self._lr_ratio, self._evaluate_loss = method, lr_ratio, evaluate_loss
         self._stage: Path | None = None
+        self._rows_seen: torch.Tensor | None = None
         self.last_evaluation = (-1, 0.0)
         super().__init__(
             model=model,
@@ -138,9 +140,18 @@ class GoraTrainer(Trainer):
         counts = [self._supervised(batch["labels"]) for batch in batch_samples]
         if not counts:
             return None
+        self._rows_seen = torch.stack([rows_checksum(batch) for batch in batch_samples]).sum().to(device)
         total = torch.stack(counts).sum().to(device)
         self._world.sum_everywhere(total)
         return total
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add which rows the step was taken on; see `rows_checksum`."""
+        if "loss" in logs and self._rows_seen is not None:
+            seen = self._rows_seen.clone()
+            self._world.sum_everywhere(seen)
+            logs["rows"] = f"{seen.item() % 2**64:016x}"  # type: ignore[assignment]
+        super().log(logs, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Mean loss per supervised token, which does not depend on how rows fall into micro-batches."""
