@@ -51,11 +51,11 @@ def test_methods_are_compared_in_processes_of_their_own_and_finished_runs_are_no
         row = rows[f"{name} max_length=128"]
         folder = tmp_path / "made" / "runs" / f"{name}_max_length=128_seed=0"
         result = json.loads((folder / "evaluation.json").read_text())
-        assert row["final"] == result["loss"]["final"]
+        assert row["loss"]["mean"] == result["loss"]["final"]
         assert row["trainable"] == result["trainable_parameters"] > 0
         assert row["seeds"] == [0]
         failed = rows[f"{name} max_length=8"]
-        assert failed["final"] is None
+        assert failed["loss"] is None
         assert "leaves no token to train on" in failed["failures"][0]
     assert (tmp_path / "made" / "comparison.png").stat().st_size > 1000
     table = (tmp_path / "made" / "comparison.md").read_text()
@@ -257,11 +257,30 @@ def outcome(label, seed, final, failure=None):
 def test_rows_hold_mean_and_sample_deviation_and_a_failed_seed_is_named():
     runs = [outcome("a", 0, 1.0), outcome("a", 1, 2.0), outcome("b", 0, 1.2), outcome("b", 1, 0, "it broke")]
     first, second = summarize(runs)
-    assert (first.final, first.seeds) == (1.5, (0, 1))
-    assert first.deviation == pytest.approx(0.5**0.5)
-    assert (second.final, second.deviation, second.seeds) == (1.2, 0.0, (0,))
+    assert (first.loss.mean, first.seeds) == (1.5, (0, 1))
+    assert first.loss.deviation == pytest.approx(0.5**0.5)
+    assert (second.loss.mean, second.loss.deviation, second.seeds) == (1.2, 0.0, (0,))
     assert second.failures == ("seed 1: it broke",)
     lines = markdown([first, second]).splitlines()
     assert "*1.5000 ± 0.7071*" in lines[2]
     assert "**1.2000 ± 0.0000**" in lines[3]
     assert "failed: seed 1: it broke" in lines[4]
+
+
+def with_task(run, value):
+    run.result["tasks"] = {"gsm8k": {"trained": {"metrics": {"exact_match": value, "marked": 1.0}}}}
+    return run
+
+
+def test_the_main_figure_of_a_task_has_a_column_in_which_more_is_better():
+    runs = [with_task(outcome("a", seed, 1.0), value) for seed, value in enumerate((0.2, 0.4))]
+    runs += [with_task(outcome("b", seed, 2.0), value) for seed, value in enumerate((0.5, 0.5))]
+    # One of its seeds has not finished the task.
+    runs += [with_task(outcome("c", 0, 3.0), 0.9), outcome("c", 1, 3.0)]
+    rows = summarize(runs)
+    assert rows[0].tasks["gsm8k exact_match"].mean == pytest.approx(0.3)
+    assert rows[0].tasks["gsm8k exact_match"].deviation == pytest.approx(0.02**0.5)
+    head, _, *lines = markdown(rows).splitlines()
+    column = [cell.strip() for cell in head.split("|")].index("gsm8k exact_match")
+    cells = [line.split("|")[column].strip() for line in lines]
+    assert cells == ["*0.3000 ± 0.1414*", "**0.5000 ± 0.0000**", ""]

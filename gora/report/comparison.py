@@ -9,10 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from gora.files import publish
 
-_TITLES = ("method", "seeds", "evaluation loss", "at the start", "trainable", "seconds", "peak memory")
+_FRONT = ("method", "seeds", "evaluation loss")
+_BACK = ("at the start", "trainable", "seconds", "peak memory")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Mean and sample standard deviation over seeds; the deviation is 0 for one seed."""
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Figure:
+        """Of at least one value."""
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} ± {self.deviation:.4f}"
 
 
 @dataclass(frozen=True)
@@ -41,8 +59,8 @@ class Row:
     Attributes:
         label: what is compared.
         seeds: those that worked.
-        final: mean evaluation loss.
-        deviation: sample standard deviation of it; 0 for one seed.
+        loss: evaluation loss after training.
+        tasks: the main figure of each task that all of these seeds have finished, by task and metric.
         initial: mean evaluation loss with the initial adapter.
         trainable: trained parameters, the mean over seeds.
         seconds: mean training time.
@@ -52,8 +70,8 @@ class Row:
 
     label: str
     seeds: tuple[int, ...]
-    final: float | None
-    deviation: float | None
+    loss: Figure | None
+    tasks: dict[str, Figure]
     initial: float | None
     trainable: float | None
     seconds: float | None
@@ -74,11 +92,15 @@ def summarize(outcomes: Iterable[Outcome]) -> list[Row]:
 
 
 def comparison_table(rows: Sequence[Row]) -> Table:
-    """For the terminal; the best is bold, the second best underlined."""
-    table = Table(*_TITLES, title="Comparison")
-    styles = dict(zip(_ranking(rows), ("bold", "underline"), strict=False))
+    """For the terminal; in every column of results the best is bold and the second best underlined."""
+    tasks = _tasks(rows)
+    table = Table(*_FRONT, *tasks, *_BACK, title="Comparison")
+    marks = {"best": "bold", "second": "underline"}
     for row in rows:
-        table.add_row(*_cells(row), style=styles.get(row.label))
+        cells = [Text(cell) for cell in _cells(row, tasks)]
+        for column, place in _places(row, rows, tasks).items():
+            cells[column].stylize(marks[place])
+        table.add_row(*cells)
         for failure in row.failures:
             table.add_row("", f"failed: {failure}", style="yellow")
     return table
@@ -86,12 +108,14 @@ def comparison_table(rows: Sequence[Row]) -> Table:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The same as a Markdown table; the best is bold, the second best in italics."""
-    marks = dict(zip(_ranking(rows), ("**", "*"), strict=False))
-    lines = [f"| {' | '.join(_TITLES)} |", "|---" * len(_TITLES) + "|"]
+    tasks = _tasks(rows)
+    titles = (*_FRONT, *tasks, *_BACK)
+    marks = {"best": "**", "second": "*"}
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in rows:
-        cells = _cells(row)
-        if mark := marks.get(row.label):
-            cells[2] = f"{mark}{cells[2]}{mark}"
+        cells = _cells(row, tasks)
+        for column, place in _places(row, rows, tasks).items():
+            cells[column] = f"{marks[place]}{cells[column]}{marks[place]}"
         lines.append(f"| {' | '.join(cells)} |")
         lines += [f"| | failed: {failure} |" for failure in row.failures]
     return "\n".join(lines) + "\n"
@@ -133,22 +157,17 @@ def _row(label: str, runs: Sequence[Outcome]) -> Row:
     failures = [f"seed {run.seed}: {run.failure}" for run in runs if run.failure is not None]
     failures += [f"seed {run.seed}: no evaluation rows" for run in runs if run.failure is None and run not in done]
     if not done:
-        return Row(label, (), None, None, None, None, None, None, tuple(failures))
-    finals = [run.result["loss"]["final"] for run in done]
+        return Row(label, (), None, {}, None, None, None, None, tuple(failures))
 
     def mean(*keys: str) -> float:
-        values = [run.result for run in done]
-        for key in keys:
-            values = [value[key] for value in values]
-        return statistics.fmean(values)  # type: ignore[arg-type]
+        return statistics.fmean(_found(run, *keys) for run in done)
 
     peaks = [run.result["peak_bytes"].get("gpu", run.result["peak_bytes"]["host"]) for run in done]
-    deviation = statistics.stdev(finals) if len(finals) > 1 else 0.0
     return Row(
         label,
         tuple(run.seed for run in done),
-        statistics.fmean(finals),
-        deviation,
+        Figure.of([_found(run, "loss", "final") for run in done]),
+        _task_figures(done),
         mean("loss", "initial"),
         mean("trainable_parameters"),
         mean("seconds"),
@@ -157,17 +176,50 @@ def _row(label: str, runs: Sequence[Outcome]) -> Row:
     )
 
 
-def _ranking(rows: Sequence[Row]) -> list[str]:
-    return [row.label for row in sorted((r for r in rows if r.final is not None), key=lambda r: r.final or 0.0)]
+def _found(run: Outcome, *keys: str) -> float:
+    value: Any = run.result
+    for key in keys:
+        value = value[key]
+    return float(value)
 
 
-def _cells(row: Row) -> list[str]:
-    if row.final is None:
-        return [row.label, *[""] * (len(_TITLES) - 1)]
+def _task_figures(done: Sequence[Outcome]) -> dict[str, Figure]:
+    values: dict[str, list[float]] = {}
+    for run in done:
+        for task, sides in run.result.get("tasks", {}).items():
+            if metrics := sides.get("trained", {}).get("metrics"):
+                name, value = next(iter(metrics.items()))
+                values.setdefault(f"{task} {name}", []).append(value)
+    return {title: Figure.of(each) for title, each in values.items() if len(each) == len(done)}
+
+
+def _tasks(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(title for row in rows for title in row.tasks))
+
+
+def _places(row: Row, rows: Sequence[Row], tasks: Sequence[str]) -> dict[int, str]:
+    """In which columns a row is the best or the second best: the least loss, the greatest figure of a task."""
+    found = {}
+    results = [(2, {each.label: -each.loss.mean for each in rows if each.loss})]
+    results += [
+        (len(_FRONT) + number, {each.label: each.tasks[task].mean for each in rows if task in each.tasks})
+        for number, task in enumerate(tasks)
+    ]
+    for column, values in results:
+        order = sorted(values, key=lambda label: -values[label])
+        if row.label in order[:2]:
+            found[column] = ("best", "second")[order.index(row.label)]
+    return found
+
+
+def _cells(row: Row, tasks: Sequence[str]) -> list[str]:
+    if row.loss is None:
+        return [row.label, *[""] * (len(_FRONT) + len(tasks) + len(_BACK) - 1)]
     return [
         row.label,
         str(len(row.seeds)),
-        f"{row.final:.4f} ± {row.deviation:.4f}",
+        str(row.loss),
+        *(str(row.tasks.get(task, "")) for task in tasks),
         f"{row.initial:.4f}",
         f"{row.trainable:,.0f}",
         f"{row.seconds:.1f}",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gora.errors import InputError
+from gora.evaluation.results import read_results
 from gora.methods import METHODS
 from gora.recipe import dump_recipe, load_recipe
 from gora.recipe.schema import Recipe
@@ -39,7 +40,8 @@ class Trial:
     @property
     def finished(self) -> bool:
         """Whether an earlier comparison has run it to the end."""
-        return self.folder.evaluation.exists()
+        done = read_results(self.folder.evaluation)
+        return self.folder.evaluation.exists() and all(task.name in done for task in self.recipe.evaluation.tasks)
 
 
 def make_trials(
