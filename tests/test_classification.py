@@ -20,9 +20,10 @@ from gora.errors import InputError
 from gora.evaluation.classify import class_logits, predict
 from gora.gradients.kept import KeptStatistics
 from gora.methods import METHODS
+from gora.models.encoders import longest_input
 from gora.models.fingerprint import base_weights, weights_fingerprint
 from gora.models.head import head_modules
-from gora.models.load import find_model, load_model, longest_input
+from gora.models.load import find_model, load_model
 from gora.models.targets import find_targets
 from gora.plan import read_plan
 from gora.recipe import load_recipe
@@ -364,6 +365,10 @@ def test_three_labels_are_merged_with_their_names(home, tmp_path):
     merge(made, tmp_path / "merged")
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
     assert merged.config.id2label == {0: "bad", 1: "good", 2: "other"}
+    loaded = AutoPeftModelForSequenceClassification.from_pretrained(made, num_labels=3)
+    its_tokenizer = AutoTokenizer.from_pretrained(made)
+    difference = class_logits(merged, its_tokenizer, TEXTS) - class_logits(loaded, its_tokenizer, TEXTS)
+    assert difference.abs().max() < 1e-5
 
 
 def test_whole_layers_besides_the_head_are_not_merged(home, tmp_path):

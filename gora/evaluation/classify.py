@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gora.data import IGNORED, Examples, LabelCollator, LabelledText, TextEncoder, padding_id
 from gora.errors import InputError
+from gora.models.encoders import knows_token_types, longest_input
 from gora.models.head import settle_padding
-from gora.models.load import knows_token_types, longest_input
 
 
 def predict(

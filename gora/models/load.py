@@ -22,11 +22,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 from transformers.utils import is_flash_attn_2_available
 
 from gora import assets
 from gora.errors import InputError
+from gora.models.encoders import make_classifier, refuse_encoder
 from gora.models.head import in_head
 from gora.recipe.schema import Head, ModelSection
 
@@ -87,9 +87,9 @@ def find_model(
     except (OSError, ValueError) as error:
         raise _explained(settings.name, path, error) from None
     if settings.head == "classification":
-        _make_classifier(settings.name, config, labels)
+        make_classifier(settings.name, config, labels)
     else:
-        _refuse_encoder(settings.name, config)
+        refuse_encoder(settings.name, config)
     return Source(path, settings.revision, trust_remote_code, config, settings.head)
 
 
@@ -155,24 +155,6 @@ def empty_model(source: Source) -> PreTrainedModel:
     with torch.device("meta"):
         model = source.family.from_config(source.config, trust_remote_code=source.trust_remote_code)
     return cast(PreTrainedModel, model)
-
-
-def knows_token_types(config: PreTrainedConfig) -> bool:
-    """Whether the model tells the texts of a pair apart by types of tokens; RoBERTa has one type only."""
-    return bool(getattr(config, "type_vocab_size", 2) > 1)
-
-
-def longest_input(model: PreTrainedModel) -> int | None:
-    """The most tokens that the model's positions allow; None where nothing says so.
-
-    RoBERTa and its kin begin to count behind the padding token's id.
-    """
-    positions: int | None = getattr(model.config, "max_position_embeddings", None)
-    if positions is None:
-        return None
-    tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
-    first = [module.padding_idx for module in tables if isinstance(module, nn.Embedding)]
-    return positions - max((index + 1 for index in first if index is not None), default=0)
 
 
 def default_device() -> torch.device:
@@ -242,32 +224,6 @@ def attention_kernel(wanted: str, dtype: torch.dtype, device: torch.device, has_
     if wanted == "auto":
         return None if reasons or not has_flash else "flash_attention_2"
     return wanted
-
-
-def _make_classifier(name: str, config: PreTrainedConfig, labels: Sequence[str] | None) -> None:
-    """Give the configuration its labels, and everything else that transformers would otherwise guess later."""
-    if config.is_encoder_decoder:
-        raise InputError(
-            f"model {name!r} is an encoder-decoder, which answers with the texts of data.choices: "
-            "give model.head: language."
-        )
-    has_code = "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {})
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING and not has_code:
-        raise InputError(f"model {name!r} ({config.model_type}) has no form for classification in transformers.")
-    if labels is not None:
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: number for number, label in enumerate(labels)}
-    config.problem_type = "single_label_classification"
-
-
-def _refuse_encoder(name: str, config: PreTrainedConfig) -> None:
-    """An encoder that fills masks sees the tokens that it would be trained to predict."""
-    made_for = (config.architectures or [""])[0]
-    if made_for.endswith("ForMaskedLM") and not config.is_encoder_decoder and not getattr(config, "is_decoder", False):
-        raise InputError(
-            f"model {name!r} is an encoder ({made_for}), which cannot continue a text. For labels give "
-            "model.head: classification and data.choices."
-        )
 
 
 @contextmanager

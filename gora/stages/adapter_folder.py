@@ -101,9 +101,10 @@ def read_origin(adapter: Path) -> BaseNote | None:
         return None
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
-        labels = tuple(map(str, note["labels"])) if note.get("labels") else None
-        origin = BaseNote(note["base_dtype"], note.get("base_quantization"), note["base_fingerprint"], labels)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        dtype, fingerprint = note["base_dtype"], note["base_fingerprint"]
+        labels = tuple(map(str, note["labels"])) if "labels" in note else None
+        origin = BaseNote(dtype, note.get("base_quantization"), fingerprint, labels)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
     if origin.dtype not in ("float32", "bfloat16"):
         raise InputError(f"{path}: base_dtype {origin.dtype!r} is neither float32 nor bfloat16.")

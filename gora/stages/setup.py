@@ -13,17 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gora.data import Collator, LabelCollator, PreparedData, named_template, padding_id, prepare
 from gora.errors import InputError
+from gora.models.encoders import knows_token_types, longest_input
 from gora.models.fingerprint import base_weights, config_fingerprint, weights_fingerprint
 from gora.models.head import head_modules, settle_padding
-from gora.models.load import (
-    Source,
-    default_device,
-    find_model,
-    knows_token_types,
-    load_model,
-    load_tokenizer,
-    longest_input,
-)
+from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
 from gora.models.targets import find_targets, kind_of
 from gora.plan import ModelIdentity
 from gora.recipe.schema import Recipe
