@@ -18,6 +18,7 @@ import gora.stages.train as stage
 from gora.data import LabelCollator, LabelledText, TextEncoder, format_for, sample_text
 from gora.errors import InputError
 from gora.evaluation.classify import class_logits, predict
+from gora.evaluation.task import Options
 from gora.gradients.kept import KeptStatistics
 from gora.methods import METHODS
 from gora.models.encoders import longest_input
@@ -28,6 +29,7 @@ from gora.models.targets import find_targets
 from gora.plan import read_plan
 from gora.recipe import load_recipe
 from gora.recipe.schema import DataSection, ModelSection, SourceSection
+from gora.stages.evaluate import Job, evaluate, task_jobs
 from gora.stages.loss import evaluate_loss
 from gora.stages.merge import merge
 from gora.stages.micro_batches import MicroBatches
@@ -127,6 +129,28 @@ def test_predictions_are_those_of_each_text_by_itself(finished):
     rows = sentences()[:38]
     found = predict(model, its_tokenizer, [text for text, _ in rows])
     assert sum(label == expected for label, (_, expected) in zip(found, rows, strict=True)) >= 30
+
+
+def test_run_adapter_and_merged_model_are_evaluated_by_their_likeliest_class(finished, tmp_path):
+    folder, _ = finished
+    rows = [{"sentence": text, "text": text, "label": label} for text, label in sentences()]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = AutoPeftModelForSequenceClassification.from_pretrained(folder / "adapter")
+    its_tokenizer = AutoTokenizer.from_pretrained(folder / "adapter")
+    expected = predict(loaded, its_tokenizer, [row["text"] for row in rows])
+    for subject in (folder, folder / "adapter", folder / "merged"):
+        job = Job(task_jobs(["glue/sst2", "loss"], Options(tmp_path, data=str(tmp_path / "rows.jsonl"))))
+        found = evaluate(str(subject), job, destination=tmp_path / subject.name)
+        scores = found["glue/sst2"]["trained"]
+        assert [row["predicted"] for row in scores.rows] == expected
+        right = sum(label == row["label"] for label, row in zip(expected, rows, strict=True))
+        assert scores.metrics == {"accuracy": right / len(rows)}
+        logits = class_logits(loaded, its_tokenizer, [row["text"] for row in rows])
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor([row["label"] for row in rows]))
+        assert found["loss"]["trained"].metrics["loss"] == pytest.approx(float(loss), rel=1e-4)
+    with pytest.raises(InputError, match="writes no text"):
+        job = Job(task_jobs(["gsm8k"], Options(tmp_path, data="builtin:gsm8k/test.jsonl", limit=1)))
+        evaluate(str(folder), job, destination=tmp_path)
 
 
 def test_the_plan_gives_a_rank_to_every_linear_layer_but_the_head(finished):

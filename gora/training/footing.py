@@ -20,7 +20,9 @@ def rows_checksum(batch: Mapping[str, Tensor]) -> Tensor:
         batch: `input_ids`, `attention_mask` and `labels`, padded on the right with 0 in the mask and -100.
     """
     inputs = _per_row(batch["input_ids"], batch["attention_mask"] != 0)
-    labels = _per_row(batch["labels"], batch["labels"] != -100)
+    # A classifier's row has a single label.
+    labels = batch["labels"].reshape(len(batch["labels"]), -1)
+    labels = _per_row(labels, labels != -100)
     return _mixed(_mixed(inputs) + labels).sum()
 
 
