@@ -18,7 +18,7 @@ from gora.stages.precompute import precompute
 from gora.stages.train import train
 from tests import processes
 from tests.conftest import ROOT
-from tests.processes import ENGINES, SETTINGS, STOP_AFTER, recipe
+from tests.processes import ENGINES, SETTINGS, STOP_AFTER, UNEVEN, recipe
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -130,7 +130,7 @@ def test_process_0_alone_writes_the_log(two):
 @pytest.fixture(scope="module")
 def scenarios(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenarios")
-    several(folder, "nan", "interrupt", "memory")
+    several(folder, "nan", "interrupt", "uneven", "memory")
     return folder
 
 
@@ -144,6 +144,21 @@ def test_a_micro_batch_with_nan_in_one_process_is_left_out_in_all(scenarios, nam
     log = (scenarios / name / "log.txt").read_text()
     assert "warning: micro-batch 3 is left out: its loss is nan" in log
     assert "gradients 10 micro-batches of 2 rows in 2 processes" in log
+
+
+def test_a_last_step_that_leaves_a_process_without_rows_is_the_step_of_one_process(scenarios, tmp_path):
+    """Also in a run that is taken up in the middle of its second epoch."""
+    train(recipe(tmp_path, *UNEVEN))
+    expected = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    steps = [(line["step"], line["loss"], line["tokens"]) for line in lines(tmp_path) if "loss" in line]
+    assert [step for step, _, _ in steps] == [1, 2, 3, 4]
+    for name in ("ddp", "zero2", "again"):
+        run = scenarios / "uneven" / name
+        found = [(line["step"], line["loss"], line["tokens"]) for line in lines(run) if "loss" in line]
+        assert found == [(step, pytest.approx(loss, rel=1e-5), tokens) for step, loss, tokens in steps[-len(found) :]]
+        saved = load_file(run / "adapter" / "adapter_model.safetensors")
+        for key, value in expected.items():
+            assert (saved[key] - value).norm() <= 1e-5 * value.norm()
 
 
 def test_a_stop_that_reaches_one_process_ends_all_after_the_same_step_and_any_number_may_go_on(scenarios):
