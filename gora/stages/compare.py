@@ -171,7 +171,8 @@ def _run_all(reference: str, trials: Sequence[Trial], jobs: int) -> dict[Path, s
 def _start(reference: str, trial: Trial, place: int, places: int) -> subprocess.Popen[str]:
     trial.folder.path.mkdir(parents=True, exist_ok=True)
     arguments = [part for setting in trial.overrides for part in ("--set", setting)]
-    begun = trial.folder.plan.exists() or trial.folder.newest_checkpoint() is not None
+    folder = trial.folder
+    begun = folder.plan.exists() or folder.newest_checkpoint() is not None or folder.trained is not None
     command = [sys.executable, "-m", "gora", "run", reference, *arguments, "--resume" if begun else "--overwrite"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // places))}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from shlex import quote
 
@@ -16,6 +15,7 @@ from gora.recipe.schema import Recipe
 from gora.runtime.console import output
 from gora.runtime.folder import RunFolder
 from gora.runtime.progress import clock
+from gora.stages.finish import is_finished, losses_of
 from gora.stages.merge import merge
 from gora.stages.precompute import precompute
 from gora.stages.setup import begin
@@ -44,6 +44,8 @@ def run(
         InputError, GoraError, Interrupted: as the stages do.
     """
     start = time.monotonic()
+    if merge_too and recipe.adapter.method == "full":
+        raise InputError("--merge: full fine-tuning leaves a whole model, there is no adapter to merge.")
     world, engine = begin(recipe)
     folder = RunFolder.of(recipe.output)
     _check_folder(folder, resume, overwrite)
@@ -54,13 +56,12 @@ def run(
     if needs_plan and not (resume and folder.plan.exists()):
         precompute(recipe, resume=resume, overwrite=not resume, trust_remote_code=trust_remote_code)
         output.say()
-    if resume and folder.evaluation.exists():
-        trained = _finished(folder)
+    if resume and folder.trained and is_finished(folder, recipe):
+        output.say(f"adapter   {folder.trained} is finished")
+        trained = Trained(folder.trained, losses_of(folder), 0, 0.0)
     else:
         trained = train(recipe, resume=resume, overwrite=not resume, trust_remote_code=trust_remote_code)
-    if merge_too and world.main:
-        if trained.adapter == folder.model:
-            raise InputError("--merge: full fine-tuning leaves a whole model, there is no adapter to merge.")
+    if merge_too and world.main and not folder.merged.exists():
         merge(trained.adapter, folder.merged, overwrite=True, trust_remote_code=trust_remote_code)
     world.barrier()
     with output.logging_to(folder.log, "run"):
@@ -74,14 +75,6 @@ def _check_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
     if not resume and not overwrite:
         how = "Add --resume to go on with it, --overwrite to replace it, or give another --set output=FOLDER."
         folder.refuse_earlier_run(folder.plan, folder.partial, folder.adapter, folder.model, how=how)
-
-
-def _finished(folder: RunFolder) -> Trained:
-    """What an earlier run finished: there is nothing left to train."""
-    made = folder.model if folder.model.exists() else folder.adapter
-    output.say(f"adapter   {made} is finished")
-    losses = json.loads(folder.evaluation.read_text(encoding="utf-8"))["loss"]
-    return Trained(made, losses, 0, 0.0)
 
 
 def _summary(folder: RunFolder, trained: Trained, merged: bool, seconds: float) -> Table:
