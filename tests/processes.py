@@ -88,6 +88,24 @@ def nan(folder):
         precompute(recipe(folder / name, "gora.steps=11", f"gora.offload={offload}"))
 
 
+def retaken(folder):
+    """Gradient passes that are stopped, and taken up when memory would have the sums elsewhere."""
+    get = MicroBatches.__getitem__
+
+    def stopping(self, index):
+        if index >= 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return get(self, index)
+
+    for name, before, after in (("whole first", "none", "cpu"), ("shared first", "cpu", "none")):
+        MicroBatches.__getitem__ = stopping
+        try:
+            precompute(recipe(folder / name, f"gora.offload={before}"))
+        except Interrupted:
+            MicroBatches.__getitem__ = get
+        precompute(recipe(folder / name, f"gora.offload={after}"), resume=True)
+
+
 class SignalHere(TrainerCallback):
     """Asks this process alone to stop, after a step."""
 
@@ -163,5 +181,5 @@ def memory(folder):
 
 if __name__ == "__main__":
     for scenario in sys.argv[2:]:
-        known = {each.__name__: each for each in (engines, nan, interrupt, uneven, memory)}
+        known = {each.__name__: each for each in (engines, nan, retaken, interrupt, uneven, memory)}
         known[scenario](Path(sys.argv[1]))

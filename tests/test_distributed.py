@@ -130,7 +130,7 @@ def test_process_0_alone_writes_the_log(two):
 @pytest.fixture(scope="module")
 def scenarios(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenarios")
-    several(folder, "nan", "interrupt", "uneven", "memory")
+    several(folder, "nan", "retaken", "interrupt", "uneven", "memory")
     return folder
 
 
@@ -144,6 +144,14 @@ def test_a_micro_batch_with_nan_in_one_process_is_left_out_in_all(scenarios, nam
     log = (scenarios / name / "log.txt").read_text()
     assert "warning: micro-batch 3 is left out: its loss is nan" in log
     assert "gradients 10 micro-batches of 2 rows in 2 processes" in log
+
+
+@pytest.mark.parametrize("name", ["whole first", "shared first"])
+def test_a_gradient_pass_goes_on_as_it_began_whatever_memory_is_free_later(scenarios, one, name):
+    assert_same_plan(scenarios / name, one)
+    log = (scenarios / name / "log.txt").read_text()
+    assert log.count("a share of ") == (0 if name == "whole first" else 2)
+    assert log.count("in each of 2 processes") == 2
 
 
 def test_a_last_step_that_leaves_a_process_without_rows_is_the_step_of_one_process(scenarios, tmp_path):
