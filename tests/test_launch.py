@@ -13,11 +13,14 @@ from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT
 
 from gora.errors import GoraError, InputError
+from gora.recipe import load_recipe
 from gora.runtime import launch as launch_module
 from gora.runtime.engine import NAMES, Engine
 from gora.runtime.failure import FAILURE_FILE, first_to_fail
 from gora.runtime.launch import Launch
 from gora.runtime.world import World, find, join
+from gora.stages.setup import Setup
+from gora.stages.unread import unread_settings
 
 LAUNCHERS = re.compile("(LOCAL_|CROSS_)?(RANK|SIZE|WORLD_SIZE)|(SLURM|PMI|OMPI|MASTER|OMP|GORA)_.*")
 SRUN = {
@@ -117,11 +120,22 @@ def test_a_process_finds_its_place_in_its_launchers_environment(environment, var
 @pytest.mark.parametrize(
     "variables", [{"RANK": "0", "WORLD_SIZE": "1"}, {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}]
 )
-def test_what_torchrun_has_started_starts_nothing_again(environment, started, variables):
+def test_what_torchrun_has_started_starts_nothing_again_and_says_which_options_do_nothing(
+    environment, started, capsys, variables
+):
     environment(**variables)
     assert not Launch(processes=2).start([])
     assert not Launch(processes=1, nodes=2, rendezvous="a:1").start([])
+    assert not Launch().start([])
     assert not started
+    said = capsys.readouterr().out.splitlines()
+    other = "not used, another launcher has started the processes of this run."
+    expected = [f"warning: --processes: {other}", f"warning: --processes, --nodes, --rendezvous: {other}"]
+    assert said == (expected if variables["RANK"] == "0" else [])
+    # gora's own processes are given the options that started them.
+    environment(**variables, **{FAILURE_FILE: "somewhere"})
+    assert not Launch(processes=2).start([])
+    assert not capsys.readouterr().out
 
 
 def test_srun_is_the_launcher_until_the_options_say_otherwise(environment, started):
@@ -250,6 +264,49 @@ def test_a_file_that_contradicts_the_recipe_or_cannot_be_read_is_refused_by_key(
     with pytest.raises(InputError) as refused:
         Engine.of(str(tmp_path / name))
     assert re.search(named, str(refused.value))
+
+
+ACCELERATE = """\
+distributed_type: DEEPSPEED
+mixed_precision: {precision}
+num_processes: {processes}
+num_machines: 1
+deepspeed_config: {{zero_stage: 2, gradient_accumulation_steps: {accumulation}, gradient_clipping: {clipping}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        (("no", 2, 4, 1.0), []),
+        (("'no'", 2, "auto", "auto"), []),
+        (
+            ("bf16", 8, 1, 0.5),
+            [
+                "mixed_precision: bf16 (no runs)",
+                "num_processes: 8 (2 runs)",
+                "gradient_accumulation_steps: 1 (4 runs)",
+                "gradient_clipping: 0.5 (1.0 runs)",
+            ],
+        ),
+    ],
+)
+def test_what_accelerates_file_says_beside_the_engine_is_named_where_something_else_runs(tmp_path, values, named):
+    keys = dict(zip(("precision", "processes", "accumulation", "clipping"), values, strict=True))
+    (tmp_path / "a.yaml").write_text(ACCELERATE.format(**keys))
+    recipe = load_recipe("quickstart", ["train.batch_size=16", "train.micro_batch_size=2"]).recipe
+    engine = Engine.of(str(tmp_path / "a.yaml"))
+    assert unread_settings(engine, recipe, World(size=2, local_size=2), "fp32") == named
+
+
+def test_settings_of_a_file_that_nothing_reads_are_said_once(tmp_path, environment, capsys):
+    (tmp_path / "a.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: 8\ndynamo_config: {backend: X}\n")
+    settings = [*TINY_RUN, f"distributed={tmp_path / 'a.yaml'}", f"output={tmp_path / 'run'}"]
+    for _ in range(2):
+        Setup.of(load_recipe("quickstart", settings).recipe)
+    said = [line for line in capsys.readouterr().out.splitlines() if "a.yaml" in line]
+    assert len(said) == 1
+    assert said[0].endswith("only the engine is taken from this file, not num_processes: 8 (1 runs), dynamo_config.")
 
 
 def test_a_name_that_is_no_engine_is_answered_with_the_names():

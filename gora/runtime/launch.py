@@ -15,12 +15,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gora.errors import GoraError, InputError
+from gora.runtime.console import output
 from gora.runtime.failure import FAILURE_FILE
 
 _GRACE_AFTER_FAILURE = 10
@@ -60,6 +61,7 @@ class Launch:
         from gora.runtime.world import SRUN_TASKS, find, launched
 
         if launched():
+            self._warn_of_outer_launch(find().main)
             return False
         self._check()
         # srun's one task per GPU is a launch; its one task per host, which says --nodes, is to be one.
@@ -78,6 +80,14 @@ class Launch:
     @property
     def _explicit(self) -> bool:
         return self.nodes > 1 or self.gpus is not None or self.processes is not None
+
+    def _warn_of_outer_launch(self, main: bool) -> None:
+        """Say which options do nothing here; processes that gora has started were given the same ones."""
+        given = [
+            f"--{each.name.replace('_', '-')}" for each in fields(self) if getattr(self, each.name) != each.default
+        ]
+        if given and main and FAILURE_FILE not in os.environ:
+            output.warn(f"{', '.join(given)}: not used, another launcher has started the processes of this run.")
 
     def _check(self) -> None:
         if self.gpus is not None and self.processes is not None:
