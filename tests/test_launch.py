@@ -4,11 +4,14 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 
+import psutil
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT
 
@@ -19,8 +22,9 @@ from gora.runtime.engine import NAMES, Engine
 from gora.runtime.failure import FAILURE_FILE, first_to_fail
 from gora.runtime.launch import Launch
 from gora.runtime.world import World, find, join
-from gora.stages.setup import Setup
+from gora.stages.setup import Setup, begin
 from gora.stages.unread import unread_settings
+from gora.training.engines import refuse_what_cannot_train
 
 LAUNCHERS = re.compile("(LOCAL_|CROSS_)?(RANK|SIZE|WORLD_SIZE)|(SLURM|PMI|OMPI|MASTER|OMP|GORA)_.*")
 SRUN = {
@@ -266,6 +270,24 @@ def test_a_file_that_contradicts_the_recipe_or_cannot_be_read_is_refused_by_key(
     assert re.search(named, str(refused.value))
 
 
+def test_an_engine_that_is_not_installed_is_refused_with_what_to_install(environment, monkeypatch):
+    monkeypatch.setattr("gora.stages.setup.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"zero2 needs DeepSpeed.*pip install deepspeed.*distributed=ddp"):
+        begin(load_recipe("quickstart", ["distributed=zero2"]).recipe)
+
+
+def test_fully_sharded_training_is_refused_on_cpus():
+    with pytest.raises(InputError, match=r"fsdp trains on GPUs only.*Give ddp or zero3"):
+        refuse_what_cannot_train(Engine.of("fsdp"), torch.device("cpu"), "lora")
+    refuse_what_cannot_train(Engine.of("fsdp"), torch.device("cuda"), "lora")
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp"])
+def test_full_fine_tuning_is_refused_where_weights_or_gradients_are_shared_out(engine):
+    with pytest.raises(InputError, match=f"adapter.method: full .* which {engine} shares out. Give distributed: ddp"):
+        refuse_what_cannot_train(Engine.of(engine), torch.device("cuda"), "full")
+
+
 ACCELERATE = """\
 distributed_type: DEEPSPEED
 mixed_precision: {precision}
@@ -386,3 +408,42 @@ def test_a_wrong_input_of_several_processes_is_explained_once(tmp_path):
     assert done.stderr.count("nowhere") >= 1
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def workers(scenario, **more):
+    """gora's launcher with two processes of `tests/workers.py`."""
+    command = [sys.executable, str(ROOT / "tests" / "workers.py"), scenario]
+    environment = clean_environment(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **more)
+
+
+def test_a_process_that_fails_shows_its_own_traceback_and_those_that_fail_with_it_nothing():
+    _, said = (parent := workers("failing")).communicate(timeout=120)
+    assert parent.returncode == 1
+    assert said.count("Traceback") == said.count("ValueError: what went wrong") == 1
+    assert "Connection" not in said
+    assert "another process" not in said.lower()
+
+
+def test_the_code_and_message_of_the_first_of_several_failures_are_those_of_the_run():
+    _, said = (parent := workers("refusing")).communicate(timeout=120)
+    assert parent.returncode == 2
+    assert said == "gora: the first to fail\n"
+
+
+def test_signals_without_end_stop_processes_in_the_middle_of_a_step_and_leave_none_behind():
+    with workers("unending", stdout=subprocess.PIPE) as parent:
+        assert [parent.stdout.readline() for _ in range(2)] == ["begun\n"] * 2
+        processes = psutil.Process(parent.pid).children()
+        assert len(processes) == 2
+        for _ in range(200):
+            parent.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                parent.wait(timeout=0.3)
+                break
+        assert parent.returncode == 130
+        assert not any(process.is_running() for process in processes)
+        said = parent.stderr.read()
+    assert said.count("Stopping after this step") == 1
+    assert said.count("gora: Stopped by signal") == 1
+    assert len(said.strip().splitlines()) == 2
