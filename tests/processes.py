@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import psutil
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from gora.errors import Interrupted
+from gora.errors import GoraError, Interrupted
 from gora.gradients.attach import Attachment
 from gora.gradients.collect import Collection, Pace
 from gora.gradients.keeper import NoKeeper
@@ -22,8 +23,10 @@ from gora.runtime.world import join
 from gora.stages import train as train_stage
 from gora.stages.micro_batches import MicroBatches
 from gora.stages.precompute import precompute
+from gora.stages.run import run
 from gora.stages.setup import Setup
 from gora.stages.train import train
+from gora.training.trainer import GoraTrainer
 
 ENGINES = ("zero3", "ddp", "zero2", "zero2-offload")
 SETTINGS = (
@@ -36,6 +39,17 @@ SETTINGS = (
     "train.max_steps=20",
     "train.log_steps=1",
     "train.save_steps=null",
+)
+# 13 rows in steps of 8: in the last step of an epoch one process has two and then one, the other two and then none.
+UNEVEN = (
+    "adapter.method=lora",
+    "data.train.max_rows=13",
+    "data.max_length=224",
+    "train.max_steps=null",
+    "train.epochs=2",
+    "train.save_steps=3",
+    # With Adam's usual epsilon, rounding decides the direction in which weights without a gradient go.
+    "train.epsilon=1e-3",
 )
 POISONED = 3
 STOP_AFTER = 6
@@ -50,7 +64,11 @@ def engines(folder):
     for name in ENGINES:
         settings = recipe(folder / name, f"distributed={name}")
         precompute(settings, keep="fp32")
-        train(settings)
+        if name == "zero3":
+            # Nothing of the engine may be left when process 0 loads the model again.
+            run(settings, merge_too=True, resume=True)
+        else:
+            train(settings)
 
 
 def poison():
@@ -71,9 +89,63 @@ def poison():
 
 def nan(folder):
     """A micro-batch that cannot be used, with whole and with shared sums."""
+    get, make = MicroBatches.__getitem__, Setup.loss_of
     poison()
     for name, offload in (("whole", "none"), ("shared", "cpu")):
         precompute(recipe(folder / name, "gora.steps=11", f"gora.offload={offload}"))
+    MicroBatches.__getitem__, Setup.loss_of = get, make
+
+
+def nan_in_training(folder):
+    """A loss that is NaN in one process, in the third step."""
+    compute, last = GoraTrainer.compute_loss, join().size - 1
+
+    def poisoned(self, model, inputs, *arguments, **named):
+        loss = compute(self, model, inputs, *arguments, **named)
+        return loss * (float("nan") if self.state.global_step == 2 and join().rank == last else 1.0)
+
+    GoraTrainer.compute_loss = poisoned
+    for name in ("ddp", "zero2"):
+        try:
+            train(recipe(folder / f"nan under {name}", "adapter.method=lora", f"distributed={name}"))
+        except GoraError as error:
+            assert "gradient of step 3 holds NaN" in str(error)
+        else:
+            raise AssertionError("nothing was noticed")
+    GoraTrainer.compute_loss = compute
+
+
+def unused(folder):
+    """A target layer that no row reaches, as the vision tower of a model that is given text only."""
+    load = Setup.load_model
+
+    def with_spare(self):
+        model = load(self)
+        model.model.spare = torch.nn.Linear(8, 8, bias=False).requires_grad_(False)
+        torch.nn.init.ones_(model.model.spare.weight)
+        return model
+
+    Setup.load_model = with_spare
+    train(recipe(folder / "unused", "adapter.method=lora", "adapter.targets=[q_proj,spare]", "train.max_steps=2"))
+    Setup.load_model = load
+
+
+def retaken(folder):
+    """Gradient passes that are stopped, and taken up when memory would have the sums elsewhere."""
+    get = MicroBatches.__getitem__
+
+    def stopping(self, index):
+        if index >= 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return get(self, index)
+
+    for name, before, after in (("whole first", "none", "cpu"), ("shared first", "cpu", "none")):
+        MicroBatches.__getitem__ = stopping
+        try:
+            precompute(recipe(folder / name, f"gora.offload={before}"))
+        except Interrupted:
+            MicroBatches.__getitem__ = get
+        precompute(recipe(folder / name, f"gora.offload={after}"), resume=True)
 
 
 class SignalHere(TrainerCallback):
@@ -105,6 +177,17 @@ def interrupt(folder):
             train(settings, resume=True)
 
 
+def uneven(folder):
+    """Epochs whose last step has too few rows for all processes; also taken up in the middle of the second."""
+    folder, world = folder / "uneven", join()
+    for name in ("ddp", "zero2"):
+        train(recipe(folder / name, *UNEVEN, f"distributed={name}"))
+    if world.main:
+        shutil.copytree(folder / "ddp" / "checkpoints" / "checkpoint-3", folder / "again" / "checkpoints/checkpoint-3")
+    world.barrier()
+    train(recipe(folder / "again", *UNEVEN), resume=True)
+
+
 def memory(folder):
     """What the sums of a wide model take in each process: whole, and a share of them."""
     world = join()
@@ -118,20 +201,20 @@ def memory(folder):
     batch = {"input_ids": torch.arange(32)[None], "labels": torch.arange(32)[None]}
     device, grown = torch.device("cpu"), {}
 
-    def run(sums, pace):
+    def collect(sums, pace):
         loss_of = lambda batch: model(**batch, use_cache=False).loss  # noqa: E731
         Collection(Attachment(model, targets), sums, lambda index: batch, loss_of, pace, NoKeeper()).run()
 
-    run(DeviceSums({}, device), Pace.alone(0))
+    collect(DeviceSums({}, device), Pace.alone(0))
     model(**batch, use_cache=False)
     for name in ("shared", "whole"):
         before = psutil.Process().memory_info().rss
         if name == "shared":
             sums = SharedSums(DeviceSums(mine, device), shapes, owners, world, device)
-            run(sums, Pace([world.rank], 1, world.size, world.any))
+            collect(sums, Pace([world.rank], 1, world.size, world.any))
         else:
             sums = DeviceSums(shapes, device)
-            run(sums, Pace([world.rank], 1, world.size))
+            collect(sums, Pace([world.rank], 1, world.size))
         grown[name] = psutil.Process().memory_info().rss - before
         del sums
     whole = 4 * sum(rows * columns for rows, columns in shapes.values())
@@ -140,4 +223,7 @@ def memory(folder):
 
 if __name__ == "__main__":
     for scenario in sys.argv[2:]:
-        {"engines": engines, "nan": nan, "interrupt": interrupt, "memory": memory}[scenario](Path(sys.argv[1]))
+        known = {
+            each.__name__: each for each in (engines, nan, nan_in_training, retaken, unused, interrupt, uneven, memory)
+        }
+        known[scenario](Path(sys.argv[1]))

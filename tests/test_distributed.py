@@ -18,7 +18,7 @@ from gora.stages.precompute import precompute
 from gora.stages.train import train
 from tests import processes
 from tests.conftest import ROOT
-from tests.processes import ENGINES, SETTINGS, STOP_AFTER, recipe
+from tests.processes import ENGINES, SETTINGS, STOP_AFTER, UNEVEN, recipe
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -121,6 +121,12 @@ def test_each_engine_saves_a_whole_adapter(one, two, engine):
         assert (saved[name] - value).norm() <= 2e-2 * value.norm()
 
 
+def test_what_zero3_has_trained_is_merged_by_the_same_run(two):
+    """Merging compares the merged model with base and adapter before it appears."""
+    assert (two / "zero3" / "merged" / "model.safetensors").exists()
+    assert "merged model" in (two / "zero3" / "log.txt").read_text()
+
+
 def test_process_0_alone_writes_the_log(two):
     for engine in ENGINES:
         text = (two / engine / "log.txt").read_text()
@@ -130,7 +136,7 @@ def test_process_0_alone_writes_the_log(two):
 @pytest.fixture(scope="module")
 def scenarios(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenarios")
-    several(folder, "nan", "interrupt", "memory")
+    several(folder, "nan", "nan_in_training", "retaken", "unused", "interrupt", "uneven", "memory")
     return folder
 
 
@@ -144,6 +150,43 @@ def test_a_micro_batch_with_nan_in_one_process_is_left_out_in_all(scenarios, nam
     log = (scenarios / name / "log.txt").read_text()
     assert "warning: micro-batch 3 is left out: its loss is nan" in log
     assert "gradients 10 micro-batches of 2 rows in 2 processes" in log
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+def test_a_nan_in_one_process_ends_training_in_all_and_nothing_of_it_is_kept(scenarios, engine):
+    run = scenarios / f"nan under {engine}"
+    assert [line["step"] for line in lines(run)] == [1, 2]
+    assert not (run / "adapter").exists()
+
+
+def test_a_layer_that_no_gradient_reaches_does_not_keep_the_others_from_training(scenarios):
+    saved = load_file(scenarios / "unused" / "adapter" / "adapter_model.safetensors")
+    moved = {name: bool(value.any()) for name, value in saved.items() if "lora_B" in name}
+    assert len(moved) == 7
+    assert [name for name, has in moved.items() if not has] == ["base_model.model.model.spare.lora_B.weight"]
+
+
+@pytest.mark.parametrize("name", ["whole first", "shared first"])
+def test_a_gradient_pass_goes_on_as_it_began_whatever_memory_is_free_later(scenarios, one, name):
+    assert_same_plan(scenarios / name, one)
+    log = (scenarios / name / "log.txt").read_text()
+    assert log.count("a share of ") == (0 if name == "whole first" else 2)
+    assert log.count("in each of 2 processes") == 2
+
+
+def test_a_last_step_that_leaves_a_process_without_rows_is_the_step_of_one_process(scenarios, tmp_path):
+    """Also in a run that is taken up in the middle of its second epoch."""
+    train(recipe(tmp_path, *UNEVEN))
+    expected = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    steps = [(line["step"], line["loss"], line["tokens"]) for line in lines(tmp_path) if "loss" in line]
+    assert [step for step, _, _ in steps] == [1, 2, 3, 4]
+    for name in ("ddp", "zero2", "again"):
+        run = scenarios / "uneven" / name
+        found = [(line["step"], line["loss"], line["tokens"]) for line in lines(run) if "loss" in line]
+        assert found == [(step, pytest.approx(loss, rel=1e-5), tokens) for step, loss, tokens in steps[-len(found) :]]
+        saved = load_file(run / "adapter" / "adapter_model.safetensors")
+        for key, value in expected.items():
+            assert (saved[key] - value).norm() <= 1e-5 * value.norm()
 
 
 def test_a_stop_that_reaches_one_process_ends_all_after_the_same_step_and_any_number_may_go_on(scenarios):
@@ -179,11 +222,12 @@ def test_each_process_holds_its_share_of_the_sums_only(scenarios):
         assert measured["shared"] < 0.65 * measured["sums"]
 
 
-def start(*arguments, cwd, until):
+def start(*arguments, cwd, until, before=None):
     """A run in two processes that has come to a certain line."""
     log = open(cwd / "output.txt", "w+")  # noqa: SIM115 - read while the process writes
     command = [sys.executable, "-m", "gora", *arguments, "--processes", "2"]
-    parent = subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT, text=True)
+    streams = {"stdout": log, "stderr": subprocess.STDOUT, "text": True}
+    parent = subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, preexec_fn=before, **streams)
     deadline = time.monotonic() + 120
     while until not in (text := (cwd / "output.txt").read_text()):
         assert parent.poll() is None and time.monotonic() < deadline, text
@@ -191,22 +235,35 @@ def start(*arguments, cwd, until):
     return parent
 
 
-def test_killing_one_process_ends_the_run_at_once_and_leaves_nothing_under_a_final_name(tmp_path):
-    settings = overrides("gora.steps=5000", f"output={tmp_path / 'run'}")
-    parent = start("precompute", "quickstart", *settings, cwd=tmp_path, until="sums      ")
+def without_hangups():
+    """What nohup does."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize(("verb", "until"), [("precompute", "sums      "), ("train", "engine    ")])
+def test_killing_one_process_ends_the_run_at_once_and_leaves_nothing_under_a_final_name(tmp_path, verb, until):
+    method = "gora" if verb == "precompute" else "lora"
+    more = ("gora.steps=5000", "train.max_steps=5000", "train.epochs=1000", f"adapter.method={method}")
+    settings = overrides(*more, f"output={tmp_path / 'run'}")
+    parent = start(verb, "quickstart", *settings, cwd=tmp_path, until=until)
     workers = psutil.Process(parent.pid).children()
     assert len(workers) == 2
     workers[1].kill()
     assert parent.wait(timeout=30) == 1
     assert "Process 1 was ended by signal 9 (SIGKILL)" in (tmp_path / "output.txt").read_text()
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
-    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"log.txt", "gradients.partial"}
+    left = {path.relative_to(tmp_path / "run").parts[0] for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert left <= {"log.txt", "gradients.partial" if verb == "precompute" else "metrics.jsonl", "recipe.yaml"}
 
 
 def test_ctrl_c_saves_the_sums_of_all_processes_and_resuming_makes_the_plan_of_an_unbroken_pass(tmp_path):
+    """Under nohup, where the end of the terminal is not one of the signals that stop a run."""
     settings = overrides("gora.steps=60", f"output={tmp_path / 'run'}")
-    parent = start("precompute", "quickstart", *settings, cwd=tmp_path, until="sums      ")
+    nohup = {"before": without_hangups}
+    parent = start("precompute", "quickstart", *settings, cwd=tmp_path, until="sums      ", **nohup)
+    parent.send_signal(signal.SIGHUP)
     parent.send_signal(signal.SIGINT)
+    # A hangup that was not left alone would have been the first, and would answer with 129.
     assert parent.wait(timeout=60) == 130
     text = (tmp_path / "output.txt").read_text()
     assert text.count("add --resume to go on from them") == 1

@@ -24,6 +24,7 @@ from gora.gradients.fit import Operands, place, refuse_what_cannot_fit, split, s
 from gora.gradients.held import ENOUGH_TOKENS, HeldSums, held_bytes
 from gora.gradients.host import staging_bytes
 from gora.gradients.keeper import DiskKeeper, NoKeeper
+from gora.gradients.shared import hand_over
 from gora.gradients.sums import DeviceSums, SplitSums
 from gora.gradients.taps import tapped
 from gora.models.checkpointing import recomputing_activations
@@ -563,6 +564,25 @@ def test_sums_that_are_replaced_or_cleared_forget_what_was_held_back():
     sums.clear()
     assert not sums.read("a").any()
     assert not sums.read("b").any()
+
+
+@pytest.mark.parametrize("owner", [0, 1])
+def test_communication_does_not_reach_what_was_read_from_sums(owner):
+    """A library overwrites what it sends, so that a sum that was read must not be what is sent."""
+
+    class Other:
+        rank, size = 0, 2
+
+        def sum_to(self, owner, tensor):
+            tensor.copy_(tensor + 1 if owner == self.rank else torch.full_like(tensor, math.nan))
+
+    sums = DeviceSums({"a": (2, 3), "b": (2, 3)}, torch.device("cpu"))
+    sums.write("a", torch.ones(2, 3))
+    before = sums.read("b" if owner else "a")
+    hand_over(sums, ["a", "b"], {"a": 0, "b": owner}, Other())
+    assert torch.equal(sums.read("a"), torch.full((2, 3), 2.0))
+    assert list(sums.keys()) == (["a"] if owner else ["a", "b"])
+    assert before.isfinite().all()
 
 
 def test_a_cpu_has_one_place_and_measures_nothing():

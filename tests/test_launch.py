@@ -4,20 +4,27 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 
+import psutil
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT
 
 from gora.errors import GoraError, InputError
+from gora.recipe import load_recipe
 from gora.runtime import launch as launch_module
 from gora.runtime.engine import NAMES, Engine
 from gora.runtime.failure import FAILURE_FILE, first_to_fail
 from gora.runtime.launch import Launch
 from gora.runtime.world import World, find, join
+from gora.stages.setup import Setup, begin
+from gora.stages.unread import unread_settings
+from gora.training.engines import refuse_what_cannot_train
 
 LAUNCHERS = re.compile("(LOCAL_|CROSS_)?(RANK|SIZE|WORLD_SIZE)|(SLURM|PMI|OMPI|MASTER|OMP|GORA)_.*")
 SRUN = {
@@ -117,11 +124,22 @@ def test_a_process_finds_its_place_in_its_launchers_environment(environment, var
 @pytest.mark.parametrize(
     "variables", [{"RANK": "0", "WORLD_SIZE": "1"}, {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}]
 )
-def test_what_torchrun_has_started_starts_nothing_again(environment, started, variables):
+def test_what_torchrun_has_started_starts_nothing_again_and_says_which_options_do_nothing(
+    environment, started, capsys, variables
+):
     environment(**variables)
     assert not Launch(processes=2).start([])
     assert not Launch(processes=1, nodes=2, rendezvous="a:1").start([])
+    assert not Launch().start([])
     assert not started
+    said = capsys.readouterr().out.splitlines()
+    other = "not used, another launcher has started the processes of this run."
+    expected = [f"warning: --processes: {other}", f"warning: --processes, --nodes, --rendezvous: {other}"]
+    assert said == (expected if variables["RANK"] == "0" else [])
+    # gora's own processes are given the options that started them.
+    environment(**variables, **{FAILURE_FILE: "somewhere"})
+    assert not Launch(processes=2).start([])
+    assert not capsys.readouterr().out
 
 
 def test_srun_is_the_launcher_until_the_options_say_otherwise(environment, started):
@@ -252,6 +270,67 @@ def test_a_file_that_contradicts_the_recipe_or_cannot_be_read_is_refused_by_key(
     assert re.search(named, str(refused.value))
 
 
+def test_an_engine_that_is_not_installed_is_refused_with_what_to_install(environment, monkeypatch):
+    monkeypatch.setattr("gora.stages.setup.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"zero2 needs DeepSpeed.*pip install deepspeed.*distributed=ddp"):
+        begin(load_recipe("quickstart", ["distributed=zero2"]).recipe)
+
+
+def test_fully_sharded_training_is_refused_on_cpus():
+    with pytest.raises(InputError, match=r"fsdp trains on GPUs only.*Give ddp or zero3"):
+        refuse_what_cannot_train(Engine.of("fsdp"), torch.device("cpu"), "lora")
+    refuse_what_cannot_train(Engine.of("fsdp"), torch.device("cuda"), "lora")
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp"])
+def test_full_fine_tuning_is_refused_where_weights_or_gradients_are_shared_out(engine):
+    with pytest.raises(InputError, match=f"adapter.method: full .* which {engine} shares out. Give distributed: ddp"):
+        refuse_what_cannot_train(Engine.of(engine), torch.device("cuda"), "full")
+
+
+ACCELERATE = """\
+distributed_type: DEEPSPEED
+mixed_precision: {precision}
+num_processes: {processes}
+num_machines: 1
+deepspeed_config: {{zero_stage: 2, gradient_accumulation_steps: {accumulation}, gradient_clipping: {clipping}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        (("no", 2, 4, 1.0), []),
+        (("'no'", 2, "auto", "auto"), []),
+        (
+            ("bf16", 8, 1, 0.5),
+            [
+                "mixed_precision: bf16 (no runs)",
+                "num_processes: 8 (2 runs)",
+                "gradient_accumulation_steps: 1 (4 runs)",
+                "gradient_clipping: 0.5 (1.0 runs)",
+            ],
+        ),
+    ],
+)
+def test_what_accelerates_file_says_beside_the_engine_is_named_where_something_else_runs(tmp_path, values, named):
+    keys = dict(zip(("precision", "processes", "accumulation", "clipping"), values, strict=True))
+    (tmp_path / "a.yaml").write_text(ACCELERATE.format(**keys))
+    recipe = load_recipe("quickstart", ["train.batch_size=16", "train.micro_batch_size=2"]).recipe
+    engine = Engine.of(str(tmp_path / "a.yaml"))
+    assert unread_settings(engine, recipe, World(size=2, local_size=2), "fp32") == named
+
+
+def test_settings_of_a_file_that_nothing_reads_are_said_once(tmp_path, environment, capsys):
+    (tmp_path / "a.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: 8\ndynamo_config: {backend: X}\n")
+    settings = [*TINY_RUN, f"distributed={tmp_path / 'a.yaml'}", f"output={tmp_path / 'run'}"]
+    for _ in range(2):
+        Setup.of(load_recipe("quickstart", settings).recipe)
+    said = [line for line in capsys.readouterr().out.splitlines() if "a.yaml" in line]
+    assert len(said) == 1
+    assert said[0].endswith("only the engine is taken from this file, not num_processes: 8 (1 runs), dynamo_config.")
+
+
 def test_a_name_that_is_no_engine_is_answered_with_the_names():
     with pytest.raises(InputError, match="'zero4' is neither a file nor one of ddp, zero2, zero2-offload, zero3, fsdp"):
         Engine.of("zero4")
@@ -329,3 +408,42 @@ def test_a_wrong_input_of_several_processes_is_explained_once(tmp_path):
     assert done.stderr.count("nowhere") >= 1
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def workers(scenario, **more):
+    """gora's launcher with two processes of `tests/workers.py`."""
+    command = [sys.executable, str(ROOT / "tests" / "workers.py"), scenario]
+    environment = clean_environment(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **more)
+
+
+def test_a_process_that_fails_shows_its_own_traceback_and_those_that_fail_with_it_nothing():
+    _, said = (parent := workers("failing")).communicate(timeout=120)
+    assert parent.returncode == 1
+    assert said.count("Traceback") == said.count("ValueError: what went wrong") == 1
+    assert "Connection" not in said
+    assert "another process" not in said.lower()
+
+
+def test_the_code_and_message_of_the_first_of_several_failures_are_those_of_the_run():
+    _, said = (parent := workers("refusing")).communicate(timeout=120)
+    assert parent.returncode == 2
+    assert said == "gora: the first to fail\n"
+
+
+def test_signals_without_end_stop_processes_in_the_middle_of_a_step_and_leave_none_behind():
+    with workers("unending", stdout=subprocess.PIPE) as parent:
+        assert [parent.stdout.readline() for _ in range(2)] == ["begun\n"] * 2
+        processes = psutil.Process(parent.pid).children()
+        assert len(processes) == 2
+        for _ in range(200):
+            parent.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                parent.wait(timeout=0.3)
+                break
+        assert parent.returncode == 130
+        assert not any(process.is_running() for process in processes)
+        said = parent.stderr.read()
+    assert said.count("Stopping after this step") == 1
+    assert said.count("gora: Stopped by signal") == 1
+    assert len(said.strip().splitlines()) == 2

@@ -4,6 +4,8 @@ import json
 import math
 import os
 import signal
+from array import array
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,18 +15,24 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 import gora.stages.train as stage
+from gora.data import Collator
+from gora.data.encode import Encoded
+from gora.data.examples import Examples
 from gora.errors import GoraError, InputError, Interrupted
 from gora.models.fingerprint import base_weights, weights_fingerprint
 from gora.plan import read_plan
 from gora.recipe import load_recipe
 from gora.recipe.schema import TrainSection
+from gora.runtime.world import World
 from gora.stages.merge import merge, probe_logits
 from gora.stages.precompute import precompute
 from gora.stages.train import train
+from gora.training.batches import DealtBatches, WithFiller
 from gora.training.callbacks import RefuseNaN
 from gora.training.groups import check_groups, parameter_groups
 from gora.training.metrics import Metrics
 from gora.training.schedule import make_schedule, optimizer_steps
+from gora.training.trainer import GoraTrainer
 
 # 39 rows in micro-batches of 4: five optimizer steps an epoch, the last of them with a short micro-batch.
 SMALL = (
@@ -336,6 +344,48 @@ def test_a_merge_that_computes_something_else_is_not_kept(trained, tmp_path, mon
     with torch.no_grad(), pytest.raises(GoraError, match="it was not kept"):
         merge(folder, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8, 13])
+def test_processes_are_dealt_the_rows_of_one_process_and_make_as_many_passes(rows):
+    alone = DealtBatches(rows, 4, 0, 1, seed=3)
+    alone.set_epoch(2)
+    order = [row for batch in alone for row in batch]
+    assert sorted(order) == list(range(rows))
+    shares = [DealtBatches(rows, 2, rank, 3, seed=3) for rank in range(3)]
+    for share in shares:
+        share.set_epoch(2)
+    turns = list(zip(*shares, strict=True))
+    assert len(turns) == len(shares[0])
+    dealt = [row for turn in turns for batch in turn for row in batch if row < rows]
+    assert dealt == order
+    alone.set_epoch(3)
+    assert rows == 1 or [row for batch in alone for row in batch] != order
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_process_without_rows_adds_a_gradient_of_zero(request, family):
+    model = request.getfixturevalue(family)
+    rows = Examples(
+        [
+            Encoded(array("i", [5, 6, 7]), array("i", [6, 7, 8]), False),
+            Encoded(array("i", [5, 9]), array("i", [9, 9]), False),
+        ],
+        ["a", "b"],
+        encoder_decoder=family == "t5",
+    )
+    filler = WithFiller(rows)[len(rows)]
+    assert filler == {"input_ids": [5, 9], "labels": [-100, -100]}
+    trainer = object.__new__(GoraTrainer)
+    trainer.args = SimpleNamespace(device=torch.device("cpu"))
+    trainer._precision, trainer._encoder_decoder, trainer._world = "fp32", family == "t5", World(size=2)
+    batch = Collator(0, family == "t5")([filler])
+    loss = trainer.compute_loss(model, batch, num_items_in_batch=torch.tensor(7))
+    loss.backward()
+    assert loss.item() == 0
+    gradients = [value.grad for value in model.parameters()]
+    assert any(gradient is not None for gradient in gradients)
+    assert not any(gradient.any() for gradient in gradients if gradient is not None)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 64])

@@ -16,7 +16,6 @@ from torch import Tensor
 from gora.core.importance import Importance
 from gora.core.initial import draw_a, solve_projected
 from gora.errors import InputError
-from gora.gradients.accumulate import add_outer
 from gora.gradients.statistics import Start
 from gora.gradients.sums import DeviceSums, Shape
 
@@ -58,10 +57,10 @@ class SampledStatistics:
         out, width = self._shapes[key]
         gradient = gradient.reshape(-1, out)
         inputs = inputs.reshape(-1, width).to(gradient.dtype)
-        add_outer(self.sums.read(f"{key}:rows"), gradient[:, self._rows[key]], inputs)
+        self.sums.add(f"{key}:rows", gradient[:, self._rows[key]], inputs)
         # The projected inputs are narrow: float32 costs little and keeps B exact.
         narrow = inputs.float() @ self._a[key].T
-        add_outer(self.sums.read(f"{key}:projection"), gradient.float(), narrow)
+        self.sums.add(f"{key}:projection", gradient.float(), narrow)
 
     def add_matrix(self, key: str, matrix: Tensor) -> None:
         """Take a whole weight gradient; see `Receiver`."""

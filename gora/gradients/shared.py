@@ -39,7 +39,7 @@ class Link(Protocol):
         ...
 
     def sum_to(self, owner: int, tensor: Tensor) -> None:
-        """Sum a tensor over the processes, in place, at `owner`."""
+        """Sum a tensor over the processes, in place, at `owner`; elsewhere its values are lost."""
         ...
 
 
@@ -69,7 +69,8 @@ def hand_over(sums: Sums, keys: Iterable[str], owners: Mapping[str, int], link: 
         link: the other processes.
     """
     for key in list(keys):
-        total = sums.read(key)
+        # A copy: what `read` gives may be the sum itself, and communication overwrites it.
+        total = sums.read(key).clone()
         link.sum_to(owners[key], total)
         if owners[key] == link.rank:
             sums.write(key, total)

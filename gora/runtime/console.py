@@ -20,6 +20,7 @@ class Output:
         self.terminal = terminal or _terminal()
         self._log: Console | None = None
         self._muted = False
+        self._warned: set[str] = set()
 
     def mute(self) -> None:
         """Print and log nothing from now on: one of several processes speaks for all."""
@@ -34,6 +35,12 @@ class Output:
         """Print a line that asks for attention."""
         self.terminal.print(f"warning: {text}", style="yellow", soft_wrap=True)
         self.note(f"warning: {text}")
+
+    def warn_once(self, text: str) -> None:
+        """Print such a line, unless it has been printed before."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self.warn(text)
 
     def note(self, content: RenderableType) -> None:
         """Write to the log only."""

@@ -7,7 +7,7 @@ their place.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,11 +37,13 @@ class Engine:
         name: as the recipe says.
         kind: `ddp`, `deepspeed` or `fsdp`.
         settings: DeepSpeed's JSON document, or Accelerate's `fsdp_config` without the prefix of its keys.
+        unread: what else Accelerate's file says; the recipe and the launcher decide it.
     """
 
     name: str
     kind: Literal["ddp", "deepspeed", "fsdp"] = "ddp"
     settings: dict[str, Any] = field(default_factory=dict)
+    unread: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, wanted: str) -> Engine:
@@ -85,9 +87,10 @@ def _read(name: str, path: Path) -> Engine:
     if kind is None:
         raise InputError(f"{path}: distributed_type: {document['distributed_type']} is none of {', '.join(_KINDS)}.")
     if kind == "deepspeed":
-        return _deepspeed(name, path, _settings_of(path, _section(path, document, "deepspeed_config")))
+        section = _section(path, document, "deepspeed_config")
+        return replace(_deepspeed(name, path, _settings_of(path, section)), unread={**document, **section})
     settings = {key.removeprefix("fsdp_"): value for key, value in _section(path, document, "fsdp_config").items()}
-    return Engine(name, kind, settings if kind == "fsdp" else {})
+    return Engine(name, kind, settings if kind == "fsdp" else {}, document)
 
 
 def _document(path: Path) -> dict[str, Any]:

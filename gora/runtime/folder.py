@@ -68,6 +68,11 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def trained(self) -> Path | None:
+        """The adapter or the model that training has left, if it has."""
+        return next((made for made in (self.adapter, self.model) if made.exists()), None)
+
+    @property
     def metrics(self) -> Path:
         """One JSON object a line."""
         return self.path / "metrics.jsonl"
@@ -81,6 +86,11 @@ class RunFolder:
     def tasks(self) -> Path:
         """What was asked and answered, a folder for each task."""
         return self.path / "evaluation"
+
+    @property
+    def measured(self) -> Path:
+        """What `evaluation.json` will hold, before the last evaluation."""
+        return self.path / "evaluation.partial"
 
     @property
     def merged(self) -> Path:

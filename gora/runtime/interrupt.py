@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SAME_REQUEST = 1.0
+SAME_REQUEST = 1.0
+"""Seconds within which a second signal is the same request, sent by a scheduler and by a launcher."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -55,7 +56,7 @@ def stopping_between_steps() -> Iterator[StopRequest]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if request and time.monotonic() - asked < _SAME_REQUEST:
+        if request and time.monotonic() - asked < SAME_REQUEST:
             return
         if request:
             raise StopSignal(number)

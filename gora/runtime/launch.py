@@ -6,7 +6,6 @@ first that failed.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import signal
@@ -14,17 +13,15 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from gora.errors import GoraError, InputError
+from gora.runtime.console import output
 from gora.runtime.failure import FAILURE_FILE
 
-_GRACE_AFTER_FAILURE = 10
-_GRACE_AFTER_SIGNAL = 3600
 _PATIENCE = 900
 
 
@@ -60,6 +57,7 @@ class Launch:
         from gora.runtime.world import SRUN_TASKS, find, launched
 
         if launched():
+            self._warn_of_outer_launch(find().main)
             return False
         self._check()
         # srun's one task per GPU is a launch; its one task per host, which says --nodes, is to be one.
@@ -78,6 +76,14 @@ class Launch:
     @property
     def _explicit(self) -> bool:
         return self.nodes > 1 or self.gpus is not None or self.processes is not None
+
+    def _warn_of_outer_launch(self, main: bool) -> None:
+        """Say which options do nothing here; processes that gora has started were given the same ones."""
+        given = [
+            f"--{each.name.replace('_', '-')}" for each in fields(self) if getattr(self, each.name) != each.default
+        ]
+        if given and main and FAILURE_FILE not in os.environ:
+            output.warn(f"{', '.join(given)}: not used, another launcher has started the processes of this run.")
 
     def _check(self) -> None:
         if self.gpus is not None and self.processes is not None:
@@ -108,13 +114,23 @@ def _run(launch: Launch, count: int, command: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.rendezvous import RendezvousError
 
+    from gora.runtime.agent import make_agent
+
     with tempfile.TemporaryDirectory(prefix="gora-") as folder:
         _prepare_environment(count, folder)
         agent = None
         try:
             if launch.node_rank:
                 _await_first_host(str(launch.rendezvous))
-            agent, rendezvous = _agent(launch, count, command, folder)
+            agent, rendezvous = make_agent(
+                command,
+                count,
+                folder,
+                nodes=launch.nodes,
+                rendezvous=launch.rendezvous,
+                is_host=None if launch.node_rank is None else launch.node_rank == 0,
+                patience=_PATIENCE,
+            )
             try:
                 result = agent.run()
             finally:
@@ -148,75 +164,14 @@ def _await_first_host(rendezvous: str) -> None:
 def _prepare_environment(count: int, folder: str) -> None:
     from torch import get_num_threads
 
+    from gora.runtime.agent import SIGNALS
+
     os.environ[FAILURE_FILE] = os.path.join(folder, "first-failure")
     # Under nohup, the end of the terminal is no reason to stop.
     hangup = "" if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else ",SIGHUP"
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = f"SIGTERM,SIGINT{hangup}"
+    os.environ[SIGNALS] = f"SIGTERM,SIGINT{hangup}"
     # As many threads as cores that this host, or the scheduler, gives us, over all processes together.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, get_num_threads() // count)))
-    # gora says itself what became of its processes.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-
-
-def _agent(launch: Launch, count: int, command: list[str], folder: str) -> tuple[Any, Any]:
-    from torch.distributed.elastic.agent.server.api import WorkerSpec
-    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-    from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
-
-    class Agent(LocalElasticAgent):
-        """Gives processes time to save after a signal, and a few seconds once one has failed."""
-
-        grace = _GRACE_AFTER_SIGNAL
-
-        def _start_workers(self, *arguments: Any, **named: Any) -> Any:
-            started = super()._start_workers(*arguments, **named)
-            context: Any = self._pcontext
-            # What is closed without a time given is closed because a process has failed.
-            context.close = partial(_close, context.close)
-            return started
-
-        def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, *_: Any, **__: Any) -> None:
-            if self._pcontext:
-                patience, self.grace = self.grace, _GRACE_AFTER_FAILURE
-                # The processes answer SIGTERM by saving, and do not know of a terminal that has gone.
-                self._pcontext.close(signal.SIGTERM if death_sig == signal.SIGHUP else death_sig, patience)
-
-        def _stop_workers(self, *_: Any, **__: Any) -> None:
-            self.grace = _GRACE_AFTER_FAILURE
-            self._shutdown()
-
-    settings: dict[str, Any] = {"is_host": launch.node_rank == 0} if launch.node_rank is not None else {}
-    # One host needs no name that others could resolve; many laptops have none.
-    address = "localhost" if launch.nodes == 1 else None
-    rendezvous = registry.get_rendezvous_handler(
-        RendezvousParameters(
-            backend="c10d",
-            endpoint=launch.rendezvous or "localhost:0",
-            run_id=os.environ.get("SLURM_JOB_ID", "gora"),
-            min_nodes=launch.nodes,
-            max_nodes=launch.nodes,
-            join_timeout=_PATIENCE,
-            local_addr=address,
-            **settings,
-        )
-    )
-    spec = WorkerSpec(
-        role="gora",
-        local_world_size=count,
-        entrypoint=command[0],
-        args=tuple(command[1:]),
-        rdzv_handler=rendezvous,
-        max_restarts=0,
-        monitor_interval=0.1,
-        local_addr=address,
-    )
-    logs = DefaultLogsSpecs(log_dir=folder)
-    return Agent(spec, logs), rendezvous
-
-
-def _close(close: Callable[..., None], death_sig: signal.Signals | None = None, timeout: int | None = None) -> None:
-    close(death_sig, _GRACE_AFTER_FAILURE if timeout is None else timeout)
 
 
 def _all_ended_well(agent: Any) -> bool:

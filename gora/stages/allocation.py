@@ -92,16 +92,28 @@ def allocate_sampled(setup: Setup, attachment: Attachment, targets: Mapping[str,
 
 
 def allocate(
-    setup: Setup, attachment: Attachment, targets: Mapping[str, nn.Module], batches: MicroBatches
+    setup: Setup,
+    attachment: Attachment,
+    targets: Mapping[str, nn.Module],
+    batches: MicroBatches,
+    shared: bool | None = None,
 ) -> Allocation:
-    """Whole sums in every process where memory allows, else a share of them in each."""
+    """Whole sums in every process where memory allows, else a share of them in each.
+
+    Args:
+        setup: rows, processes and settings.
+        attachment: knows which layers share a weight.
+        targets: the layers.
+        batches: the micro-batches.
+        shared: what is the case already, in a pass that is taken up again.
+    """
     shapes = _shapes(attachment, targets)
     owners = share_out(shapes, setup.world.size)
     free = _Free(setup, attachment, batches)
     operands = Operands(batches.most_tokens, 2 if setup.precision == "bf16" else 4)
     wanted = setup.recipe.gora.offload
     offload = "cpu" if setup.engine.offloads and wanted == "auto" else wanted
-    if not setup.world.any(_has_to_share(setup, shapes, offload, free)):
+    if not (setup.world.any(_has_to_share(setup, shapes, offload, free)) if shared is None else shared):
         placement = place(offload, shapes, setup.device, operands, free)
         each = f", in each of {setup.world.size} processes" if setup.world.size > 1 else ""
         output.say(f"sums      {placement.text(setup.device)}{each}")

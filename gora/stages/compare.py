@@ -110,7 +110,8 @@ def _run_what_is_open(
 
 
 def _job(reference: str, trial: Trial, shared: SharedPass | None) -> Job:
-    begun = trial.folder.plan.exists() or trial.folder.newest_checkpoint() is not None
+    folder = trial.folder
+    begun = folder.plan.exists() or folder.newest_checkpoint() is not None or folder.trained is not None
     kept = ("--from-gradients", str(shared.folder.gradients)) if shared else ()
     how = "--resume" if begun else "--overwrite"
     return Job(trial.label, trial.folder, ("run", reference, *_set(trial.overrides), how, *kept))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch import no_grad as without_gradients
 
-from gora.errors import InputError, Interrupted
+from gora.errors import InputError
 from gora.gradients.agreed import AgreedStatistics
 from gora.gradients.attach import Attachment
 from gora.gradients.collect import Collection, Pace, Progress, Step, refuse_too_many
@@ -25,11 +25,11 @@ from gora.models.targets import weight_of, weight_shape
 from gora.plan import ModelIdentity
 from gora.runtime.console import output
 from gora.runtime.folder import RunFolder
-from gora.runtime.interrupt import StopRequest, stopping_between_steps
+from gora.runtime.interrupt import stopping_between_steps
 from gora.runtime.progress import Meter
 from gora.stages.allocation import Allocation, allocate, allocate_sampled
 from gora.stages.micro_batches import MicroBatches
-from gora.stages.planning import micro_batch_size
+from gora.stages.saved_sums import begun_shared, keeper_of
 from gora.stages.setup import Setup
 
 Answers = SummedStatistics | SampledStatistics | AgreedStatistics
@@ -81,9 +81,12 @@ def collect_gradients(
         stopping_between_steps() as request,
     ):
         sampled = allocate_sampled(setup, attachment, targets) if low_memory else None
-        allocation = Allocation(sampled, {}, False) if sampled else allocate(setup, attachment, targets, batches)
-        pace = _pace(setup, batches, allocation.shared)
-        keeper = _keeper(setup, folder, identity, request, pace, low_memory)
+        if sampled is not None:
+            allocation = Allocation(sampled, {}, shared=False)
+        else:
+            allocation = allocate(setup, attachment, targets, batches, begun_shared(setup, folder))
+        pace, shared = _pace(setup, batches, allocation.shared), allocation.shared
+        keeper = keeper_of(setup, folder, identity, request, pace, shared=shared, low_memory=low_memory)
         start = time.monotonic()
         progress, rate = _run(setup, attachment, batches, allocation.sums, pace, keeper)
     counted, left_out = _all_together(setup, progress)
@@ -94,7 +97,9 @@ def collect_gradients(
     output.say(f"gradients {counted} micro-batches of {batches.size} rows{processes}, {rate:,.0f} tokens/s")
     if sampled is not None:
         for key in sampled.keys():  # noqa: SIM118 - a protocol, no dictionary
-            setup.world.sum_everywhere(sampled.read(key))
+            total = sampled.read(key).clone()
+            setup.world.sum_everywhere(total)
+            sampled.write(key, total)
         sampled.counted = counted
     statistics = sampled or _statistics(setup, attachment, targets, allocation, counted)
     return Collected(statistics, counted, time.monotonic() - start)
@@ -182,36 +187,3 @@ def _check_padding_changes_nothing(batches: MicroBatches, loss_of: Callable[[Map
         masked, padded = loss_of(batches[0]).item(), loss_of(batches.fixed(0)).item()
     if not math.isclose(masked, padded, rel_tol=5e-3):
         raise RuntimeError(f"padding changes the loss from {masked} to {padded}")
-
-
-def _keeper(
-    setup: Setup, folder: RunFolder, model: ModelIdentity, request: StopRequest, pace: Pace, low_memory: bool
-) -> DiskKeeper:
-    world = setup.world
-    identity = {
-        "model": model.config,
-        "weights": model.weights,
-        "data": setup.data.fingerprint,
-        "steps": setup.recipe.gora.steps,
-        "micro_batch_size": micro_batch_size(setup.recipe),
-        "seed": setup.recipe.seed,
-        "precision": setup.precision,
-        "low_memory": low_memory,
-        "processes": world.size,
-        "in_step": pace.agree is not bool,
-    }
-
-    def interrupt(number: int, cursor: int) -> None:
-        done = min(cursor * world.size, setup.recipe.gora.steps)
-        about = "about " if world.size > 1 else ""
-        kept = f"{folder.partial} holds the sums of {about}{done} of {setup.recipe.gora.steps} micro-batches"
-        raise Interrupted(number, f"{kept}; add --resume to go on from them.")
-
-    def stop() -> int | None:
-        # Processes in step stop together, also where the signal has not yet reached all of them.
-        return world.most(request.number or 0) or None if pace.agree is not bool else request.number
-
-    keeper = DiskKeeper(folder.partial_of(world.rank, world.size), identity, stop, interrupt)
-    if pace.agree is not bool and len(set(world.gather(keeper.saved()))) > 1:
-        raise InputError(f"{folder.partial} was being written when the run ended, and is not whole. Add --overwrite.")
-    return keeper

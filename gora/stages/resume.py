@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from gora.errors import InputError
 from gora.plan import Plan
 from gora.recipe.schema import Recipe
@@ -45,9 +47,6 @@ def starting_point(
             how = "Add --resume to go on with it, --overwrite to replace it, or give another --set output=FOLDER."
             folder.refuse_earlier_run(folder.adapter, folder.model, how=how)
         return None
-    for made in (folder.adapter, folder.model):
-        if made.exists():
-            raise InputError(f"{made} is finished: there is nothing to resume.")
     checkpoint = folder.newest_checkpoint()
     if checkpoint is None:
         output.warn(f"{folder.checkpoints} holds no checkpoint: training begins at the first step.")
@@ -62,7 +61,7 @@ def clear(folder: RunFolder) -> None:
     """Delete what training left here before; the plan and the log stay."""
     for path in (folder.adapter, folder.model, folder.checkpoints, folder.tasks, folder.merged):
         shutil.rmtree(path, ignore_errors=True)
-    for path in (folder.metrics, folder.evaluation, folder.initial):
+    for path in (folder.metrics, folder.evaluation, folder.measured, folder.initial):
         path.unlink(missing_ok=True)
 
 
@@ -79,15 +78,36 @@ def check_same_recipe(checkpoint: Path, recipe: Recipe, folder: RunFolder) -> No
         InputError: listing what differs.
     """
     origin = _read_origin(checkpoint)
-    begun, now = flat(origin["recipe"]), flat(recipe.model_dump(mode="json"))
-    keys = sorted((begun.keys() | now.keys()) - _FREE_TO_CHANGE)
-    differing = [
-        f"{key}: {begun.get(key)!r} when the run began, {now.get(key)!r} now"
-        for key in keys
-        if begun.get(key) != now.get(key)
-    ]
+    differing = _differing(origin["recipe"], recipe)
     if origin["plan"] != _plan_hash(folder):
         differing.append(f"{folder.plan} is not the plan that the run began with")
+    _refuse(differing)
+
+
+def check_same_settings(folder: RunFolder, recipe: Recipe) -> None:
+    """Refuse to go on with what another recipe has made.
+
+    Raises:
+        InputError: listing what differs, or the run's recipe cannot be read.
+    """
+    try:
+        begun = dict(yaml.safe_load(folder.recipe.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise InputError(f"{folder.recipe} does not say what the run is of: {error}") from None
+    _refuse(_differing(begun, recipe))
+
+
+def _differing(recipe: dict[str, Any], now: Recipe) -> list[str]:
+    old, new = flat(recipe), flat(now.model_dump(mode="json"))
+    keys = sorted((old.keys() | new.keys()) - _FREE_TO_CHANGE)
+    return [
+        f"{key}: {old.get(key)!r} when the run began, {new.get(key)!r} now"
+        for key in keys
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _refuse(differing: list[str]) -> None:
     if differing:
         raise InputError(
             "The run was begun with other settings. Give the same ones, or --overwrite to begin anew.", differing

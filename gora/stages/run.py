@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from shlex import quote
@@ -19,6 +18,7 @@ from gora.runtime.console import output
 from gora.runtime.folder import RunFolder
 from gora.runtime.progress import clock
 from gora.stages.evaluate import closing_job, evaluate, unfinished
+from gora.stages.finish import is_finished, losses_of
 from gora.stages.merge import merge
 from gora.stages.precompute import plan_again, precompute
 from gora.stages.setup import begin
@@ -51,6 +51,8 @@ def run(
         InputError, GoraError, Interrupted: as the stages do.
     """
     start = time.monotonic()
+    if merge_too and recipe.adapter.method == "full":
+        raise InputError("--merge: full fine-tuning leaves a whole model, there is no adapter to merge.")
     world, engine = begin(recipe)
     folder = RunFolder.of(recipe.output)
     _check_folder(folder, resume, overwrite)
@@ -69,16 +71,15 @@ def run(
             plan_again(recipe, gradients, overwrite=not resume)
         world.barrier()
         output.say()
-    if resume and folder.evaluation.exists():
-        trained = _finished(folder)
+    if resume and folder.trained and is_finished(folder, recipe):
+        output.say(f"adapter   {folder.trained} is finished")
+        trained = Trained(folder.trained, losses_of(folder), 0, 0.0)
     else:
         trained = train(recipe, resume=resume, overwrite=not resume, trust_remote_code=trust_remote_code)
     if (rest := unfinished(job, folder, world)).tasks:
         output.say()
         evaluate(str(folder.path), rest)
-    if merge_too and world.main:
-        if trained.adapter == folder.model:
-            raise InputError("--merge: full fine-tuning leaves a whole model, there is no adapter to merge.")
+    if merge_too and world.main and not folder.merged.exists():
         merge(trained.adapter, folder.merged, overwrite=True, trust_remote_code=trust_remote_code)
     world.barrier()
     with output.logging_to(folder.log, "run"):
@@ -94,22 +95,14 @@ def _check_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
         folder.refuse_earlier_run(folder.plan, folder.partial, folder.adapter, folder.model, how=how)
 
 
-def _finished(folder: RunFolder) -> Trained:
-    """What an earlier run finished: there is nothing left to train."""
-    made = folder.model if folder.model.exists() else folder.adapter
-    output.say(f"adapter   {made} is finished")
-    losses = json.loads(folder.evaluation.read_text(encoding="utf-8"))["loss"]
-    return Trained(made, losses, 0, 0.0)
-
-
 def _summary(folder: RunFolder, trained: Trained, merged: bool, seconds: float) -> Table:
     table = Table(show_header=False, title=f"Done in {clock(seconds)}", title_justify="left")
     if trained.losses:
         base, final = trained.losses["base"], trained.losses["final"]
         table.add_row("evaluation loss", f"{base:.4f} with the base model, {final:.4f} with the adapter")
     for task, sides in read_results(folder.evaluation).items():
-        figures = [f"{name} {value:.4f}" for name, value in sides["trained"]["metrics"].items()]
-        table.add_row(task, ", ".join(figures))
+        figures = sides["trained"]["metrics"] if "trained" in sides else {}
+        table.add_row(task, ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
     table.add_row("adapter", str(trained.adapter))
     if merged:
         table.add_row("merged model", str(folder.merged))

@@ -25,6 +25,7 @@ from gora.runtime.engine import Engine
 from gora.runtime.precision import Precision, autocast, resolve_precision
 from gora.runtime.quiet import quiet_libraries
 from gora.runtime.world import World, join
+from gora.stages.unread import unread_settings
 
 
 def begin(recipe: Recipe) -> tuple[World, Engine]:
@@ -75,6 +76,8 @@ class Setup:
         world, engine = begin(recipe)
         device = default_device()
         precision = resolve_precision(recipe.train.precision, device)
+        if unread := unread_settings(engine, recipe, world, precision):
+            output.warn_once(f"{engine.name}: only the engine is taken from this file, not {', '.join(unread)}.")
         source = find_model(recipe.model, labels=recipe.data.choices, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(recipe.model, source)
         with output.terminal.status("reading and tokenizing rows"):

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from gora.data.prompting import form_note
 from gora.errors import GoraError, InputError, Interrupted
-from gora.files import write_json, write_text
+from gora.files import write_text
 from gora.methods import METHODS
 from gora.models.load import default_device
 from gora.plan import Plan, read_plan
@@ -18,9 +18,10 @@ from gora.recipe import accumulation_steps, dump_recipe
 from gora.recipe.schema import Recipe
 from gora.runtime.console import output
 from gora.runtime.folder import RunFolder
-from gora.runtime.interrupt import stopping_between_steps
+from gora.runtime.interrupt import StopRequest, stopping_between_steps
 from gora.runtime.memory import peak_bytes, peak_text, reset_peak
 from gora.runtime.progress import clock
+from gora.stages.finish import complete, finish, is_finished, note_before_saving
 from gora.stages.loss import evaluate_loss
 from gora.stages.resume import check_same_rows, clear, origin_of, plan_differences, starting_point
 from gora.stages.setup import Setup, begin
@@ -63,6 +64,11 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, trus
     refuse_what_cannot_train(engine, default_device(), recipe.adapter.method)
     folder = RunFolder.of(recipe.output)
     accumulation = accumulation_steps(recipe.train, world.size)
+    if resume and not overwrite and folder.trained is not None:
+        if is_finished(folder, recipe):
+            raise InputError(f"{folder.trained} is finished: there is nothing to resume.")
+        losses = finish(recipe, folder, folder.trained, trust_remote_code=trust_remote_code)
+        return Trained(folder.trained, losses, 0, 0.0)
     checkpoint = starting_point(folder, recipe, engine, world, resume, overwrite)
     plan = _read_plan(folder, recipe) if METHODS[recipe.adapter.method].needs_plan else None
     with output.logging_to(folder.log, "train"):
@@ -76,22 +82,29 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, trus
             write_text(folder.recipe, dump_recipe(recipe))
             if start.initial:
                 keep_initial(folder, start.initial)
-        trainer, report = _run_trainer(setup, folder, start.model, plan, steps, accumulation, checkpoint)
-        made = _save(setup, folder, start)
-        losses = dict(start.losses)
-        if setup.data.eval:
-            step, loss = trainer.last_evaluation
-            losses["final"] = loss if step == trainer.state.max_steps else evaluate_loss(start.model, setup)
-        if world.main:
-            cost = {"trainable_parameters": start.trainable, "seconds": report.seconds, "peak_bytes": peak_bytes()}
-            write_json(folder.evaluation, {"rows": len(setup.data.eval or ()), "loss": losses, **cost})
-        world.barrier()
+        with stopping_between_steps() as request:
+            trainer, report = _run_trainer(setup, folder, start.model, plan, steps, accumulation, checkpoint, request)
+            if world.main:
+                cost = {"trainable_parameters": start.trainable, "seconds": report.seconds, "peak_bytes": peak_bytes()}
+                result = {"rows": len(setup.data.eval or ()), "loss": start.losses, **cost}
+                note_before_saving(folder, setup.data.fingerprint, result)
+            made = _save(setup, folder, start)
+        if number := world.most(request.number or 0):
+            raise Interrupted(number, f"{made} is trained and saved; add --resume for what is left.")
+        losses = complete(folder, world, _final_loss(setup, trainer, start))
         rate = f"{trainer.state.global_step} steps in {clock(report.seconds)}, {report.tokens_per_second:,.0f} tokens/s"
         output.say(f"timing    {rate}; {peak_text()}")
         untouched = "base" if start.frozen == start.original else "frozen"
         output.say(f"base      every {untouched} weight is what it was before training")
         output.say(f"adapter   {made}")
     return Trained(made, losses, trainer.state.global_step, report.seconds)
+
+
+def _final_loss(setup: Setup, trainer: GoraTrainer, start: Wrapped) -> float | None:
+    if not setup.data.eval:
+        return None
+    step, loss = trainer.last_evaluation
+    return loss if step == trainer.state.max_steps else evaluate_loss(start.model, setup)
 
 
 def _read_plan(folder: RunFolder, recipe: Recipe) -> Plan:
@@ -110,6 +123,7 @@ def _run_trainer(
     steps: int,
     accumulation: int,
     checkpoint: Path | None,
+    request: StopRequest,
 ) -> tuple[GoraTrainer, Report]:
     settings, method = setup.recipe.train, METHODS[setup.recipe.adapter.method]
     world, engine = setup.world, setup.engine
@@ -122,36 +136,35 @@ def _run_trainer(
     groups = parameter_groups(model, settings, ratio, method.parts)
     report = Report(output, metrics, groups, engine, lambda: check_engine(trainer, engine, world))
     reset_peak()
-    with stopping_between_steps() as request:
-        trainer = GoraTrainer(
-            model,
-            setup.recipe,
-            folder,
-            setup.data.train,
-            setup.collator,
-            steps=steps,
-            accumulation=accumulation,
-            method=method,
-            lr_ratio=ratio,
-            precision=setup.precision,
-            world=world,
-            engine=engine,
-            all_used=plan is not None and all(module.gradient_norm > 0 for module in plan.adapted),
-            evaluate_loss=(lambda: evaluate_loss(model, setup)) if setup.data.eval else None,
-            callbacks=[
-                *method.callbacks(model),
-                report,
-                SaveAndLog(settings),
-                StopWhenAsked(request, world),
-                RefuseNaN(world, lambda: gradient_norm(trainer)),
-            ],
-            origin=origin_of(setup.recipe, folder, setup.data.fingerprint, world),
-        )
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        finally:
-            report.stop()
-            forget_engine()
+    trainer = GoraTrainer(
+        model,
+        setup.recipe,
+        folder,
+        setup.data.train,
+        setup.collator,
+        steps=steps,
+        accumulation=accumulation,
+        method=method,
+        lr_ratio=ratio,
+        precision=setup.precision,
+        world=world,
+        engine=engine,
+        all_used=plan is not None and all(module.gradient_norm > 0 for module in plan.adapted),
+        evaluate_loss=(lambda: evaluate_loss(model, setup)) if setup.data.eval else None,
+        callbacks=[
+            *method.callbacks(model),
+            report,
+            SaveAndLog(settings),
+            StopWhenAsked(request, world),
+            RefuseNaN(world, lambda: gradient_norm(trainer)),
+        ],
+        origin=origin_of(setup.recipe, folder, setup.data.fingerprint, world),
+    )
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        report.stop()
+        forget_engine()
     reached = trainer.state.global_step
     number = world.most(request.number or 0)
     if number and reached < steps:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from peft import PeftModel
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from gora.data import Collator, LabelCollator
+from gora.data.examples import Examples
 from gora.files import publish, write_json
 from gora.methods import Method
 from gora.models.checkpointing import recompute_activations
@@ -23,6 +25,7 @@ from gora.runtime.engine import Engine
 from gora.runtime.folder import RunFolder
 from gora.runtime.precision import Precision, autocast
 from gora.runtime.world import World
+from gora.training.batches import DealtBatches, WithFiller
 from gora.training.engines import engine_arguments, make_optimizer
 from gora.training.footing import rows_checksum
 from gora.training.groups import parameter_groups
@@ -59,7 +62,7 @@ class GoraTrainer(Trainer):
         model: PreTrainedModel | PeftModel,
         recipe: Recipe,
         folder: RunFolder,
-        rows: Dataset[Any],
+        rows: Examples,
         collator: Collator | LabelCollator,
         *,
         steps: int,
@@ -86,7 +89,7 @@ class GoraTrainer(Trainer):
             args=_arguments(
                 recipe, folder, steps, accumulation, engine, evaluates=evaluate_loss is not None, all_used=all_used
             ),
-            train_dataset=rows,
+            train_dataset=WithFiller(rows),
             eval_dataset=rows if evaluate_loss else None,
             data_collator=collator,
             callbacks=callbacks,
@@ -97,6 +100,16 @@ class GoraTrainer(Trainer):
         self.accelerator.gradient_accumulation_steps = 1
         if recipe.train.activation_checkpointing:
             recompute_activations(model, True)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The micro-batches of this process."""
+        rows: Any = self.train_dataset
+        size, world = self.args.per_device_train_batch_size, self._world
+        batches = DealtBatches(len(rows), size, world.rank, world.size, self._recipe.seed)
+        pin = self.args.dataloader_pin_memory
+        loader = DataLoader(rows, batch_sampler=batches, collate_fn=self.data_collator, pin_memory=pin)
+        # They are dealt out already: Accelerate is only to bring them to the device.
+        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The method's optimizer, with a group for each of its parts."""
@@ -127,12 +140,18 @@ class GoraTrainer(Trainer):
 
         Where a row has one label, it counts as one token.
         """
+        supervised = self._supervised(inputs["labels"])
+        # Only a filler for a process without rows has none; asked before the pass, which then need not be waited for.
+        has_rows = self._world.size == 1 or bool(supervised)
         with autocast(self._precision, self.args.device):
             outputs = model(**inputs)
         loss = outputs.loss
-        if num_items_in_batch is not None:
+        if not has_rows:
+            # A process without rows takes part in the step with a gradient of zero; the mean of no tokens is no number.
+            loss = outputs.logits.sum() * 0.0
+        elif num_items_in_batch is not None:
             # Every engine takes the mean of the processes' gradients, where a sum is wanted.
-            loss = loss * (self._supervised(inputs["labels"]) * self._world.size / num_items_in_batch)
+            loss = loss * (supervised * self._world.size / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
@@ -152,6 +171,16 @@ class GoraTrainer(Trainer):
             self._world.sum_everywhere(seen)
             logs["rows"] = f"{seen.item() % 2**64:016x}"  # type: ignore[assignment]
         super().log(logs, *args, **kwargs)
+
+    def _track_num_input_tokens(self, inputs: dict[str, torch.Tensor]) -> None:
+        """Count the tokens of rows; those of a filler are none."""
+        has_rows = self._supervised(inputs["labels"]) > 0
+        super()._track_num_input_tokens({**inputs, "attention_mask": inputs["attention_mask"] * has_rows})
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Where a checkpoint of the last step is taken up, there is no step left, also in the middle of an epoch."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Mean loss per supervised token, which does not depend on how rows fall into micro-batches."""
