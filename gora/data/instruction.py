@@ -33,6 +33,9 @@ class Instruction:
         data: the recipe's section.
         typed: whether values have types; without them (CSV) a choice is a number in digits.
 
+    Attributes:
+        separator: what a response begins with, such as a space.
+
     Raises:
         InputError: the template is malformed.
     """
@@ -40,7 +43,7 @@ class Instruction:
     def __init__(self, data: DataSection, *, typed: bool = True) -> None:
         self._data = data
         self._typed = typed
-        template, self._separator = _without_separator(TEMPLATES.get(data.template, data.template))
+        template, self.separator = _without_separator(TEMPLATES.get(data.template, data.template))
         self._pieces = _parsed(template, data)
 
     @property
@@ -59,7 +62,7 @@ class Instruction:
 
     def segments(self, row: dict[str, Any]) -> list[Segment]:
         """The prompt, unsupervised, and the response; raises Unusable."""
-        return [Segment(self.prompt(row), False), Segment(self._separator + self._response(row), True)]
+        return [Segment(self.prompt(row), False), Segment(self.separator + self._response(row), True)]
 
     def prompt(self, row: dict[str, Any]) -> str:
         """What stands before the response; raises Unusable."""

@@ -119,11 +119,19 @@ class LocalSubject:
     def label(self, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[tuple[int | None, str]]:
         """See `Subject`: the label whose text is generated; None where the answer is no label's text."""
         choices = [choice.strip() for choice in self.prompting.choices]
+        answers = [answer.strip() for (answer,) in self.complete(self.row_prompts(rows), Sampling(_LABEL_TOKENS))]
+        return [(choices.index(answer) if answer in choices else None, answer) for answer in answers]
+
+    def row_prompts(self, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+        """The texts before the responses to rows, of which the place of each is given.
+
+        Raises:
+            InputError: a row lacks something that the form asks for.
+        """
         texts = []
         for where, row in rows:
             try:
                 texts.append(self.prompting.row(row))
             except Unusable as fault:
                 raise InputError(f"{where}: {fault}.") from fault
-        answers = [answer.strip() for (answer,) in self.complete(texts, Sampling(_LABEL_TOKENS))]
-        return [(choices.index(answer) if answer in choices else None, answer) for answer in answers]
+        return texts
