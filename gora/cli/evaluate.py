@@ -17,7 +17,10 @@ def evaluate_command(
     tasks: Annotated[
         list[str],
         typer.Option(
-            "--task", metavar="NAME", help="gsm8k, glue/NAME, humaneval, mbpp, mtbench, loss; may be repeated."
+            "--task",
+            metavar="NAME",
+            help="gsm8k, glue/NAME, humaneval, mbpp, mtbench, loss, or harness:NAME for a task of lm-eval; "
+            "may be repeated.",
         ),
     ],
     data: Annotated[
@@ -39,6 +42,9 @@ def evaluate_command(
     destination: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="Where results go; a run's own folder by default.")
     ] = None,
+    harness: Annotated[
+        bool, typer.Option("--harness", help="Ask and score gsm8k and glue/NAME with lm-eval too, for comparison.")
+    ] = False,
     allow_code_execution: CodeExecutionOption = False,
     judge_url: Annotated[
         str | None,
@@ -75,6 +81,5 @@ def evaluate_command(
         judge = JudgeSettings(judge_url, judge_model, judge_key_env, judge_parallel, judge_prompts)
     options = Options(Path(), data, limit, seed, samples, temperature, max_new_tokens, allow_code_execution, judge)
     which: Which = "both" if both else "base" if base else "trained"
-    evaluate(
-        subject, Job(task_jobs(tasks, options), which, batch_size, backend, trust_remote_code), destination=destination
-    )
+    jobs = task_jobs(tasks, options, harness=harness)
+    evaluate(subject, Job(jobs, which, batch_size, backend, trust_remote_code), destination=destination)

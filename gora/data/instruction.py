@@ -31,6 +31,9 @@ class Instruction:
         data: the recipe's section.
         typed: whether values have types; without them (CSV) a choice is a number in digits.
 
+    Attributes:
+        separator: what a response begins with, such as a space.
+
     Raises:
         InputError: the template is malformed.
     """
@@ -38,7 +41,7 @@ class Instruction:
     def __init__(self, data: DataSection, *, typed: bool = True) -> None:
         self._data = data
         self._typed = typed
-        template, self._separator = _without_separator(TEMPLATES.get(data.template, data.template))
+        template, self.separator = _without_separator(TEMPLATES.get(data.template, data.template))
         self._template = RowTemplate(template, data.prompt, TEMPLATES)
 
     @property
@@ -64,7 +67,7 @@ class Instruction:
     def segments(self, row: dict[str, Any]) -> list[Segment]:
         """The prompt, unsupervised, and the response; raises Unusable."""
         response = self._response(row)
-        answer = Segment(self._separator + response, True)
+        answer = Segment(self.separator + response, True)
         answer = code_only(answer, response) if self._data.supervise == "code" else answer
         return [Segment(self.prompt(row), False), answer]
 

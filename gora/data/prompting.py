@@ -132,6 +132,11 @@ class Prompting:
         return self._format
 
     @property
+    def separator(self) -> str:
+        """What a response to a row begins with; raises InputError where the form is not made of columns."""
+        return self._instruction.separator
+
+    @property
     def choices(self) -> list[str]:
         """The texts of the labels that were trained.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -64,6 +64,25 @@ class Generator:
         with without_adapter(self.model, base):
             return self._generate(prompts, sampling, advance)
 
+    @contextmanager
+    def lent(self, *, base: bool, own_settings: bool) -> Iterator[PreTrainedModel | PeftModel]:
+        """The model, for something else to generate with.
+
+        Args:
+            base: leave the adapter out.
+            own_settings: with what the model itself says of generation (a penalty, say); else plain greedy decoding.
+        """
+        self._inner.generation_config = self._own if own_settings else self._config(Sampling(1), None)
+        with without_adapter(self.model, base):
+            yield self.model
+
+    def room(self, width: int, wanted: int) -> int:
+        """How many of `wanted` tokens the context has room for behind a prompt of `width` tokens."""
+        positions = getattr(self._inner.config, "max_position_embeddings", None)
+        if positions is None or self._inner.config.is_encoder_decoder:
+            return wanted
+        return min(wanted, positions - width)
+
     def _generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, advance: Callable[[int, int], None]
     ) -> list[list[str]]:
@@ -90,7 +109,7 @@ class Generator:
 
     def _batch(self, prompts: list[list[int]], sampling: Sampling) -> tuple[list[list[str]], int]:
         width = max(len(ids) for ids in prompts)
-        room = self._room(width, sampling.max_new_tokens)
+        room = self.room(width, sampling.max_new_tokens)
         if room < sampling.max_new_tokens:
             self.cut_short += len(prompts)
         if room < 1:
@@ -117,13 +136,7 @@ class Generator:
         ]
         return texts, int((made != pad).sum())
 
-    def _room(self, width: int, wanted: int) -> int:
-        positions = getattr(self._inner.config, "max_position_embeddings", None)
-        if positions is None or self._inner.config.is_encoder_decoder:
-            return wanted
-        return min(wanted, positions - width)
-
-    def _config(self, sampling: Sampling, room: int) -> GenerationConfig:
+    def _config(self, sampling: Sampling, room: int | None) -> GenerationConfig:
         draws = sampling.temperature > 0
         return GenerationConfig(
             max_new_tokens=room,

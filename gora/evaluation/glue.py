@@ -47,6 +47,10 @@ class Glue:
         """The rows can be read, and every one has the number of a label."""
         self._questions(options)
 
+    def questions(self, options: Options) -> Questions:
+        """The rows that are asked about, each with the number of a label; raises InputError."""
+        return self._questions(options)[0]
+
     def evaluate(self, subject: Subject, options: Options) -> Scores:
         """Label the validation rows; see `Task`."""
         questions, golds = self._questions(options)

@@ -10,7 +10,9 @@ from gora.errors import InputError
 from gora.evaluation.questions import Questions, read_questions
 from gora.evaluation.task import Options, Sampling, Scores, Subject
 
-_LONGEST = 512
+LONGEST = 512
+"""The longest answer in tokens, unless the user says otherwise."""
+
 _NUMBER = re.compile(
     r"(?P<sign>[-\u2212\u2013]\s?)?[$€£]?\s?(?P<minus>[-\u2212])?"
     r"(?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?P<decimals>\.\d+)?(?:\s?/\s?(?P<below>\d+(?!\.?\d)))?"
@@ -34,10 +36,14 @@ class Gsm8k:
         """The rows can be read, and every one has an answer to compare with."""
         _questions(options)
 
+    def questions(self, options: Options) -> Questions:
+        """The rows that are asked about, each with an answer to compare with; raises InputError."""
+        return _questions(options)[0]
+
     def evaluate(self, subject: Subject, options: Options) -> Scores:
         """Ask every question; see `Task`."""
         questions, golds = _questions(options)
-        sampling = Sampling(options.max_new_tokens or _LONGEST, options.temperature or 0.0, seed=options.seed)
+        sampling = Sampling(options.max_new_tokens or LONGEST, options.temperature or 0.0, seed=options.seed)
         answers = subject.ask([[{"role": "user", "content": row["question"]}] for _, row in questions.rows], sampling)
         rows = []
         for (where, row), gold, (answer,) in zip(questions.rows, golds, answers, strict=True):

@@ -129,9 +129,16 @@ class LocalSubject:
             numbers = self.classify([_read(self.prompting.labelled, *row) for row in rows], self.base)
             return [(number, self.prompting.choices[number]) for number in numbers]
         choices = [choice.strip() for choice in self.prompting.choices]
-        texts = [_read(self.prompting.row, *row) for row in rows]
-        answers = [answer.strip() for (answer,) in self.complete(texts, Sampling(_LABEL_TOKENS))]
+        answers = [answer.strip() for (answer,) in self.complete(self.row_prompts(rows), Sampling(_LABEL_TOKENS))]
         return [(choices.index(answer) if answer in choices else None, answer) for answer in answers]
+
+    def row_prompts(self, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+        """The texts before the responses to rows, of which the place of each is given.
+
+        Raises:
+            InputError: a row lacks something that the form asks for.
+        """
+        return [_read(self.prompting.row, *row) for row in rows]
 
     def loss(self, options: Options) -> tuple[float, int]:
         """See `Subject`."""

@@ -6,7 +6,7 @@ import warnings
 
 def quiet_loggers() -> None:
     """Only errors of the libraries that say things while they are imported; imports none of them."""
-    for name in ("accelerate", "bitsandbytes", "DeepSpeed"):
+    for name in ("accelerate", "bitsandbytes", "DeepSpeed", "lm_eval"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 
 from gora.errors import InputError
+from gora.evaluation.harness import PREFIX, Foreign, check_place, second_opinion
 from gora.evaluation.registry import task_named
 from gora.evaluation.results import read_results, record, versions
 from gora.evaluation.subject import LocalSubject, Shared
@@ -72,6 +73,7 @@ def evaluate(reference: str, job: Job, *, destination: Path | None = None) -> di
     job.check()
     named = find_subject(reference)
     world = join()
+    check_place([task for task, _ in job.tasks], backend=job.backend, processes=world.size)
     if not world.main:
         output.mute()
     quiet_libraries()
@@ -89,13 +91,25 @@ def evaluate(reference: str, job: Job, *, destination: Path | None = None) -> di
     return found
 
 
-def task_jobs(names: Sequence[str], options: Options) -> list[tuple[Task, Options]]:
+def task_jobs(names: Sequence[str], options: Options, *, harness: bool = False) -> list[tuple[Task, Options]]:
     """Tasks by name, each with the same options.
 
+    Args:
+        names: what the user calls them; those that begin with `harness:` are lm-eval's own.
+        options: what is said about them.
+        harness: put each task of ours to the model through lm-eval as well.
+
     Raises:
-        InputError: there is no such task.
+        InputError: there is no such task, or lm-eval has no counterpart.
     """
-    return [(task_named(name), options) for name in names]
+    tasks: list[Task] = []
+    for name in names:
+        if name.startswith(PREFIX):
+            tasks.append(Foreign(name.removeprefix(PREFIX)))
+            continue
+        task = task_named(name)
+        tasks += [task, second_opinion(task)] if harness else [task]
+    return [(task, options) for task in tasks]
 
 
 def closing_job(recipe: Recipe, *, allow_code_execution: bool, trust_remote_code: bool) -> Job:
