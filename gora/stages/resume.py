@@ -29,6 +29,8 @@ _FREE_TO_CHANGE = {
     "train.keep_checkpoints",
     "evaluation.steps",
     "evaluation.micro_batch_size",
+    "evaluation.tasks",
+    "evaluation.batch_size",
 }
 
 
