@@ -5,4 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-exec .venv/bin/python -m pytest "$@"
+# Two test processes with one thread each: many tests wait for processes of their own. A module's runs are shared by its
+# tests, so that they stay together.
+export OMP_NUM_THREADS=1
+exec .venv/bin/python -m pytest --numprocesses 2 --dist loadfile "$@"

@@ -148,7 +148,7 @@ def test_run_adapter_and_merged_model_are_evaluated_by_their_likeliest_class(fin
         logits = class_logits(loaded, its_tokenizer, [row["text"] for row in rows])
         loss = torch.nn.functional.cross_entropy(logits, torch.tensor([row["label"] for row in rows]))
         assert found["loss"]["trained"].metrics["loss"] == pytest.approx(float(loss), rel=1e-4)
-    with pytest.raises(InputError, match="writes no text"):
+    with pytest.raises(InputError, match="no place for one"):
         job = Job(task_jobs(["gsm8k"], Options(tmp_path, data="builtin:gsm8k/test.jsonl", limit=1)))
         evaluate(str(folder), job, destination=tmp_path)
 

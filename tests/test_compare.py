@@ -238,10 +238,12 @@ def test_the_record_of_rows_tells_rows_apart_and_nothing_else():
         batch([5, 6, 8], other),
         batch([5, 9, 7], [8, 6]),
         batch([6, 5, 7], other),
-        batch(one, other, [0]),
+        batch(one, other, [0, 0]),
         untrained,
     ]
     assert len({whole.item(), *(rows_checksum(each).item() for each in changed)}) == 6
+    # A row without any label only keeps a process busy that has none of its own.
+    assert whole == rows_checksum(batch(one, other, [3]))
 
 
 def outcome(label, seed, final, failure=None):

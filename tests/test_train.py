@@ -378,8 +378,9 @@ def test_a_process_without_rows_adds_a_gradient_of_zero(request, family):
     assert filler == {"input_ids": [5, 9], "labels": [-100, -100]}
     trainer = object.__new__(GoraTrainer)
     trainer.args = SimpleNamespace(device=torch.device("cpu"))
-    trainer._precision, trainer._encoder_decoder, trainer._world = "fp32", family == "t5", World(size=2)
-    batch = Collator(0, family == "t5")([filler])
+    collator = Collator(0, family == "t5")
+    trainer._precision, trainer._supervised, trainer._world = "fp32", collator.supervised, World(size=2)
+    batch = collator([filler])
     loss = trainer.compute_loss(model, batch, num_items_in_batch=torch.tensor(7))
     loss.backward()
     assert loss.item() == 0
