@@ -1,6 +1,7 @@
 """HumanEval and MBPP: what is asked, what is taken from an answer, and what is counted."""
 
 import itertools
+import gzip
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -16,12 +17,13 @@ from gora.evaluation.passk import mean_pass_at_k, pass_at_k
 from gora.evaluation.task import Options
 
 FIXTURES = Path(__file__).parent / "fixtures"
-HUMANEVAL = FIXTURES / "humaneval" / "HumanEval.jsonl"
+HUMANEVAL = FIXTURES / "humaneval" / "HumanEval.jsonl.gz"
 MBPP = FIXTURES / "mbpp" / "test.jsonl"
 
 
 def rows_of(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    raw = path.read_bytes()
+    return [json.loads(line) for line in (gzip.decompress(raw) if path.suffix == ".gz" else raw).splitlines()]
 
 
 class Oracle:

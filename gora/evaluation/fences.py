@@ -3,7 +3,9 @@
 import re
 import textwrap
 
-_OPENING = re.compile(r"(?P<quote>[ \t>*-]*)(?P<marks>`{3,}|~{3,})[ \t]*(?P<language>[^`\n]*)")
+from gora.data.code_blocks import code_spans
+
+_FENCE = re.compile(r"[ \t]*(?P<marks>`+|~+)[ \t]*(?P<language>[^\n]*)")
 _PYTHON = ("", "py", "ipython")
 _SESSION = (">>> ", "... ")
 
@@ -14,16 +16,13 @@ def fenced_blocks(text: str) -> list[str]:
     A block that is not closed runs to the end of the text. Prompts of an interactive session are taken away.
     """
     blocks: list[tuple[str, str]] = []
-    lines = iter(text.splitlines())
-    for line in lines:
-        opening = _OPENING.fullmatch(line)
+    for start, end in code_spans(text):
+        first, *inside = text[start:end].splitlines()
+        opening = _FENCE.match(first)
         if opening is None:
             continue
-        inside: list[str] = []
-        for inner in lines:
-            if _closes(inner, opening["marks"]):
-                break
-            inside.append(inner)
+        if inside and _closes(inside[-1], opening["marks"]):
+            inside.pop()
         blocks.append((opening["language"].strip(" {.}").lower(), _code(inside)))
     filled = [(language, code) for language, code in blocks if code.strip()]
     python = [code for language, code in filled if not language or language.startswith(_PYTHON[1:])]
