@@ -185,7 +185,13 @@ def test_other_kinds_of_models_run_from_gradients_to_a_merged_model(home, tmp_pa
     assert (class_logits(merged, its_tokenizer, TEXTS) - loaded).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("method", METHODS)
+ALWAYS = ("gora", "pissa", "adalora", "full")
+"""One of each kind; the others take minutes."""
+
+
+@pytest.mark.parametrize(
+    "method", [each if each in ALWAYS else pytest.param(each, marks=pytest.mark.slow) for each in METHODS]
+)
 def test_every_method_trains_the_head_and_saves_what_it_computes(home, tmp_path, method, monkeypatch):
     folder = tmp_path / "run"
     recipe = recipe_of(home / "bert.yaml", folder, f"adapter.method={method}", *FEW)

@@ -1,7 +1,7 @@
 """HumanEval and MBPP: what is asked, what is taken from an answer, and what is counted."""
 
-import itertools
 import gzip
+import itertools
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -200,7 +200,13 @@ CONTINUED = [row["canonical_solution"] for row in rows_of(HUMANEVAL)]
 ANSWERED = [fenced(row["prompt"] + row["canonical_solution"]) for row in rows_of(HUMANEVAL)]
 
 
-@pytest.mark.parametrize(("answers", "converses"), [(CONTINUED, False), (ANSWERED, True)], ids=["continued", "asked"])
+@pytest.mark.parametrize(
+    ("answers", "converses"),
+    [
+        pytest.param(CONTINUED, False, id="continued", marks=pytest.mark.slow),
+        pytest.param(ANSWERED, True, id="asked"),
+    ],
+)
 def test_the_published_solutions_of_humaneval_pass(tmp_path, answers, converses):
     scores = HumanEval().evaluate(Oracle(answers, converses=converses), options(tmp_path, HUMANEVAL))
     assert [row["task_id"] for row in scores.rows if not row["passed"]] == []

@@ -159,7 +159,7 @@ def test_what_is_left_of_the_base_and_the_initial_adapter_are_the_base(name):
     assert (logits(model) - logits(base())).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("name", MOVING)
+@pytest.mark.parametrize("name", [MOVING[0], *(pytest.param(each, marks=pytest.mark.slow) for each in MOVING[1:])])
 def test_a_resumed_run_of_a_method_that_moves_weights_equals_an_unbroken_one(tmp_path, name):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(recipe(whole, name, "train.max_steps=4"))

@@ -19,18 +19,18 @@ _BACK = ("at the start", "trainable", "seconds", "peak memory")
 
 @dataclass(frozen=True)
 class Figure:
-    """Mean and sample standard deviation over seeds; the deviation is 0 for one seed."""
+    """Mean and sample standard deviation over seeds; one seed has no deviation."""
 
     mean: float
-    deviation: float
+    deviation: float | None
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Figure:
         """Of at least one value."""
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
     def __str__(self) -> str:
-        return f"{self.mean:.4f} ± {self.deviation:.4f}"
+        return f"{self.mean:.4f}" + (f" ± {self.deviation:.4f}" if self.deviation is not None else "")
 
 
 @dataclass(frozen=True)
