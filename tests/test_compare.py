@@ -130,7 +130,7 @@ def test_each_part_of_gora_is_what_it_says(parts):
 
 def test_a_plan_from_shared_gradients_is_the_plan_of_a_pass_of_its_own(parts, tmp_path):
     said, _, runs, _ = parts
-    assert "gradients 1 passes for 3 runs" in said
+    assert "gradients 1 pass for 3 runs" in said
     for number, label in enumerate(("GoRA, ranks only", "GoRA, initial values only", "GoRA")):
         shared = read_plan(runs[label].plan)
         own = precompute(load_recipe(str(runs[label].recipe), [f"output={tmp_path / str(number)}"]).recipe)
@@ -244,6 +244,13 @@ def test_the_record_of_rows_tells_rows_apart_and_nothing_else():
     assert len({whole.item(), *(rows_checksum(each).item() for each in changed)}) == 6
     # A row without any label only keeps a process busy that has none of its own.
     assert whole == rows_checksum(batch(one, other, [3]))
+
+
+def test_a_varied_setting_is_named_with_its_whole_value(tmp_path):
+    vary = ["train.learning_rate=0.001,1.001"]
+    trials = make_trials("quickstart", (), methods=["lora"], variants=(), vary=vary, seeds=[0], destination=tmp_path)
+    assert [trial.label for trial in trials] == ["lora learning_rate=0.001", "lora learning_rate=1.001"]
+    assert [trial.recipe.train.learning_rate for trial in trials] == [0.001, 1.001]
 
 
 def outcome(label, seed, final, failure=None):

@@ -95,7 +95,8 @@ def _run_what_is_open(
     output.say(f"compare   {len(trials)} runs, {len(trials) - len(unfinished)} of them finished before")
     needed = [shared for shared in passes if shared.needed]
     if needed:
-        output.say(f"gradients {len(needed)} passes for {sum(len(shared.trials) for shared in needed)} runs")
+        passes_needed = "1 pass" if len(needed) == 1 else f"{len(needed)} passes"
+        output.say(f"gradients {passes_needed} for {sum(len(shared.trials) for shared in needed)} runs")
     failures = _run_all("passes", [_pass_job(reference, shared) for shared in needed], jobs)
     for shared in needed:
         if reason := failures.pop(shared.folder.path, None):

@@ -64,7 +64,7 @@ def make_trials(
     for method, variant in itertools.product(_methods(methods, variants) or [""], variants or [_AS_IT_IS]):
         chosen = [f"adapter.method={method}"] if method else []
         for settings in combinations:
-            varied = [setting.rpartition(".")[2] for setting in settings]
+            varied = [_without_section(setting) for setting in settings]
             label = " ".join(filter(None, [method, variant.label, *varied]))
             for seed in seeds:
                 folder = destination / "runs" / re.sub(r"[^\w.+=-]+", "_", f"{label} seed={seed}")
@@ -85,6 +85,12 @@ def _methods(wanted: Sequence[str], variants: Sequence[Variant]) -> list[str]:
     if wanted and own:
         raise InputError(f"--methods: {own[0].place} names a method of its own. Leave --methods out.")
     return list(wanted)
+
+
+def _without_section(setting: str) -> str:
+    """`learning_rate=0.001` of `train.learning_rate=0.001`."""
+    key, _, value = setting.partition("=")
+    return f"{key.rpartition('.')[2]}={value}"
 
 
 def _axis(text: str) -> list[str]:
