@@ -264,16 +264,18 @@ def test_losses_are_those_that_training_reported(trained, tmp_path):
 
 
 def test_several_processes_give_the_answers_of_one(trained, tmp_path):
-    arguments = ["--task", "gsm8k", "--data", QUESTIONS, "--limit", "5", "--max-new-tokens", "6"]
-    rows = {}
+    arguments = ["--task", "gsm8k", "--task", "loss", "--data", QUESTIONS, "--limit", "5", "--max-new-tokens", "6"]
+    rows, losses = {}, {}
     for count in (1, 2):
         folder = tmp_path / str(count)
         command = [sys.executable, "-m", "gora", "eval", str(trained), *arguments, "--output", str(folder)]
-        done = subprocess.run([*command, "--processes", str(count)], capture_output=True, text=True)
+        done = subprocess.run([*command, "--processes", str(count)], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         rows[count] = (folder / "evaluation" / "gsm8k-trained" / "rows.jsonl").read_text()
         assert done.stdout.count("exact_match 0.") + done.stdout.count("exact_match 1.") == 1
+        losses[count] = json.loads((folder / "evaluation.json").read_text())["tasks"]["loss"]["trained"]["metrics"]
     assert rows[1] == rows[2]
+    assert losses[1] == losses[2]
 
 
 class StandIn:

@@ -66,14 +66,20 @@ class Setup:
     collator: Collator | LabelCollator
 
     @classmethod
-    def of(cls, recipe: Recipe, *, trust_remote_code: bool = False) -> Setup:
+    def of(cls, recipe: Recipe, *, alone: bool = False, trust_remote_code: bool = False) -> Setup:
         """Find the model, load its tokenizer, read and tokenize the rows.
+
+        Args:
+            recipe: the recipe.
+            alone: this process works by itself, while others wait for something else.
+            trust_remote_code: let the model run Python code of its own.
 
         Raises:
             InputError: the model, the tokenizer or the rows cannot be used.
         """
         quiet_libraries()
         world, engine = begin(recipe)
+        world = World() if alone else world
         device = default_device()
         precision = resolve_precision(recipe.train.precision, device)
         if unread := unread_settings(engine, recipe, world, precision):

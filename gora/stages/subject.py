@@ -22,7 +22,6 @@ from gora.evaluation.vllm import Vllm, check_vllm
 from gora.models.head import settle_padding
 from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
 from gora.recipe.schema import DataSection, Recipe, SourceSection
-from gora.runtime.world import World
 from gora.stages.adapter_folder import load_adapter, read_config
 from gora.stages.loss import evaluate_loss
 from gora.stages.named import Named
@@ -81,7 +80,7 @@ def _measuring(
 
     def measure(options: Options, base: bool) -> tuple[float, int]:
         recipe = _rows_of(named, options, batch_size)
-        setup = replace(Setup.of(recipe, trust_remote_code=trust_remote_code), world=World())
+        setup = Setup.of(recipe, alone=True, trust_remote_code=trust_remote_code)
         rows = setup.data.train if options.data else setup.data.eval
         if rows is None:
             raise InputError(f"The recipe of {named.name} names no rows to evaluate on: give some with --data.")
