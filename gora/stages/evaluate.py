@@ -187,7 +187,8 @@ def _one(named: Named, subject: LocalSubject, side: str, task: Task, options: Op
     seconds = time.monotonic() - start
     figures = ", ".join(f"{name} {value:.4f}" for name, value in scores.metrics.items())
     came_of_it = f"{figures}; " if figures else ""
-    output.say(f"{task.name:<9} {side}: {came_of_it}{len(scores.rows):,} rows in {clock(seconds)}")
+    asked = scores.facts.get("questions", len(scores.rows))
+    output.say(f"{task.name:<9} {side}: {came_of_it}{asked:,} rows in {clock(seconds)}")
     rows = place / "rows.jsonl"
     with publish(rows) as aside:
         aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scores.rows), encoding="utf-8")
