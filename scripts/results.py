@@ -1,24 +1,30 @@
-"""Every method on real data, each at its own best learning rate: the tables of docs/results.md.
+"""Every method on real data, each at its own best learning rate: the runs behind docs/results.md.
 
-    python scripts/results.py MODEL DATA OUTPUT --sets math --phase grid     # one seed, three learning rates
-    python scripts/results.py MODEL DATA OUTPUT --sets math --phase final    # three seeds at the best of them
+    python scripts/results.py MODEL DATA OUTPUT
+    python scripts/results_tables.py OUTPUT results.json
 
-MODEL is a causal language model of any size, DATA a folder with the sets named in `SETS` below. All runs are made by
-`gora compare`, whose commands are printed; finished runs are not repeated, so that a phase that was stopped goes on.
+MODEL is a causal language model of any size, DATA a folder with the sets named in `SETS`. A set begins with one seed of
+every method at three learning rates; where the best of them was the least or the greatest, the next one is tried as
+well. Then come three other seeds at the best rate, with the set's task. All runs are made by `gora compare`, whose
+commands and tables are kept beside its results. Finished runs are not repeated: whoever stops it starts it again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-METHODS = {
+PAPER = {
     "full": {"adapter.method": "full"},
     "LoRA": {"adapter.method": "lora"},
     "rsLoRA": {"adapter.method": "rslora"},
@@ -26,131 +32,171 @@ METHODS = {
     "LoRA+": {"adapter.method": "lora+"},
     "OLoRA": {"adapter.method": "olora"},
     "PiSSA": {"adapter.method": "pissa"},
-    "MiLoRA": {"adapter.method": "milora"},
     "LoRA-GA": {"adapter.method": "lora-ga"},
-    "EVA": {"adapter.method": "eva"},
     "AdaLoRA": {"adapter.method": "adalora"},
     "LoRA-Pro": {"adapter.method": "lora-pro"},
+    "rsLoRA with rates of LoRA+": {"adapter.method": "rslora", "train.loraplus_lr_ratio": 16},
+    "GoRA": {"adapter.method": "gora"},
+    "GoRA r32": {"adapter.method": "gora", "adapter.rank": 32, "gora.gamma": 0.01},
+    "GoRA r128": {"adapter.method": "gora", "adapter.rank": 128, "gora.gamma": 0.005},
+}
+MORE = {
+    "MiLoRA": {"adapter.method": "milora"},
+    "EVA": {"adapter.method": "eva"},
     "LoRA-FA": {"adapter.method": "lora-fa"},
-    "rsLoRA, rates of LoRA+": {"adapter.method": "rslora", "train.loraplus_lr_ratio": 16},
     "GoRA, ranks only": {"adapter.method": "gora", "gora.gamma": 0},
     "GoRA, initial values only": {"adapter.method": "gora", "gora.rank_min": 8, "gora.rank_max": 8},
-    "GoRA": {"adapter.method": "gora"},
-    "GoRA, rank 32": {"adapter.method": "gora", "adapter.rank": 32, "gora.gamma": 0.01},
-    "GoRA, rank 128": {"adapter.method": "gora", "adapter.rank": 128, "gora.gamma": 0.005},
+    "rsLoRA r32 with rates of LoRA+": {"adapter.method": "rslora", "adapter.rank": 32, "train.loraplus_lr_ratio": 16},
 }
-RATES = (3e-4, 1e-3, 3e-3)
+METHODS: dict[str, dict[str, Any]] = {**PAPER, **MORE}
+START = (3e-4, 1e-3, 3e-3)
 
-_LANGUAGE = {"data.max_length": 512, "train.micro_batch_size": 64, "gora.micro_batch_size": 8, "distributed": "ddp"}
+_LANGUAGE = {
+    "data.max_length": 512,
+    "data.holdout": 400,
+    "train.micro_batch_size": 64,
+    "gora.micro_batch_size": 8,
+    "distributed": "ddp",
+}
+
+
+@dataclass(frozen=True)
+class Set:
+    """A data set.
+
+    Attributes:
+        recipe: what is adapted.
+        settings: for all runs; `{data}` is the data folder.
+        search: for the search for learning rates, which does not look at the rows that count.
+        final: for the runs that count.
+    """
+
+    recipe: str
+    settings: dict[str, Any]
+    search: dict[str, Any] = field(default_factory=dict)
+    final: dict[str, Any] = field(default_factory=dict)
+
+
+def _glue(task: str) -> Set:
+    folder = f"{{data}}/glue/{task}"
+    rows = {"data.train.path": f"{folder}/train.jsonl", "data.train.subset": "null", "data.train.split": "null"}
+    return Set(
+        f"glue/{task}",
+        {**rows, "data.train.max_rows": 8000},
+        {"data.eval": "null", "data.holdout": 500},
+        {
+            "data.eval": f"{{path: {folder}/validation.jsonl, max_rows: 1000}}",
+            "evaluation.tasks": f"[{{name: glue/{task}, path: {folder}/validation.jsonl}}]",
+        },
+    )
+
+
 SETS = {
-    "math": (
+    "math": Set(
         "metamathqa-llama3.1-8b",
-        {**_LANGUAGE, "data.train.path": "{data}/metamathqa_standin/train.jsonl", "data.holdout": 400},
+        {**_LANGUAGE, "data.train.path": "{data}/metamathqa_standin/train.jsonl"},
+        final={"evaluation.tasks": "[{name: gsm8k, path: {data}/gsm8k/test.jsonl, max_new_tokens: 256}]"},
     ),
-    "code": (
+    "code": Set(
         "code-feedback-llama3.1-8b",
         # The stand-in has fenced code in a few rows only.
-        {
-            **_LANGUAGE,
-            "data.train.path": "{data}/code_feedback_standin/train.jsonl",
-            "data.holdout": 400,
-            "data.supervise": "response",
-        },
+        {**_LANGUAGE, "data.train.path": "{data}/code_feedback_standin/train.jsonl", "data.supervise": "response"},
     ),
-    "instruction": (
-        "wizardlm-llama3.1-8b",
-        {**_LANGUAGE, "data.train.path": "{data}/wizardlm_70k_standin/train.jsonl", "data.holdout": 400},
+    "instruction": Set(
+        "wizardlm-llama3.1-8b", {**_LANGUAGE, "data.train.path": "{data}/wizardlm_70k_standin/train.jsonl"}
     ),
-    **{
-        f"glue/{task}": (
-            f"glue/{task}",
-            {
-                "data.train.path": "{data}/glue",
-                "data.eval.path": "{data}/glue",
-                "data.train.max_rows": 8000,
-                "data.eval.max_rows": 1000,
-                **({"data.eval.split": "validation"} if task == "mnli" else {}),
-            },
-        )
-        for task in ("sst2", "cola", "mrpc", "qnli", "mnli")
-    },
+    **{f"glue/{task}": _glue(task) for task in ("sst2", "cola", "mrpc", "qnli", "mnli")},
 }
 
 
 def main() -> None:
+    """All sets, several at a time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("data", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--phase", choices=("grid", "final"), required=True)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--rates", nargs="+", type=float, default=RATES)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--jobs", type=int, default=8)
-    parser.add_argument(
-        "--set", dest="more", action="append", default=[], help="for all runs, as `gora compare` takes it"
-    )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(PAPER))
+    parser.add_argument("--rates", nargs="+", type=float, default=START, help="the first ones to try")
+    parser.add_argument("--rounds", type=int, default=2, help="how often the rates may be extended")
+    parser.add_argument("--search-seed", default="0")
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--together", type=int, default=4, help="sets at a time")
+    parser.add_argument("--jobs", type=int, default=4, help="runs of a set at a time on each device")
+    parser.add_argument("--set", dest="more", action="append", default=[], help="for all runs, as gora takes it")
     given = parser.parse_args()
-    given.output.mkdir(parents=True, exist_ok=True)
-    for name in given.sets:
-        (grid if given.phase == "grid" else final)(name, given)
+    with ThreadPoolExecutor(given.together) as pool:
+        for work in [pool.submit(run_set, name, given) for name in given.sets]:
+            work.result()
 
 
-def grid(name: str, given: argparse.Namespace) -> None:
-    """One seed of every method at every learning rate."""
-    variants = write_variants(
-        given.output / f"{slug(name)}-methods.yaml", {each: METHODS[each] for each in given.methods}
-    )
-    rates = ",".join(f"{rate:g}" for rate in given.rates)
-    compare(name, given, variants, given.output / f"{slug(name)}-grid", "0", "--vary", f"train.learning_rate={rates}")
+def run_set(name: str, given: argparse.Namespace) -> None:
+    """The search for learning rates, then the seeds."""
+    folder = given.output / name.replace("/", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    rates = best_rates(name, folder, given)
+    variants = {method: {**METHODS[method], "train.learning_rate": rate} for method, rate in rates.items()}
+    compare(name, folder / "final", variants, given.seeds, SETS[name].final, given)
 
 
-def final(name: str, given: argparse.Namespace) -> None:
-    """Several seeds of every method at the learning rate with the least loss, and the set's task."""
-    rows = json.loads((given.output / f"{slug(name)}-grid" / "comparison.json").read_text())
-    best: dict[str, tuple[float, str]] = {}
-    for row in rows:
-        method, _, rate = row["label"].rpartition(" ")
-        if row["loss"] and (method not in best or row["loss"]["mean"] < best[method][0]):
-            best[method] = (row["loss"]["mean"], rate.partition("=")[2])
-    chosen = {
-        f"{method} {rate}": {**METHODS[method], "train.learning_rate": float(rate)}
-        for method, (_, rate) in best.items()
-        if method in given.methods
-    }
-    variants = write_variants(given.output / f"{slug(name)}-best.yaml", chosen)
-    compare(name, given, variants, given.output / slug(name), given.seeds, *closing_task(name, given.data))
+def best_rates(name: str, folder: Path, given: argparse.Namespace) -> dict[str, float]:
+    """The learning rate with the least evaluation loss on one seed; a method that never worked is left out."""
+    tried = {method: set(given.rates) for method in given.methods}
+    for _ in range(given.rounds + 1):
+        variants = {
+            f"{method} at {rate:g}": {**METHODS[method], "train.learning_rate": rate}
+            for method, rates in tried.items()
+            for rate in sorted(rates)
+        }
+        compare(name, folder / "search", variants, given.search_seed, SETS[name].search, given)
+        losses = losses_found(folder / "search" / "comparison.json")
+        best = {method: min(losses[method], key=losses[method].__getitem__) for method in tried if losses.get(method)}
+        further = {method: beyond(rate, tried[method]) for method, rate in best.items()}
+        if not any(further.values()):
+            break
+        for method, rates in further.items():
+            tried[method] |= rates
+    return best
 
 
-def closing_task(name: str, data: Path) -> list[str]:
-    """What the runs of the final phase are asked, where the set has a task."""
-    if name == "math":
-        return ["--set", f"evaluation.tasks=[{{name: gsm8k, path: {data}/gsm8k/test.jsonl, max_new_tokens: 256}}]"]
-    if name.startswith("glue/"):
-        return ["--set", f"evaluation.tasks=[{{name: {name}, path: {data}/glue}}]"]
-    return []
+def losses_found(path: Path) -> dict[str, dict[float, float]]:
+    """Evaluation loss of each method at each learning rate, where the run worked."""
+    losses: dict[str, dict[float, float]] = {}
+    for row in json.loads(path.read_text()):
+        method, _, rate = row["label"].rpartition(" at ")
+        if row["loss"] and math.isfinite(row["loss"]["mean"]):
+            losses.setdefault(method, {})[float(rate)] = row["loss"]["mean"]
+    return losses
 
 
-def write_variants(path: Path, variants: dict[str, dict[str, object]]) -> Path:
-    """A file for `gora compare --variants`."""
-    path.write_text(yaml.safe_dump({"share_gradients": True, "variants": variants}, sort_keys=False))
-    return path
+def beyond(best: float, tried: set[float]) -> set[float]:
+    """The next rate where the best one is at an end of those tried; rates go up by turns of 3 and 10/3."""
+    steps = [round(digit * 10.0**power, 12) for power in range(-6, 2) for digit in (1, 3)]
+    place = min(range(len(steps)), key=lambda index: abs(math.log(steps[index] / best)))
+    neighbours = {steps[place - 1], steps[place + 1]}
+    return {rate for rate in neighbours if rate < min(tried) or rate > max(tried)}
 
 
-def compare(name: str, given: argparse.Namespace, variants: Path, output: Path, seeds: str, *more: str) -> None:
-    """Run and print one command."""
-    recipe, settings = SETS[name]
-    common = {"model.name": given.model, "evaluation.steps": "null", "train.save_steps": "null", **settings}
-    overrides = [f"{key}={value}".format(data=given.data) for key, value in common.items()] + given.more
-    command = ["compare", recipe, "--variants", str(variants), "--seeds", seeds, "--jobs", str(given.jobs)]
-    command += ["--output", str(output), *more, *(part for setting in overrides for part in ("--set", setting))]
-    print("$ gora", shlex.join(command), flush=True)
-    subprocess.run([sys.executable, "-m", "gora", *command], check=True)
-
-
-def slug(name: str) -> str:
-    return name.replace("/", "-")
+def compare(
+    name: str,
+    output: Path,
+    variants: dict[str, dict[str, Any]],
+    seeds: str,
+    settings: dict[str, Any],
+    given: argparse.Namespace,
+) -> None:
+    """One `gora compare`; what it prints goes to a file."""
+    file = output.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump({"share_gradients": True, "variants": variants}, sort_keys=False))
+    common = {"model.name": given.model, "evaluation.steps": "null", "train.save_steps": "null"}
+    common |= {"evaluation.batch_size": 512, **SETS[name].settings, **settings}
+    overrides = [f"{key}={value}".replace("{data}", str(given.data)) for key, value in common.items()] + given.more
+    command = ["compare", SETS[name].recipe, "--variants", str(file), "--seeds", seeds, "--jobs", str(given.jobs)]
+    command += ["--output", str(output), *(part for setting in overrides for part in ("--set", setting))]
+    print(f"{name}: {len(variants)} variants, seeds {seeds}", flush=True)
+    with open(output.with_suffix(".log"), "a", encoding="utf-8") as log:
+        print("$ gora", shlex.join(command), file=log, flush=True)
+        subprocess.run([sys.executable, "-m", "gora", *command], stdout=log, stderr=log, check=True)
 
 
 if __name__ == "__main__":

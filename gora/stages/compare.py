@@ -170,7 +170,7 @@ def _run_all(what: str, jobs: Sequence[Job], at_once: int) -> dict[Path, str]:
 def _start(job: Job, place: int, places: int) -> subprocess.Popen[str]:
     job.folder.path.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "gora", *job.arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // places))}
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // places)), **os.environ}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[place] if visible else str(place)
     with open(job.folder.path / "output.txt", "w", encoding="utf-8") as stream:
