@@ -66,6 +66,7 @@ class Set:
 
     Attributes:
         recipe: what is adapted.
+        methods: what is compared, unless the command line says otherwise.
         settings: for all runs; `{data}` is the data folder.
         search: for the search for learning rates, which does not look at the rows that count.
         final: for the runs that count.
@@ -73,6 +74,7 @@ class Set:
 
     recipe: str
     settings: dict[str, Any]
+    methods: dict[str, dict[str, Any]] = field(default_factory=lambda: PAPER)
     search: dict[str, Any] = field(default_factory=dict)
     final: dict[str, Any] = field(default_factory=dict)
 
@@ -83,10 +85,10 @@ def _glue(task: str) -> Set:
     return Set(
         f"glue/{task}",
         {**rows, "data.train.max_rows": 8000},
-        {"data.eval": "null", "data.holdout": 500},
-        {
+        search={"data.eval": "null", "data.holdout": 500},
+        final={
             "data.eval": f"{{path: {folder}/validation.jsonl, max_rows: 1000}}",
-            "evaluation.tasks": f"[{{name: glue/{task}, path: {folder}/validation.jsonl}}]",
+            "evaluation.tasks": f"[{{name: glue/{task}, path: {folder}/validation.jsonl, max_rows: 2000}}]",
         },
     )
 
@@ -95,6 +97,7 @@ SETS = {
     "math": Set(
         "metamathqa-llama3.1-8b",
         {**_LANGUAGE, "data.train.path": "{data}/metamathqa_standin/train.jsonl"},
+        methods=METHODS,
         final={"evaluation.tasks": "[{name: gsm8k, path: {data}/gsm8k/test.jsonl, max_new_tokens: 256}]"},
     ),
     "code": Set(
@@ -116,7 +119,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(PAPER))
+    parser.add_argument("--methods", nargs="+", choices=METHODS)
     parser.add_argument("--rates", nargs="+", type=float, default=START, help="the first ones to try")
     parser.add_argument("--rounds", type=int, default=2, help="how often the rates may be extended")
     parser.add_argument("--search-seed", default="0")
@@ -141,7 +144,7 @@ def run_set(name: str, given: argparse.Namespace) -> None:
 
 def best_rates(name: str, folder: Path, given: argparse.Namespace) -> dict[str, float]:
     """The learning rate with the least evaluation loss on one seed; a method that never worked is left out."""
-    tried = {method: set(given.rates) for method in given.methods}
+    tried = {method: set(given.rates) for method in given.methods or SETS[name].methods}
     for _ in range(given.rounds + 1):
         variants = {
             f"{method} at {rate:g}": {**METHODS[method], "train.learning_rate": rate}

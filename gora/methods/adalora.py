@@ -8,9 +8,11 @@ from peft import AdaLoraConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from gora.errors import InputError
 from gora.methods.base import Method, Wrapping, wrap_with
 
 _WARM_UP, _FINAL = 150, 900
+_FEWEST = 3
 
 
 class AdaLora(Method):
@@ -22,6 +24,11 @@ class AdaLora(Method):
     def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PeftModel:
         """See `Method`."""
         shared, steps = wrapping.settings, wrapping.steps
+        if steps < _FEWEST:
+            raise InputError(
+                f"adapter.method adalora needs at least {_FEWEST} optimizer steps to share out ranks; "
+                f"this run has {steps}."
+            )
         config = AdaLoraConfig(
             init_r=round(1.5 * shared.rank),
             target_r=shared.rank,
@@ -33,7 +40,12 @@ class AdaLora(Method):
             deltaT=10 if steps > 100 else 1,
             total_step=steps,
         )
-        return wrap_with(model, config)
+        wrapped = wrap_with(model, config)
+        for name, value in wrapped.named_parameters():
+            # A count, which PEFT freezes; under a bfloat16 base it then casts it to float32, and that thaws it.
+            if ".ranknum." in name:
+                value.requires_grad_(False)
+        return wrapped
 
     def callbacks(self, model: nn.Module) -> list[TrainerCallback]:
         """See `Method`."""
