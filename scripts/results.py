@@ -138,7 +138,9 @@ def run_set(name: str, given: argparse.Namespace) -> None:
     folder = given.output / name.replace("/", "-")
     folder.mkdir(parents=True, exist_ok=True)
     rates = best_rates(name, folder, given)
-    variants = {method: {**METHODS[method], "train.learning_rate": rate} for method, rate in rates.items()}
+    variants = {
+        f"{method} at {rate:g}": {**METHODS[method], "train.learning_rate": rate} for method, rate in rates.items()
+    }
     compare(name, folder / "final", variants, given.seeds, SETS[name].final, given)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gora.errors import InputError
+from gora.gradients.shards import write_shards
 from gora.plan import read_factors, read_plan
 from gora.recipe import load_recipe
 from gora.recipe.builtin import comparison_paths
@@ -171,6 +172,16 @@ def test_passes_are_shared_by_runs_that_gradients_cannot_tell_apart(tmp_path):
     after = trials_of(tmp_path, "ablations/table6", vary=["train.learning_rate=1e-4,2e-4"], seeds=[0])
     assert [len(shared.trials) for shared in shared_passes(after, tmp_path)] == [6]
     assert shared_passes(trials_of(tmp_path, "ablations/parts", seeds=[0])[:3], tmp_path) == []
+
+
+def test_gradients_of_which_a_file_is_missing_are_collected_anew(tmp_path):
+    (shared,) = shared_passes(trials_of(tmp_path, "ablations/table6", seeds=[0]), tmp_path)
+    assert shared.needed
+    write_shards(shared.folder.gradients, [("layer", torch.ones(2, 2))], {})
+    assert not shared.needed
+    (file,) = shared.folder.gradients.glob("*.safetensors")
+    file.unlink()
+    assert shared.needed
 
 
 def test_the_ablations_are_those_of_the_paper(tmp_path):

@@ -44,8 +44,8 @@ def recipe(folder, method, *more):
     return load_recipe("quickstart", [*SMALL, f"adapter.method={method}", f"output={folder}", *more]).recipe
 
 
-def base():
-    return AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+def base(dtype=torch.float32):
+    return AutoModelForCausalLM.from_pretrained(TINY, dtype=dtype).eval()
 
 
 def logits(model):
@@ -53,9 +53,9 @@ def logits(model):
         return model.eval()(input_ids=IDS).logits
 
 
-def wrapped(name, rank=4, **more):
+def wrapped(name, rank=4, dtype=torch.float32, **more):
     """The small model under a method, with random gradients where it asks for them."""
-    model = base().requires_grad_(False)
+    model = base(dtype).requires_grad_(False)
     targets = find_targets(model, "attention")
     torch.manual_seed(0)
     gradients = {layer: decaying(*weight_of(module).shape) for layer, module in targets.items()}
@@ -137,6 +137,23 @@ def test_trainable_parameters_are_lora_s_within_a_tenth(name):
     count = sum(value.numel() for value in wrapped(name)[0].parameters() if value.requires_grad)
     reference = sum(value.numel() for value in wrapped("lora")[0].parameters() if value.requires_grad)
     assert count == pytest.approx(reference, rel=0.1 if name != "dora" else 0.15)
+
+
+@pytest.mark.parametrize("name", [name for name in LOW_RANK if name != "gora"])
+def test_a_bfloat16_base_changes_nothing_in_what_is_trained_nor_in_its_precision(name):
+    under = {
+        dtype: {key: value for key, value in wrapped(name, dtype=dtype)[0].named_parameters() if value.requires_grad}
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    assert under[torch.bfloat16].keys() == under[torch.float32].keys()
+    assert {value.dtype for value in under[torch.bfloat16].values()} == {torch.float32}
+
+
+def test_adalora_says_how_many_steps_it_needs():
+    model = base().requires_grad_(False)
+    few = Wrapping(find_targets(model, "attention"), AdapterSettings(4, 16.0, 0.0), steps=2)
+    with pytest.raises(InputError, match="at least 3 optimizer steps"):
+        METHODS["adalora"].wrap(model, few)
 
 
 def test_adalora_begins_with_one_and_a_half_times_the_parameters_and_ends_at_the_rank(trained):

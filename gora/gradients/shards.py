@@ -52,6 +52,15 @@ def read_document(folder: Path) -> dict[str, Any]:
     return document
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a folder was published and has all its files, which is not so where somebody copied a part of it."""
+    try:
+        files = set(read_document(folder)["tensors"].values())
+    except InputError:
+        return False
+    return all((folder / str(file)).is_file() for file in files)
+
+
 def read_shards(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Names and values of all tensors of a published folder, one at a time, on the CPU.
 

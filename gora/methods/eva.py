@@ -42,6 +42,10 @@ class Eva(Method):
             gather_distributed_inputs=False,
             show_progress_bar=False,
         )
+        for value in wrapped.parameters():
+            if value.requires_grad:
+                # PEFT's EVA puts in new layers of the base's precision.
+                value.data = value.data.float()
         return wrapped
 
 

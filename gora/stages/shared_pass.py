@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gora.gradients.shards import is_whole
 from gora.methods import METHODS
 from gora.recipe.schema import Recipe
 from gora.runtime.folder import RunFolder
@@ -51,7 +52,7 @@ class SharedPass:
     @property
     def needed(self) -> bool:
         """Whether a run still waits for its gradients."""
-        return not self.folder.gradients.exists() and any(
+        return not is_whole(self.folder.gradients) and any(
             not trial.finished and not trial.folder.plan.exists() for trial in self.trials
         )
 
