@@ -1,5 +1,6 @@
 """Programs that misbehave: each is ended, judged and cleared away, behind every kind of wall that the system allows."""
 
+import ctypes
 import os
 import shutil
 import signal
@@ -23,12 +24,25 @@ SHORT = Limits(seconds=1, cpu_seconds=5, memory=512 << 20, threads=8)
 WALLS = [("namespaces", "landlock", "seccomp"), ("landlock", "seccomp", "guard"), ("guard",)]
 
 
+def system_allows(wall):
+    """Asked of the system itself, so that a wall that gora cannot put up any more is no reason to pass it over."""
+    if wall == "namespaces":
+        command = "unshare --user --map-root-user --pid --net --ipc --mount --fork true"
+        return shutil.which("unshare") and subprocess.run(command.split(), capture_output=True).returncode == 0
+    if wall == "landlock":
+        ask_for_version, create_ruleset = 1, 444
+        return ctypes.CDLL(None).syscall(create_ruleset, None, 0, ask_for_version) > 0
+    if wall == "seccomp":
+        return "\nSeccomp_filters:" in Path("/proc/self/status").read_text()
+    return True
+
+
 def allowed(names):
     walls = frozenset(names)
     verdict = sandbox._run_alone("import math", Limits(), walls)
-    if verdict.outcome == "broken":
+    if not verdict.passed and not all(system_allows(wall) for wall in walls):
         pytest.skip(verdict.detail)
-    assert verdict.passed
+    assert verdict.passed, verdict
     return walls
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import ast
 import builtins
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from gora.errors import InputError
 from gora.evaluation.extraction import code_in
-from gora.evaluation.programs import Question, check_kinds, check_options, solve, unix_lines
+from gora.evaluation.programs import ProgramTask, Question, check_kinds, unix_lines
 from gora.evaluation.questions import Questions, read_questions
-from gora.evaluation.task import Options, Scores, Subject
+from gora.evaluation.task import Options
 
 _PUBLISHED = "google-research-datasets/mbpp"
 _SUBSET = "full"
@@ -22,30 +21,43 @@ _COLUMNS: dict[str, type | tuple[type, ...]] = {
     "test_list": list,
     "test_setup_code": str,
 }
-# What stands after the functions: tests, examples, another question.
-_STOP = ("\nassert ", '\n"""', "\nif ", "\nprint(", "\n```")
 
 
-class Mbpp:
-    """500 problems, each with three tests, which are shown; `pass@1` is the main figure.
-
-    A model that converses is asked; another continues a docstring with the problem and its tests. No solved examples
-    are given, unlike in the paper.
-    """
+class Mbpp(ProgramTask):
+    """500 problems, each with three tests, which are shown. No solved examples are given, unlike in the paper."""
 
     name: ClassVar[str] = "mbpp"
+    stop: ClassVar[tuple[str, ...]] = ("\nassert ", '\n"""', "\nif ", "\nprint(", "\n```")
 
-    def check(self, options: Options) -> None:
-        """Refuse what cannot work; raises InputError."""
-        check_options(self.name, options)
-        _read(options)
+    def read(self, options: Options) -> Questions:
+        """See `ProgramTask`."""
+        questions = read_questions(options, _PUBLISHED, columns=list(_COLUMNS), subset=_SUBSET)
+        check_kinds(questions, _COLUMNS)
+        for where, row in questions.rows:
+            if not row["test_list"] or not all(isinstance(test, str) for test in row["test_list"]):
+                raise InputError(f"{where}: column 'test_list' must be a list of texts, with one at least.")
+        return questions
 
-    def evaluate(self, subject: Subject, options: Options) -> Scores:
-        """Ask, run and count; raises InputError, and GoraError where programs cannot be run."""
-        check_options(self.name, options)
-        questions = _read(options)
-        scores = solve(subject, [_question(row) for _, row in questions.rows], options, _STOP)
-        return replace(scores, facts={**questions.facts, **scores.facts})
+    def question(self, row: dict[str, Any]) -> Question:
+        """See `ProgramTask`."""
+        text = unix_lines(row["text"]).strip()
+        tests = [unix_lines(test) for test in row["test_list"]]
+        shown = "\n".join(tests)
+
+        def tested(code: str) -> str:
+            return "\n\n".join([code, unix_lines(row["test_setup_code"]), shown]) + "\n"
+
+        names = functions_called(tests)
+        return Question(
+            task_id=str(row["task_id"]),
+            message=(
+                f"{text}\n\nThese tests call it by its name and have to pass:\n\n```python\n{shown}\n```\n\n"
+                "Answer with one block of Python code: the solution with its imports, without the tests."
+            ),
+            text=f'"""\n{text}\n{shown}\n"""\n',
+            from_answer=lambda answer: tested(code_in(answer, names)),
+            from_continuation=lambda continuation: tested(unix_lines(continuation)),
+        )
 
 
 def functions_called(tests: Iterable[str]) -> list[str]:
@@ -59,33 +71,3 @@ def functions_called(tests: Iterable[str]) -> list[str]:
         called = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
         names.update(dict.fromkeys(func.id for func in called if isinstance(func, ast.Name)))
     return [name for name in names if not hasattr(builtins, name)]
-
-
-def _read(options: Options) -> Questions:
-    questions = read_questions(options, _PUBLISHED, columns=list(_COLUMNS), subset=_SUBSET)
-    check_kinds(questions, _COLUMNS)
-    for where, row in questions.rows:
-        if not row["test_list"] or not all(isinstance(test, str) for test in row["test_list"]):
-            raise InputError(f"{where}: column 'test_list' must be a list of texts, with one at least.")
-    return questions
-
-
-def _question(row: dict[str, Any]) -> Question:
-    text = unix_lines(row["text"]).strip()
-    tests = [unix_lines(test) for test in row["test_list"]]
-    shown = "\n".join(tests)
-
-    def tested(code: str) -> str:
-        return "\n\n".join([code, unix_lines(row["test_setup_code"]), shown]) + "\n"
-
-    names = functions_called(tests)
-    return Question(
-        task_id=str(row["task_id"]),
-        message=(
-            f"{text}\n\nThese tests call it by its name and have to pass:\n\n```python\n{shown}\n```\n\n"
-            "Answer with one block of Python code: the solution with its imports, without the tests."
-        ),
-        text=f'"""\n{text}\n{shown}\n"""\n',
-        from_answer=lambda answer: tested(code_in(answer, names)),
-        from_continuation=lambda continuation: tested(unix_lines(continuation)),
-    )

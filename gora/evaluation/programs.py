@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
 
 from gora.data.wording import described
 from gora.errors import InputError
@@ -38,8 +39,38 @@ class Question:
     from_continuation: Callable[[str], str]
 
 
-def check_options(task: str, options: Options) -> None:
-    """Refuse options that no task with programs can follow; raises InputError."""
+class ProgramTask:
+    """A task whose answers are programs; `pass@1` is the main figure.
+
+    A model that converses is asked for them; another continues a text.
+    """
+
+    name: ClassVar[str]
+    stop: ClassVar[tuple[str, ...]]
+    """What ends a continuation: it begins something that is no part of the program."""
+
+    def read(self, options: Options) -> Questions:
+        """The rows that are asked about; raises InputError."""
+        raise NotImplementedError
+
+    def question(self, row: dict[str, Any]) -> Question:
+        """What one of them asks."""
+        raise NotImplementedError
+
+    def check(self, options: Options) -> None:
+        """Refuse what cannot work; raises InputError."""
+        _check_options(self.name, options)
+        self.read(options)
+
+    def evaluate(self, subject: Subject, options: Options) -> Scores:
+        """Ask, run and count; raises InputError, and GoraError where programs cannot be run."""
+        _check_options(self.name, options)
+        questions = self.read(options)
+        scores = _solve(subject, [self.question(row) for _, row in questions.rows], options, self.stop)
+        return replace(scores, facts={**questions.facts, **scores.facts})
+
+
+def _check_options(task: str, options: Options) -> None:
     if not options.allow_code_execution:
         raise InputError(
             f"{task} runs programs that the model writes, and nobody has read them. They are kept apart from the rest "
@@ -64,19 +95,7 @@ def check_kinds(questions: Questions, kinds: Mapping[str, type | tuple[type, ...
                 raise InputError(f"{where}: column {name!r} holds {described(row[name])}, which cannot be used.")
 
 
-def solve(subject: Subject, questions: Sequence[Question], options: Options, stop: tuple[str, ...]) -> Scores:
-    """Ask for programs, run them and count those that pass.
-
-    Args:
-        subject: who is asked.
-        questions: what.
-        options: of the user.
-        stop: ends a continuation.
-
-    Raises:
-        InputError: the subject cannot answer.
-        GoraError: programs cannot be run here.
-    """
+def _solve(subject: Subject, questions: Sequence[Question], options: Options, stop: tuple[str, ...]) -> Scores:
     sampling = _sampling(options, () if subject.converses else stop)
     (output.say if isolation().complete else output.warn)(" ".join(isolation().words()))
     answers = _answers(subject, questions, sampling)
