@@ -40,6 +40,12 @@ PAPER = {
     "GoRA r32": {"adapter.method": "gora", "adapter.rank": 32, "gora.gamma": 0.01},
     "GoRA r128": {"adapter.method": "gora", "adapter.rank": 128, "gora.gamma": 0.005},
 }
+# What the ratio of the two learning rates does.
+RATES = {
+    "rsLoRA, B at a quarter": {"adapter.method": "rslora", "train.loraplus_lr_ratio": 0.25},
+    "GoRA, B at a quarter": {"adapter.method": "gora", "train.loraplus_lr_ratio": 0.25},
+    "GoRA, one rate": {"adapter.method": "gora", "train.loraplus_lr_ratio": 1},
+}
 MORE = {
     "MiLoRA": {"adapter.method": "milora"},
     "EVA": {"adapter.method": "eva"},
@@ -48,7 +54,7 @@ MORE = {
     "GoRA, initial values only": {"adapter.method": "gora", "gora.rank_min": 8, "gora.rank_max": 8},
     "rsLoRA r32 with rates of LoRA+": {"adapter.method": "rslora", "adapter.rank": 32, "train.loraplus_lr_ratio": 16},
 }
-METHODS: dict[str, dict[str, Any]] = {**PAPER, **MORE}
+METHODS: dict[str, dict[str, Any]] = {**PAPER, **RATES, **MORE}
 START = (3e-4, 1e-3, 3e-3)
 
 _LANGUAGE = {
@@ -79,12 +85,13 @@ class Set:
     final: dict[str, Any] = field(default_factory=dict)
 
 
-def _glue(task: str) -> Set:
+def _glue(task: str, methods: dict[str, dict[str, Any]] = PAPER) -> Set:
     folder = f"{{data}}/glue/{task}"
     rows = {"data.train.path": f"{folder}/train.jsonl", "data.train.subset": "null", "data.train.split": "null"}
     return Set(
         f"glue/{task}",
         {**rows, "data.train.max_rows": 8000},
+        methods,
         search={"data.eval": "null", "data.holdout": 500},
         final={
             "data.eval": f"{{path: {folder}/validation.jsonl, max_rows: 1000}}",
@@ -104,11 +111,15 @@ SETS = {
         "code-feedback-llama3.1-8b",
         # The stand-in has fenced code in a few rows only.
         {**_LANGUAGE, "data.train.path": "{data}/code_feedback_standin/train.jsonl", "data.supervise": "response"},
+        {**PAPER, **RATES},
     ),
     "instruction": Set(
-        "wizardlm-llama3.1-8b", {**_LANGUAGE, "data.train.path": "{data}/wizardlm_70k_standin/train.jsonl"}
+        "wizardlm-llama3.1-8b",
+        {**_LANGUAGE, "data.train.path": "{data}/wizardlm_70k_standin/train.jsonl"},
+        {**PAPER, **RATES},
     ),
-    **{f"glue/{task}": _glue(task) for task in ("sst2", "cola", "mrpc", "qnli", "mnli")},
+    "glue/sst2": _glue("sst2", {**PAPER, **RATES}),
+    **{f"glue/{task}": _glue(task) for task in ("cola", "mrpc", "qnli", "mnli")},
 }
 
 
