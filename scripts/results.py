@@ -72,8 +72,8 @@ class Set:
 
     Attributes:
         recipe: what is adapted.
-        methods: what is compared, unless the command line says otherwise.
         settings: for all runs; `{data}` is the data folder.
+        methods: what is compared, unless the command line says otherwise.
         search: for the search for learning rates, which does not look at the rows that count.
         final: for the runs that count.
     """
