@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -402,6 +403,27 @@ def test_a_run_that_is_stopped_leaves_nothing_behind(walls, place, number):
         time.sleep(0.05)
     running.send_signal(number)
     assert running.wait(timeout=30) == (-number if number == signal.SIGKILL else 3)
+
+
+def test_whoever_is_killed_before_it_has_said_what_to_run_leaves_no_folder(place):
+    before_the_request = textwrap.dedent("""
+        import os, signal, subprocess, sys, tempfile
+        from gora.evaluation import sandbox
+        tempfile.tempdir = sys.argv[1]
+        subprocess.Popen.communicate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        sandbox._run_alone("pass", sandbox.Limits(), frozenset(["guard"]))
+    """)
+    script = [sys.executable, "-c", before_the_request, str(place)]
+    root = str(Path(sandbox.__file__).parents[2])
+    assert subprocess.run(script, env={**os.environ, "PYTHONPATH": root}).returncode == -signal.SIGKILL
+
+
+def test_a_folder_that_cannot_be_made_is_no_fault_of_the_program(place, monkeypatch):
+    monkeypatch.setattr(sandbox.secrets, "token_hex", lambda size: "taken")
+    (place / "gora-program-taken").mkdir()
+    verdict = sandbox._run_alone("pass", Limits(), frozenset(["guard"]))
+    assert verdict.outcome == "broken"
+    assert "no folder" in verdict.detail
 
 
 def test_the_strongest_walls_are_taken_and_named(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -189,7 +190,7 @@ def _run_surely(source: str, limits: Limits, walls: Walls, lifeline: int) -> Ver
 
 
 def _run(source: str, limits: Limits, walls: Walls, lifeline: int) -> Verdict:
-    folder = tempfile.mkdtemp(prefix="gora-program-")
+    folder = os.path.join(tempfile.gettempdir(), f"gora-program-{secrets.token_hex(8)}")
     request = {"source": source, "limits": asdict(limits), "walls": sorted(walls), "folder": folder}
     root = str(Path(gora.__file__).resolve().parent.parent)
     try:
@@ -199,7 +200,7 @@ def _run(source: str, limits: Limits, walls: Walls, lifeline: int) -> Verdict:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=(lifeline,),
-            cwd=folder,
+            cwd=tempfile.gettempdir(),
             env=_environment(folder),
             start_new_session=True,
         ) as warden:

@@ -32,9 +32,16 @@ def main() -> None:
         kernel.set_readable(False)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever ends this process means what it watches: `lifeline` does
     try:
-        verdict = _Watch(request).verdict()
-    finally:
-        remove(request["folder"])
+        # Made here, so that there is none if whoever asks is killed before somebody knows of it.
+        os.mkdir(request["folder"], 0o700)
+        os.chdir(request["folder"])
+    except OSError as error:
+        verdict = {"outcome": "broken", "detail": f"there is no folder for it: {error}", "seconds": 0.0, "output": ""}
+    else:
+        try:
+            verdict = _Watch(request).verdict()
+        finally:
+            remove(request["folder"])
     sys.stdout.write(json.dumps(verdict))
 
 
