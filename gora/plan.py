@@ -75,6 +75,7 @@ class Plan(_Record):
     micro_batch_size: int
     seed: int
     gamma: float
+    init_a: str = "random"
     alpha: float
     reference_rank: int
     rank_min: int

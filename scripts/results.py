@@ -46,15 +46,31 @@ RATES = {
     "GoRA, B at a quarter": {"adapter.method": "gora", "train.loraplus_lr_ratio": 0.25},
     "GoRA, one rate": {"adapter.method": "gora", "train.loraplus_lr_ratio": 1},
 }
+# What an A of the data's directions does.
+DIRECTIONS = {
+    "EVA": {"adapter.method": "eva"},
+    "LoRA-GA, B at a quarter": {"adapter.method": "lora-ga", "train.loraplus_lr_ratio": 0.25},
+    "GoRA, A of the gradient": {"adapter.method": "gora", "gora.init_a": "gradient"},
+    "GoRA, A of the gradient, B at a quarter": {
+        "adapter.method": "gora",
+        "gora.init_a": "gradient",
+        "train.loraplus_lr_ratio": 0.25,
+    },
+    "GoRA, A of the gradient, B at a quarter, from zero": {
+        "adapter.method": "gora",
+        "gora.init_a": "gradient",
+        "gora.gamma": 0,
+        "train.loraplus_lr_ratio": 0.25,
+    },
+}
 MORE = {
     "MiLoRA": {"adapter.method": "milora"},
-    "EVA": {"adapter.method": "eva"},
     "LoRA-FA": {"adapter.method": "lora-fa"},
     "GoRA, ranks only": {"adapter.method": "gora", "gora.gamma": 0},
     "GoRA, initial values only": {"adapter.method": "gora", "gora.rank_min": 8, "gora.rank_max": 8},
     "rsLoRA r32 with rates of LoRA+": {"adapter.method": "rslora", "adapter.rank": 32, "train.loraplus_lr_ratio": 16},
 }
-METHODS: dict[str, dict[str, Any]] = {**PAPER, **RATES, **MORE}
+METHODS: dict[str, dict[str, Any]] = {**PAPER, **RATES, **DIRECTIONS, **MORE}
 START = (3e-4, 1e-3, 3e-3)
 
 _LANGUAGE = {
@@ -111,14 +127,14 @@ SETS = {
         "code-feedback-llama3.1-8b",
         # The stand-in has fenced code in a few rows only.
         {**_LANGUAGE, "data.train.path": "{data}/code_feedback_standin/train.jsonl", "data.supervise": "response"},
-        {**PAPER, **RATES},
+        {**PAPER, **RATES, **DIRECTIONS},
     ),
     "instruction": Set(
         "wizardlm-llama3.1-8b",
         {**_LANGUAGE, "data.train.path": "{data}/wizardlm_70k_standin/train.jsonl"},
-        {**PAPER, **RATES},
+        {**PAPER, **RATES, **DIRECTIONS},
     ),
-    "glue/sst2": _glue("sst2", {**PAPER, **RATES}),
+    "glue/sst2": _glue("sst2", {**PAPER, **RATES, **DIRECTIONS}),
     **{f"glue/{task}": _glue(task) for task in ("cola", "mrpc", "qnli", "mnli")},
 }
 

@@ -11,7 +11,7 @@ import torch
 from gora.errors import InputError
 from gora.gradients.shards import write_shards
 from gora.plan import read_factors, read_plan
-from gora.recipe import load_recipe
+from gora.recipe import dump_recipe, load_recipe
 from gora.recipe.builtin import comparison_paths
 from gora.recipe.variants import read_variants
 from gora.report.comparison import Outcome, markdown, summarize
@@ -78,6 +78,21 @@ def test_a_folder_with_other_settings_and_unknown_methods_are_refused(tmp_path):
     (folder / "recipe.yaml").write_text("model: {name: other}\n")
     with pytest.raises(InputError, match="holds a run of other settings"):
         compare("quickstart", (), methods=["lora"], seeds=[0], destination=tmp_path)
+
+
+def test_a_run_of_a_gora_that_knew_fewer_settings_counts_if_they_are_at_their_defaults(tmp_path):
+    def trials():
+        return make_trials("quickstart", (), methods=["lora"], variants=(), vary=(), seeds=[0], destination=tmp_path)
+
+    folder = trials()[0].folder
+    folder.path.mkdir(parents=True)
+    saved = dump_recipe(trials()[0].recipe)
+    assert "  init_a: random\n" in saved
+    folder.recipe.write_text(saved.replace("  init_a: random\n", "").replace("output: ", "output: /elsewhere"))
+    assert len(trials()) == 1
+    folder.recipe.write_text(saved.replace("init_a: random", "init_a: gradient"))
+    with pytest.raises(InputError, match="holds a run of other settings"):
+        trials()
 
 
 # Equal footing and shared gradients

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from gora.core.importance import importance
-from gora.core.initial import SingularFactorError, draw_a, module_alpha, scaling, solve_b
+from gora.core.initial import (
+    SingularFactorError,
+    Start,
+    draw_a,
+    initial_values,
+    leading_directions,
+    module_alpha,
+    scaling,
+    solve_b,
+)
 from gora.core.ranks import RankBounds, adapter_parameters, advantages, allocate, allocate_parameters
 
 
@@ -135,8 +144,57 @@ def test_the_first_step_has_gamma_times_the_gradient_s_norm_on_average():
     assert abs(np.mean(ratios) / 0.05 - 1) < 0.03
 
 
+def falling_gradient(rows, columns):
+    """A gradient whose singular values fall as 1/k, as those of trained models do."""
+    generator = torch.Generator().manual_seed(2)
+    left = torch.linalg.qr(torch.randn(rows, rows, dtype=torch.float64, generator=generator)).Q
+    right = torch.linalg.qr(torch.randn(columns, columns, dtype=torch.float64, generator=generator)).Q
+    small = min(rows, columns)
+    values = 1 / torch.arange(1, small + 1, dtype=torch.float64)
+    return (1e-3 * left[:, :small] * values @ right[:, :small].T).float()
+
+
+@pytest.mark.parametrize(("rows", "columns", "rank"), [(96, 64, 8), (48, 256, 32), (16, 24, 16), (7, 5, 1)])
+def test_the_leading_directions_hold_the_best_approximation_of_the_gradient(rows, columns, rank):
+    gradient = falling_gradient(rows, columns)
+    directions = leading_directions(gradient, rank)
+    assert directions.shape == (rank, columns)
+    torch.testing.assert_close(directions @ directions.T, torch.eye(rank) / 3, rtol=0, atol=1e-5)
+    kept = 3 * gradient.double() @ directions.double().T @ directions.double()
+    values = np.linalg.svd(gradient.double().numpy(), compute_uv=False)
+    missed = (gradient.double() - kept).norm().item()
+    best = np.sqrt((values[rank:] ** 2).sum())
+    assert missed <= 1.001 * best + 1e-9
+
+
+def test_rows_in_the_gradient_s_directions_are_as_long_as_random_ones():
+    drawn = draw_a("layer", 64, 512, seed=0).norm(dim=1).mean()
+    assert leading_directions(torch.randn(128, 512), 8).norm(dim=1).mean() == pytest.approx(drawn.item(), rel=0.01)
+
+
+def test_the_step_along_the_gradient_s_directions_has_exactly_gamma_times_its_norm():
+    gradient = falling_gradient(96, 64)
+    factor_a, factor_b = initial_values("layer", gradient, 8, Start(0, 0.05, 16.0, "gradient"))
+    update = scaling(16, 8) * factor_b.double() @ factor_a.double()
+    assert (update.norm() / gradient.double().norm()).item() == pytest.approx(0.05, rel=1e-5)
+    left, values, right = np.linalg.svd(gradient.double().numpy())
+    best = torch.tensor(left[:, :8] * values[:8] @ right[:8])
+    assert torch.nn.functional.cosine_similarity(update.flatten(), -best.flatten(), 0) > 0.9999
+
+
+def test_directions_of_the_gradient_leave_the_caller_s_random_numbers_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    leading_directions(torch.randn(8, 6, generator=torch.Generator().manual_seed(0)), 2)
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_a_gradient_of_zero_gives_b_zero():
     assert not solve_b(torch.zeros(8, 6), draw_a("layer", 4, 6, 0), 0.05, 16).any()
+    factor_a, factor_b = initial_values("layer", torch.zeros(8, 6), 4, Start(0, 0.05, 16.0, "gradient"))
+    assert factor_a.isfinite().all()
+    assert not factor_b.any()
 
 
 def test_gamma_zero_gives_b_zero():

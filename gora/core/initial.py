@@ -6,13 +6,50 @@ x (W + scaling B A)^T. The paper writes the transposes of all of them.
 
 import hashlib
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+InitA = Literal["random", "gradient"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Settings of the initial values.
+
+    Attributes:
+        seed: seed of A.
+        gamma: size of the first step relative to the gradient.
+        alpha: scaling numerator.
+        init_a: A drawn at random, as in the paper, or in the leading directions of the gradient.
+    """
+
+    seed: int
+    gamma: float
+    alpha: float
+    init_a: InitA = "random"
+
 
 class SingularFactorError(ValueError):
     """A A^T cannot be factorised: the rows of A are linearly dependent, or not finite."""
+
+
+def initial_values(name: str, gradient: Tensor, rank: int, start: Start) -> tuple[Tensor, Tensor]:
+    """A (rank, in) and B (out, rank) of a layer, float32 on the CPU.
+
+    Args:
+        name: the layer's name.
+        gradient: G, the mean gradient, (out, in).
+        rank: its rank.
+        start: settings.
+    """
+    if start.init_a == "random":
+        factor_a = draw_a(name, rank, gradient.shape[1], start.seed)
+        return factor_a, solve_b(gradient, factor_a, start.gamma, start.alpha).cpu()
+    directions = leading_directions(gradient, rank)
+    return directions.cpu(), step_along(gradient, directions, start.gamma, start.alpha).cpu()
 
 
 def scaling(alpha: float, rank: int) -> float:
@@ -39,6 +76,41 @@ def draw_a(name: str, rank: int, in_features: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     bound = 1 / math.sqrt(in_features)
     return torch.empty(rank, in_features).uniform_(-bound, bound, generator=generator)
+
+
+def leading_directions(gradient: Tensor, rank: int) -> Tensor:
+    """Leading right singular vectors of G as the rows of A, float32 (r, in), on the gradient's device.
+
+    Each row has length 1/sqrt(3), which rows drawn by `draw_a` have on average. Not of the paper: a random A lets B
+    hold only what of G lies in r random directions, this one the best approximation of rank r. By subspace iteration
+    from a fixed seed, the greatest entry of each row positive; the caller's random numbers stay as they were.
+    """
+    devices = [gradient.device] if gradient.is_cuda else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        _, _, vectors = torch.svd_lowrank(gradient.float(), q=min(2 * rank, *gradient.shape), niter=8)
+    rows = vectors[:, :rank].T
+    greatest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
+    return (rows * greatest.sign() / math.sqrt(3)).contiguous()
+
+
+def step_along(gradient: Tensor, directions: Tensor, gamma: float, alpha: float) -> Tensor:
+    """B for orthogonal rows of A of equal length, float32 (out, r): the layer moves against G, on the rows of A.
+
+    The size of the step is exact, scaling ||B A||_F = gamma ||G||_F, where `solve_b` has it under the assumption that A
+    is isotropic.
+
+    Args:
+        gradient: G, the mean gradient, (out, in).
+        directions: A, (r, in).
+        gamma: size of the step relative to the gradient.
+        alpha: scaling numerator.
+    """
+    projected = gradient.double() @ directions.double().T
+    moved = projected.norm() * directions[0].double().norm()
+    if not moved:
+        return torch.zeros_like(projected, dtype=torch.float32)
+    return (projected * (-gamma * gradient.double().norm() / (scaling(alpha, len(directions)) * moved))).float()
 
 
 def solve_b(gradient: Tensor, factor_a: Tensor, gamma: float, alpha: float) -> Tensor:

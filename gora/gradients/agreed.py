@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from gora.core.importance import Importance, importance
-from gora.core.initial import draw_a
+from gora.core.initial import Start
 from gora.gradients.shared import Link
-from gora.gradients.statistics import Start, SummedStatistics
+from gora.gradients.statistics import SummedStatistics
 from gora.gradients.sums import Shape
 
 
@@ -66,12 +66,12 @@ class AgreedStatistics:
 
     def factors(self, name: str, rank: int, start: Start) -> tuple[Tensor, Tensor]:
         """See `Statistics`."""
+        owner, (rows, columns) = self._owners[name], self._shapes[name]
         if self._owns(name):
             factor_a, factor_b = self._own.factors(name, rank, start)
         else:
-            rows, columns = self._shapes[name]
-            factor_a, factor_b = draw_a(name, rank, columns, start.seed), torch.empty(rows, rank)
-        return factor_a, self._link.broadcast(factor_b.contiguous(), self._owners[name])
+            factor_a, factor_b = torch.empty(rank, columns), torch.empty(rows, rank)
+        return self._link.broadcast(factor_a, owner), self._link.broadcast(factor_b.contiguous(), owner)
 
     def _owns(self, name: str) -> bool:
         return self._owners[name] == self._link.rank

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from gora.core.importance import Importance, importance
-from gora.core.initial import draw_a, solve_b
+from gora.core.initial import Start, initial_values
 from gora.errors import InputError
 from gora.gradients.shards import read_document, read_shard, write_shards
-from gora.gradients.statistics import Start, WholeStatistics
+from gora.gradients.statistics import WholeStatistics
 
 KeptType = Literal["bf16", "fp32"]
 _TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -97,9 +97,7 @@ class KeptStatistics:
 
     def factors(self, name: str, rank: int, start: Start) -> tuple[Tensor, Tensor]:
         """See `Statistics`."""
-        gradient = self._read(name)
-        factor_a = draw_a(name, rank, gradient.shape[1], start.seed)
-        return factor_a, solve_b(gradient, factor_a, start.gamma, start.alpha)
+        return initial_values(name, self._read(name), rank, start)
 
     def _read(self, name: str) -> Tensor:
         tensor = read_shard(self._folder, self._document, name).float()

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from gora.core.importance import Importance
-from gora.core.initial import draw_a, solve_projected
+from gora.core.initial import Start, draw_a, solve_projected
 from gora.errors import InputError
-from gora.gradients.statistics import Start
 from gora.gradients.sums import DeviceSums, Shape
 
 

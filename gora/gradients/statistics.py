@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from gora.core.importance import Importance, importance
-from gora.core.initial import draw_a, solve_b
+from gora.core.initial import Start, initial_values
 from gora.gradients.sums import Sums
 
 
@@ -35,21 +34,6 @@ class WholeStatistics(Statistics, Protocol):
     def mean(self, name: str) -> Tensor:
         """G of one layer, float32 (out, in), on the computing device: a copy."""
         ...
-
-
-@dataclass(frozen=True)
-class Start:
-    """Settings of the initial values.
-
-    Attributes:
-        seed: seed of A.
-        gamma: size of the first step relative to the gradient.
-        alpha: scaling numerator.
-    """
-
-    seed: int
-    gamma: float
-    alpha: float
 
 
 class SummedStatistics:
@@ -81,6 +65,4 @@ class SummedStatistics:
 
     def factors(self, name: str, rank: int, start: Start) -> tuple[Tensor, Tensor]:
         """See `Statistics`."""
-        gradient = self.mean(name)
-        factor_a = draw_a(name, rank, gradient.shape[1], start.seed)
-        return factor_a, solve_b(gradient, factor_a, start.gamma, start.alpha).cpu()
+        return initial_values(name, self.mean(name), rank, start)

@@ -137,6 +137,8 @@ class GoraSection(Section):
     """Rows in each of those micro-batches; null takes `train.micro_batch_size`."""
     gamma: Annotated[float, Field(ge=0)] = 0.05
     """First step as a fraction of the gradient: 0.05 at rank 8, 0.01 at 32, 0.005 at 128; 0 keeps the base model."""
+    init_a: Literal["random", "gradient"] = "random"
+    """A: drawn at random, as in the paper, or `gradient`, the leading directions of each layer's gradient."""
     rank_min: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Smallest rank; auto is half the reference rank; with 0 a layer may get no adapter."""
     rank_max: Positive | Literal["auto", "unbounded"] = "auto"

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gora import __version__
-from gora.core.initial import scaling
+from gora.core.initial import Start, scaling
 from gora.core.ranks import RankBounds, allocate, allocate_parameters
 from gora.errors import GoraError
-from gora.gradients.statistics import Start, Statistics
+from gora.gradients.statistics import Statistics
 from gora.plan import DataIdentity, Factors, ModelIdentity, ModulePlan, Plan
 from gora.recipe.schema import AdapterSection, GoraSection, Recipe
 
@@ -69,7 +69,7 @@ def make_plan(
         )
         for (name, shape), value, rank in zip(shapes.items(), importances, ranks, strict=True)
     )
-    start = Start(recipe.seed, settings.gamma, adapter.alpha)
+    start = Start(recipe.seed, settings.gamma, adapter.alpha, settings.init_a)
     factors = {module.name: statistics.factors(module.name, module.rank, start) for module in modules if module.rank}
     plan = Plan(
         gora_version=__version__,
@@ -79,6 +79,7 @@ def make_plan(
         micro_batch_size=origin.micro_batch_size,
         seed=recipe.seed,
         gamma=settings.gamma,
+        init_a=settings.init_a,
         alpha=adapter.alpha,
         reference_rank=adapter.rank,
         rank_min=bounds.smallest,

@@ -62,6 +62,8 @@ def precompute(
     """
     if low_memory and keep:
         raise InputError("--low-memory never has whole gradients, so that --keep-gradients has nothing to keep.")
+    if low_memory and recipe.gora.init_a == "gradient":
+        raise InputError("--low-memory has no whole gradients, which gora.init_a: gradient needs: give one of the two.")
     world, _ = begin(recipe)
     folder = RunFolder.of(recipe.output)
     _check_folder(folder, resume, overwrite)

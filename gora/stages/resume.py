@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from gora.errors import InputError
 from gora.plan import Plan
@@ -100,7 +101,11 @@ def check_same_settings(folder: RunFolder, recipe: Recipe) -> None:
 
 
 def _differing(recipe: dict[str, Any], now: Recipe) -> list[str]:
-    old, new = flat(recipe), flat(now.model_dump(mode="json"))
+    """A setting that the older recipe does not have counts as its default: it may be new in this gora."""
+    try:
+        old, new = (flat(each.model_dump(mode="json")) for each in (Recipe.model_validate(recipe), now))
+    except ValidationError as error:
+        raise InputError(f"The recipe that the run began with cannot be read: {error}") from None
     keys = sorted((old.keys() | new.keys()) - _FREE_TO_CHANGE)
     return [
         f"{key}: {old.get(key)!r} when the run began, {new.get(key)!r} now"
@@ -157,6 +162,7 @@ def plan_differences(plan: Plan, recipe: Recipe) -> list[str]:
         "adapter.rank": (plan.reference_rank, recipe.adapter.rank),
         "adapter.alpha": (plan.alpha, recipe.adapter.alpha),
         "gora.gamma": (plan.gamma, recipe.gora.gamma),
+        "gora.init_a": (plan.init_a, recipe.gora.init_a),
         "gora.rank_min": (plan.rank_min, bounds.smallest),
         "gora.rank_max": (plan.rank_max, bounds.largest),
         "gora.importance": (plan.importance, recipe.gora.importance),

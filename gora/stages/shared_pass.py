@@ -29,6 +29,7 @@ _AFTER = {
     "adapter.alpha",
     "adapter.dropout",
     "gora.gamma",
+    "gora.init_a",
     "gora.rank_min",
     "gora.rank_max",
     "gora.budget",

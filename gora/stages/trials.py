@@ -7,11 +7,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gora.errors import InputError
 from gora.evaluation.results import read_results
 from gora.methods import METHODS
-from gora.recipe import dump_recipe, load_recipe
+from gora.recipe import load_recipe
 from gora.recipe.schema import Recipe
 from gora.recipe.variants import Variant
 from gora.runtime.folder import RunFolder
@@ -122,7 +123,17 @@ def _refuse_other_run(trial: Trial) -> None:
     path = trial.folder.recipe
     if not path.exists():
         return
-    # A folder may have been copied from another machine: where it lay does not count.
-    same = [re.sub(r"(?m)^output:.*\n", "", text) for text in (path.read_text(), dump_recipe(trial.recipe))]
-    if same[0] != same[1]:
+    if _settings_in(path) != _settings(trial.recipe):
         raise InputError(f"{trial.folder.path} holds a run of other settings. Delete it, or give another --output.")
+
+
+def _settings_in(path: Path) -> dict[str, Any] | None:
+    try:
+        return _settings(load_recipe(str(path)).recipe)
+    except InputError:
+        return None
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """All but where the folder lies: it may have been copied from another machine."""
+    return recipe.model_dump(exclude={"output"})
