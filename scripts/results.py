@@ -51,6 +51,11 @@ DIRECTIONS = {
     "EVA": {"adapter.method": "eva"},
     "LoRA-GA, B at a quarter": {"adapter.method": "lora-ga", "train.loraplus_lr_ratio": 0.25},
     "GoRA, A of the gradient": {"adapter.method": "gora", "gora.init_a": "gradient"},
+    "GoRA, A of the gradient, one rate": {
+        "adapter.method": "gora",
+        "gora.init_a": "gradient",
+        "train.loraplus_lr_ratio": 1,
+    },
     "GoRA, A of the gradient, B at a quarter": {
         "adapter.method": "gora",
         "gora.init_a": "gradient",

@@ -2,7 +2,7 @@
 
     python scripts/results_tables.py OUTPUT results.json > tables.md
 
-OUTPUT is the folder of the runs. A set whose runs are not all there yet is in the JSON file, but in no table of seeds.
+OUTPUT is the folder of the runs. A figure of fewer seeds than the others says so.
 """
 
 from __future__ import annotations
@@ -15,10 +15,29 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from results import PAPER
 
 Run = dict[str, Any]
 LOSS = ("math", "code", "instruction")
 FULL = "full"
+# What the other settings are held against.
+KNOWN = ("LoRA", "LoRA-GA", "GoRA")
+# Pairs that differ in one thing; a seed holds out other rows, so that differences of the same seed say more than means.
+PAIRS = (
+    ("LoRA-GA", "LoRA"),
+    ("EVA", "LoRA"),
+    ("GoRA", "LoRA"),
+    ("GoRA", "rsLoRA with rates of LoRA+"),
+    ("GoRA, ranks only", "rsLoRA with rates of LoRA+"),
+    ("GoRA, initial values only", "rsLoRA with rates of LoRA+"),
+    ("GoRA r32", "rsLoRA r32 with rates of LoRA+"),
+    ("GoRA, B at a quarter", "rsLoRA, B at a quarter"),
+    ("GoRA, B at a quarter", "LoRA"),
+    ("GoRA, A of the gradient", "GoRA"),
+    ("GoRA, A of the gradient, B at a quarter", "GoRA, B at a quarter"),
+    ("GoRA, A of the gradient, B at a quarter", "LoRA"),
+    ("GoRA, A of the gradient, B at a quarter", "LoRA-GA"),
+)
 
 
 def main() -> None:
@@ -30,9 +49,12 @@ def main() -> None:
     given = parser.parse_args()
     sets = {folder.name: read_set(folder) for folder in sorted(given.output.iterdir()) if folder.is_dir()}
     given.json.write_text(json.dumps(sets, indent=1) + "\n")
-    whole = {name: found for name, found in sets.items() if is_whole(found, given.seeds)}
-    print(f"Complete: {', '.join(whole)}; begun: {', '.join(sorted(set(sets) - set(whole)))}\n")
-    print(final_table({name: found["final"] for name, found in whole.items()}))
+    final = {name: found["final"] for name, found in sets.items()}
+    print(f"### Methods of the paper\n\n{final_table(final, list(PAPER), given.seeds)}")
+    more = {name: found for name, found in final.items() if found.keys() - PAPER.keys()}
+    others = dict.fromkeys(method for found in more.values() for method in found if method not in PAPER)
+    print(f"\n### Beyond the paper\n\n{final_table(more, [*KNOWN, *others], given.seeds, places=False)}")
+    print(f"\n### Differences of the same seeds\n\n{paired_table(final)}")
     for name, found in sets.items():
         print(f"\n### Search for learning rates, {name}\n\n{search_table(found['search'])}")
 
@@ -69,30 +91,45 @@ def read_runs(folder: Path, label: str) -> list[Run]:
     return found
 
 
-def is_whole(found: dict[str, Any], seeds: int) -> bool:
-    """Whether every method of the search has all its seeds."""
-    return bool(found["final"]) and all(
-        method in found["final"] and len(found["final"][method]["runs"]) == seeds
-        for method, losses in found["search"].items()
-        if any(loss is not None for loss in losses.values())
-    )
+def final_table(sets: dict[str, dict[str, Any]], methods: list[str], seeds: int, *, places: bool = True) -> str:
+    """Mean and sample deviation over seeds.
 
-
-def final_table(sets: dict[str, dict[str, Any]]) -> str:
-    """Mean and sample deviation over seeds; bold is the best, italics the second best of what trains an adapter."""
+    Args:
+        sets: each set's runs by method.
+        methods: the lines.
+        seeds: how many there should be.
+        places: mark the best in bold and the second best in italics among what trains an adapter, and end each line
+            with the mean of its places.
+    """
     columns = [(name, "loss") for name in LOSS if name in sets]
     columns += [("math", "exact_match")] if "math" in sets else []
     columns += [(name, "accuracy") for name in sets if name not in LOSS]
-    methods = list(dict.fromkeys(method for final in sets.values() for method in final))
     values = {column: {m: figures(sets[column[0]], m, column[1]) for m in methods} for column in columns}
-    places = {column: places_of(found, lowest=column[1] == "loss") for column, found in values.items()}
-    lines = [f"| method | {' | '.join(f'{name}: {what}' for name, what in columns)} | mean place |"]
-    lines += ["|---" * (len(columns) + 2) + "|"]
+    order = {column: places_of(found, column[1] == "loss", seeds) if places else {} for column, found in values.items()}
+    titles = ["method", *(f"{name}: {what}" for name, what in columns), *(["mean place"] if places else [])]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for method in methods:
-        mine = [places[column][method] for column in columns if method in places[column]]
-        mean = f"{statistics.fmean(mine):.1f}" if mine else ""
-        cells = [cell(values[column][method], places[column].get(method), column[1]) for column in columns]
-        lines.append(f"| {method} | {' | '.join(cells)} | {mean} |")
+        mine = [order[column][method] for column in columns if method in order[column]]
+        cells = [cell(values[column][method], order[column].get(method), column[1], seeds) for column in columns]
+        mean = [f"{statistics.fmean(mine):.1f}" if mine else ""] if places else []
+        lines.append(f"| {' | '.join([method, *cells, *mean])} |")
+    return "\n".join(lines)
+
+
+def paired_table(sets: dict[str, dict[str, Any]]) -> str:
+    """Mean and sample deviation over seeds of the difference of two methods' losses."""
+    names = [name for name in LOSS if name in sets]
+    lines = [f"| method | less | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    for method, other in PAIRS:
+        cells = []
+        for name in names:
+            mine, theirs = (
+                {run["seed"]: run["loss"]["final"] for run in sets[name].get(each, {"runs": []})["runs"]}
+                for each in (method, other)
+            )
+            found = [mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())]
+            cells.append(f"{statistics.fmean(found):+.4f} ± {statistics.stdev(found):.4f}" if len(found) > 1 else "")
+        lines.append(f"| {method} | {other} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -104,22 +141,26 @@ def figures(final: dict[str, Any], method: str, what: str) -> list[float]:
     return [metrics[what] for run in runs for metrics in run.get("tasks", {}).values()]
 
 
-def places_of(values: dict[str, list[float]], *, lowest: bool) -> dict[str, int]:
-    """1 for the best mean, and so on, without full fine-tuning."""
-    means = {method: statistics.fmean(found) for method, found in values.items() if found and method != FULL}
-    order = sorted(means, key=lambda method: means[method] if lowest else -means[method])
-    return {method: place for place, method in enumerate(order, 1)}
+def places_of(values: dict[str, list[float]], lowest: bool, seeds: int) -> dict[str, int]:
+    """1 for the best mean of what trains an adapter and has all seeds, and so on; equal means have the same place."""
+    sign = 1 if lowest else -1
+    means = {
+        method: round(sign * statistics.fmean(found), 9) for method, found in values.items() if len(found) == seeds
+    }
+    means.pop(FULL, None)
+    return {method: 1 + sum(other < mean for other in means.values()) for method, mean in means.items()}
 
 
-def cell(values: list[float], place: int | None, what: str) -> str:
-    """Mean ± sample deviation, shares in per cent."""
+def cell(values: list[float], place: int | None, what: str, seeds: int) -> str:
+    """Mean ± sample deviation, shares in per cent; how many there are, if not all."""
     if not values:
         return ""
     factor, digits = (1.0, 4) if what == "loss" else (100.0, 2)
     mean = statistics.fmean(values) * factor
     spread = f" ± {statistics.stdev(values) * factor:.{digits}f}" if len(values) > 1 else ""
     mark = {1: "**", 2: "*"}.get(place or 0, "")
-    return f"{mark}{mean:.{digits}f}{mark}{spread}"
+    fewer = f" ({len(values)} seed{'s' * (len(values) > 1)})" if len(values) < seeds else ""
+    return f"{mark}{mean:.{digits}f}{mark}{spread}{fewer}"
 
 
 def search_table(search: dict[str, dict[str, float | None]]) -> str:

@@ -71,6 +71,12 @@ def engines(folder):
             train(settings)
 
 
+def directions(folder):
+    """A plan whose A follows the gradients: with whole sums in each process, and with shares of them."""
+    for name, offload in (("along whole", "none"), ("along shared", "cpu")):
+        precompute(recipe(folder / name, "gora.init_a=gradient", f"gora.offload={offload}"))
+
+
 def poison():
     """The loss of one micro-batch is NaN, whichever process runs it."""
     last = []
@@ -223,7 +229,5 @@ def memory(folder):
 
 if __name__ == "__main__":
     for scenario in sys.argv[2:]:
-        known = {
-            each.__name__: each for each in (engines, nan, nan_in_training, retaken, unused, interrupt, uneven, memory)
-        }
-        known[scenario](Path(sys.argv[1]))
+        known = (engines, directions, nan, nan_in_training, retaken, unused, interrupt, uneven, memory)
+        {each.__name__: each for each in known}[scenario](Path(sys.argv[1]))

@@ -213,7 +213,8 @@ def test_the_ablations_are_those_of_the_paper(tmp_path):
     assert [(one.rank_min, one.rank_max, one.gamma) for one in settings] == table5
     settings = [trial.recipe.gora.importance for trial in trials_of(tmp_path, "ablations/table6", seeds=[0])]
     assert settings == ["sensitivity", "nuclear-product", "nuclear-gradient"]
-    assert set(comparison_paths()) == {"ablations/parts", "ablations/table5", "ablations/table6"}
+    names = {"ablations/parts", "ablations/table5", "ablations/table6", "ablations/directions"}
+    assert set(comparison_paths()) == names
 
 
 @pytest.mark.parametrize(

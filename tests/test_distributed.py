@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from gora.gradients.kept import KeptStatistics
 from gora.plan import read_factors, read_plan
-from gora.stages.precompute import precompute
+from gora.stages.precompute import plan_again, precompute
 from gora.stages.train import train
 from tests import processes
 from tests.conftest import ROOT
@@ -136,8 +136,20 @@ def test_process_0_alone_writes_the_log(two):
 @pytest.fixture(scope="module")
 def scenarios(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenarios")
-    several(folder, "nan", "nan_in_training", "retaken", "unused", "interrupt", "uneven", "memory")
+    several(folder, "directions", "nan", "nan_in_training", "retaken", "unused", "interrupt", "uneven", "memory")
     return folder
+
+
+@pytest.mark.parametrize("name", ["along whole", "along shared"])
+def test_an_a_along_the_gradient_is_that_of_one_process(scenarios, one, tmp_path, name):
+    expected = plan_again(recipe(tmp_path / "one", "gora.init_a=gradient"), one / "gradients")
+    plan = read_plan(scenarios / name / "plan.safetensors")
+    assert [module.rank for module in plan.modules] == [module.rank for module in expected.plan.modules]
+    found, others = (read_factors(folder / "plan.safetensors", plan) for folder in (scenarios / name, tmp_path / "one"))
+    for layer, (factor_a, factor_b) in found.items():
+        other_a, other_b = others[layer]
+        assert (factor_a - other_a).norm() <= 1e-2 * other_a.norm()
+        assert (factor_b @ factor_a - other_b @ other_a).norm() <= 1e-4 * (other_b @ other_a).norm()
 
 
 @pytest.mark.parametrize("name", ["whole", "shared"])

@@ -61,6 +61,7 @@ def test_a_plan_from_kept_gradients_is_the_plan_of_the_pass(kept, tmp_path):
         ["adapter.rank=16", "gora.gamma=0.2", "adapter.alpha=32"],
         ["gora.importance=nuclear-gradient"],
         ["gora.importance=nuclear-product"],
+        ["gora.init_a=gradient"],
         ["gora.rank_min=0", "gora.rank_max=unbounded", "gora.budget=parameters"],
     ],
 )
@@ -70,6 +71,12 @@ def test_another_plan_from_kept_gradients_is_the_plan_of_another_pass(kept, tmp_
     anew = precompute(recipe(tmp_path / "anew", *change))
     assert [module.rank for module in again.plan.modules] == [module.rank for module in anew.plan.modules]
     same(again, anew, tolerance=1e-6)
+
+
+def test_an_a_along_the_gradient_needs_the_whole_gradient(tmp_path):
+    with pytest.raises(InputError, match=r"--low-memory has no whole gradients, which gora.init_a: gradient needs"):
+        precompute(recipe(tmp_path, "gora.init_a=gradient"), low_memory=True)
+    assert not any(tmp_path.iterdir())
 
 
 def test_gradients_kept_in_bfloat16_are_as_good_as_bfloat16_is(kept, tmp_path):

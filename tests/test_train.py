@@ -232,12 +232,18 @@ def test_a_termination_request_saves_a_checkpoint_and_resuming_equals_an_unbroke
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_resuming_with_other_settings_names_them(trained, tmp_path):
+def test_resuming_with_other_settings_names_them_and_a_setting_that_is_newer_than_the_run_is_at_its_default(
+    trained, tmp_path
+):
     recipe, folder, _, _ = trained
     import shutil
 
     again = tmp_path / "run"
     shutil.copytree(folder, again, ignore=shutil.ignore_patterns("adapter"))
+    for state in again.glob("checkpoints/*/gora.json"):
+        origin = json.loads(state.read_text())
+        assert origin["recipe"]["gora"].pop("init_a") == "random"
+        state.write_text(json.dumps(origin))
     other = recipe.model_copy(
         update={"output": str(again), "train": recipe.train.model_copy(update={"learning_rate": 1.0, "log_steps": 3})}
     )

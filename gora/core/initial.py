@@ -83,15 +83,16 @@ def leading_directions(gradient: Tensor, rank: int) -> Tensor:
 
     Each row has length 1/sqrt(3), which rows drawn by `draw_a` have on average. Not of the paper: a random A lets B
     hold only what of G lies in r random directions, this one the best approximation of rank r. By subspace iteration
-    from a fixed seed, the greatest entry of each row positive; the caller's random numbers stay as they were.
+    in float64 from a fixed seed, the greatest entry of each row positive; the caller's random numbers stay as they
+    were.
     """
     devices = [gradient.device] if gradient.is_cuda else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(0)
-        _, _, vectors = torch.svd_lowrank(gradient.float(), q=min(2 * rank, *gradient.shape), niter=8)
+        _, _, vectors = torch.svd_lowrank(gradient.double(), q=min(2 * rank, *gradient.shape), niter=8)
     rows = vectors[:, :rank].T
     greatest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
-    return (rows * greatest.sign() / math.sqrt(3)).contiguous()
+    return (rows * greatest.sign() / math.sqrt(3)).float().contiguous()
 
 
 def step_along(gradient: Tensor, directions: Tensor, gamma: float, alpha: float) -> Tensor:
