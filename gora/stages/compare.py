@@ -136,7 +136,7 @@ def _run_all(what: str, jobs: Sequence[Job], at_once: int) -> dict[Path, str]:
         return {}
     places = list(range(device_count() or 1)) * at_once
     free, failures, running = list(places), {}, []
-    lock = threading.Lock()
+    lock, stopping = threading.Lock(), threading.Event()
 
     def run(job: Job) -> None:
         with lock:
@@ -150,7 +150,8 @@ def _run_all(what: str, jobs: Sequence[Job], at_once: int) -> dict[Path, str]:
         finally:
             with lock:
                 free.append(place)
-                meter.advance(facts=job.label)
+                if not stopping.is_set():
+                    meter.advance(facts=job.label)
 
     with Meter(output, what, len(jobs)) as meter, ThreadPoolExecutor(len(places)) as pool:
         waiting = [pool.submit(run, job) for job in jobs]
@@ -158,6 +159,7 @@ def _run_all(what: str, jobs: Sequence[Job], at_once: int) -> dict[Path, str]:
             for each in waiting:
                 each.result()
         except StopSignal:
+            stopping.set()
             for each in waiting:
                 each.cancel()
             for process in running:
