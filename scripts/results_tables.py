@@ -22,7 +22,7 @@ LOSS = ("math", "code", "instruction")
 FULL = "full"
 # What the other settings are held against.
 KNOWN = ("LoRA", "LoRA-GA", "GoRA")
-# Pairs that differ in one thing; a seed holds out other rows, so that differences of the same seed say more than means.
+# What docs/results.md sets side by side. A seed holds out rows of its own: differences of the same seed say more.
 PAIRS = (
     ("LoRA-GA", "LoRA"),
     ("EVA", "LoRA"),
@@ -109,6 +109,8 @@ def final_table(sets: dict[str, dict[str, Any]], methods: list[str], seeds: int,
     titles = ["method", *(f"{name}: {what}" for name, what in columns), *(["mean place"] if places else [])]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for method in methods:
+        if not any(found[method] for found in values.values()):
+            continue
         mine = [order[column][method] for column in columns if method in order[column]]
         cells = [cell(values[column][method], order[column].get(method), column[1], seeds) for column in columns]
         mean = [f"{statistics.fmean(mine):.1f}" if mine else ""] if places else []

@@ -75,9 +75,13 @@ def test_a_folder_with_other_settings_and_unknown_methods_are_refused(tmp_path):
         compare("quickstart", (), methods=["lora"], seeds=[0], vary=["seed"], destination=tmp_path)
     folder = tmp_path / "runs" / "lora_seed=0"
     folder.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text("model: {name: other}\n")
+    (folder / "recipe.yaml").write_text(dump_recipe(load_recipe("quickstart").recipe))
     with pytest.raises(InputError, match="holds a run of other settings"):
         compare("quickstart", (), methods=["lora"], seeds=[0], destination=tmp_path)
+    (folder / "recipe.yaml").write_text("model: {name: other}\ngroa: 3\n")
+    with pytest.raises(InputError, match="holds a run whose recipe cannot be read") as refused:
+        compare("quickstart", (), methods=["lora"], seeds=[0], destination=tmp_path)
+    assert any("groa" in problem for problem in refused.value.problems)
 
 
 def test_a_run_of_a_gora_that_knew_fewer_settings_counts_if_they_are_at_their_defaults(tmp_path):
@@ -199,6 +203,15 @@ def test_gradients_of_which_a_file_is_missing_are_collected_anew(tmp_path):
     assert shared.needed
 
 
+def test_the_directions_differ_in_a_alone_and_share_their_gradients(tmp_path):
+    trials = {trial.label: trial for trial in trials_of(tmp_path, "ablations/directions", seeds=[0])}
+    drawn, along = trials["GoRA"].recipe, trials["GoRA, A of the gradient"].recipe
+    assert along.gora == drawn.gora.model_copy(update={"init_a": "gradient"})
+    assert along.model_copy(update={"gora": drawn.gora, "output": drawn.output}) == drawn
+    (shared,) = shared_passes(trials.values(), tmp_path)
+    assert {trial.label for trial in shared.trials} == {label for label in trials if label.startswith("GoRA")}
+
+
 def test_the_ablations_are_those_of_the_paper(tmp_path):
     table5 = [
         (4, 32, 8e-2),
@@ -240,7 +253,9 @@ def test_a_file_of_variants_that_is_wrong_is_answered_with_file_and_line(tmp_pat
 def test_nothing_to_compare_unknown_variants_and_two_methods_for_one_run_are_refused(tmp_path):
     with pytest.raises(InputError, match="Give --methods, --variants or --vary"):
         compare("quickstart", (), seeds=[0], destination=tmp_path)
-    with pytest.raises(InputError, match=r"neither a file nor a built-in comparison \(ablations/parts"):
+    with pytest.raises(
+        InputError, match=r"neither a file nor a built-in comparison \(ablations/directions, ablations/parts"
+    ):
         compare("quickstart", (), seeds=[0], variants="ablations/table7", destination=tmp_path)
     with pytest.raises(InputError, match=r"names a method of its own\. Leave --methods out"):
         compare("quickstart", (), seeds=[0], methods=["lora"], variants="ablations/parts", destination=tmp_path)

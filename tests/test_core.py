@@ -182,12 +182,19 @@ def test_the_step_along_the_gradient_s_directions_has_exactly_gamma_times_its_no
     assert torch.nn.functional.cosine_similarity(update.flatten(), -best.flatten(), 0) > 0.9999
 
 
-def test_directions_of_the_gradient_leave_the_caller_s_random_numbers_alone():
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    leading_directions(torch.randn(8, 6, generator=torch.Generator().manual_seed(0)), 2)
-    assert torch.equal(torch.rand(3), expected)
+def test_directions_are_orthogonal_where_the_gradient_has_fewer_of_them():
+    gradient = torch.zeros(24, 16)
+    gradient[3] = torch.arange(16.0)
+    factor_a, factor_b = initial_values("layer", gradient, 8, Start(0, 0.05, 16.0, "gradient"))
+    torch.testing.assert_close(factor_a @ factor_a.T, torch.eye(8) / 3, rtol=0, atol=1e-5)
+    update = scaling(16, 8) * factor_b @ factor_a
+    torch.testing.assert_close(update, -0.05 * gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_with_gamma_zero_only_a_follows_the_gradient():
+    factor_a, factor_b = initial_values("layer", falling_gradient(12, 8), 4, Start(0, 0.0, 16.0, "gradient"))
+    assert torch.equal(factor_a, leading_directions(falling_gradient(12, 8), 4))
+    assert not factor_b.any()
 
 
 def test_a_gradient_of_zero_gives_b_zero():

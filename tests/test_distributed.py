@@ -24,14 +24,10 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def several(folder, *scenarios):
-    """Run scenarios in two processes of an outer torchrun, inside which gora starts nothing again.
-
-    Freed memory goes back to the system at once, so that what a process takes is what it holds.
-    """
-    environment = {**ENVIRONMENT, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    """Run scenarios in two processes of an outer torchrun, inside which gora starts nothing again."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     worker = [str(ROOT / "tests" / "processes.py"), str(folder), *scenarios]
-    done = subprocess.run([*launcher, *worker], env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run([*launcher, *worker], env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
 

@@ -19,6 +19,8 @@ from gora.plan import (
     read_plan,
     write_plan,
 )
+from gora.recipe import load_recipe
+from gora.stages.resume import plan_differences
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (6, 4), "model.layers.0.self_attn.v_proj": (3, 4)}
 
@@ -88,6 +90,26 @@ def test_the_file_follows_the_published_format(tmp_path):
     assert {"model", "data", "steps", "seed", "gamma", "alpha", "reference_rank", "rank_min"} <= document.keys()
     fields = {"name", "shape", "importance", "advantage", "rank", "scaling", "gradient_norm"}
     assert document["modules"][0].keys() == fields
+
+
+def test_a_plan_that_does_not_say_how_a_began_has_a_drawn_at_random():
+    document = make_plan(init_a="gradient").model_dump()
+    assert Plan.model_validate(document).init_a == "gradient"
+    del document["init_a"]
+    assert Plan.model_validate(document).init_a == "random"
+
+
+def test_settings_that_a_plan_was_not_made_with_are_named():
+    recipe = load_recipe("quickstart", ["gora.init_a=gradient", "adapter.rank=2", "gora.rank_min=0"]).recipe
+    settings, train = recipe.gora, recipe.train
+    plan = make_plan(
+        gamma=settings.gamma,
+        rank_max=8,
+        seed=recipe.seed,
+        steps=settings.steps,
+        micro_batch_size=settings.micro_batch_size or train.micro_batch_size,
+    )
+    assert plan_differences(plan, recipe) == ["gora.init_a: random in the plan, gradient in the recipe"]
 
 
 def test_parameters_are_counted_from_given_ranks():

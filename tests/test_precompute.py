@@ -73,9 +73,16 @@ def test_another_plan_from_kept_gradients_is_the_plan_of_another_pass(kept, tmp_
     same(again, anew, tolerance=1e-6)
 
 
-def test_an_a_along_the_gradient_needs_the_whole_gradient(tmp_path):
-    with pytest.raises(InputError, match=r"--low-memory has no whole gradients, which gora.init_a: gradient needs"):
-        precompute(recipe(tmp_path, "gora.init_a=gradient"), low_memory=True)
+def test_what_needs_whole_gradients_is_refused_with_low_memory_before_anything_begins(tmp_path):
+    asked = ("gora.init_a=gradient", "gora.importance=nuclear-product", "gora.rank_max=unbounded")
+    with pytest.raises(InputError, match="--low-memory never has whole gradients") as refused:
+        precompute(recipe(tmp_path, *asked), low_memory=True, keep="bf16")
+    assert [problem.split(":")[0] for problem in refused.value.problems] == [
+        "--keep-gradients",
+        "gora.init_a",
+        "gora.importance",
+        "gora.rank_max",
+    ]
     assert not any(tmp_path.iterdir())
 
 

@@ -311,6 +311,8 @@ def test_settings_are_told() -> None:
     assert (
         "gamma 0.05, alpha 16, reference rank 8, r_min 4, r_max unbounded, importance sensitivity, budget paper" in text
     )
+    assert "A drawn at random" in render(rank_report(llama(1)), width=160)
+    assert "A along the gradient" in render(rank_report(llama(1, init_a="gradient")), width=160)
     assert "some/model" in text
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 InitA = Literal["random", "gradient"]
+_SUBSPACE_ITERATIONS = 6
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,19 @@ def leading_directions(gradient: Tensor, rank: int) -> Tensor:
 
     Each row has length 1/sqrt(3), which rows drawn by `draw_a` have on average. Not of the paper: a random A lets B
     hold only what of G lies in r random directions, this one the best approximation of rank r. By subspace iteration
-    in float64 from a fixed seed, the greatest entry of each row positive; the caller's random numbers stay as they
-    were.
+    from the same matrix every time, the greatest entry of each row positive.
+
+    Args:
+        gradient: G, the mean gradient, (out, in).
+        rank: r, at most the smaller side of G.
     """
-    devices = [gradient.device] if gradient.is_cuda else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(0)
-        _, _, vectors = torch.svd_lowrank(gradient.double(), q=min(2 * rank, *gradient.shape), niter=8)
-    rows = vectors[:, :rank].T
+    width = min(2 * rank, *gradient.shape)
+    drawn = torch.randn(gradient.shape[0], width, generator=torch.Generator().manual_seed(0))
+    single, basis = gradient.float(), drawn.to(gradient.device)
+    for _ in range(_SUBSPACE_ITERATIONS):
+        basis = torch.linalg.qr(single @ torch.linalg.qr(single.T @ basis).Q).Q
+    # In float64, so that the rows are orthogonal also where hardly anything of G is left.
+    rows = torch.linalg.svd(basis.double().T @ gradient.double(), full_matrices=False).Vh[:rank]
     greatest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
     return (rows * greatest.sign() / math.sqrt(3)).float().contiguous()
 

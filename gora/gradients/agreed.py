@@ -71,7 +71,7 @@ class AgreedStatistics:
             factor_a, factor_b = self._own.factors(name, rank, start)
         else:
             factor_a, factor_b = torch.empty(rank, columns), torch.empty(rows, rank)
-        return self._link.broadcast(factor_a, owner), self._link.broadcast(factor_b.contiguous(), owner)
+        return self._link.broadcast(factor_a, owner), self._link.broadcast(factor_b, owner)
 
     def _owns(self, name: str) -> bool:
         return self._owners[name] == self._link.rank

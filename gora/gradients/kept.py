@@ -105,4 +105,6 @@ class KeptStatistics:
             raise InputError(
                 f"{self._folder}: the gradient of {name} is {tuple(tensor.shape)}, not {self.shapes[name]}."
             )
+        if not tensor.isfinite().all():
+            raise InputError(f"{self._folder}: the gradient of {name} holds NaN or infinity.")
         return tensor

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from gora.core.importance import Importance
 from gora.core.initial import Start, draw_a, solve_projected
-from gora.errors import InputError
 from gora.gradients.sums import DeviceSums, Shape
 
 
@@ -90,13 +89,8 @@ class SampledStatistics:
         return self.sums.keys()
 
     def importance(self, name: str, kind: Importance) -> float:
-        """Estimate of mean |W * G|; see `Statistics`.
-
-        Raises:
-            InputError: another importance, which needs all of G.
-        """
-        if kind != "sensitivity":
-            raise InputError(f"gora.importance: {kind} needs whole gradients, which --low-memory does not keep.")
+        """Estimate of mean |W * G|, the one importance that does not need all of G; see `Statistics`."""
+        assert kind == "sensitivity"
         return self._row_means(name).mean().item()
 
     def relative_error(self, name: str) -> float:

@@ -85,8 +85,9 @@ def _facts(plan: Plan, decided: dict[str, Bound]) -> Table:
     facts.add_row("gradients", f"{plan.steps} micro-batches of {plan.micro_batch_size}, seed {plan.seed}")
     facts.add_row(
         "settings",
-        f"gamma {plan.gamma:g}, A {plan.init_a}, alpha {plan.alpha:g}, reference rank {plan.reference_rank}, "
-        f"r_min {plan.rank_min}, r_max {_r_max(plan)}, importance {plan.importance}, budget {plan.budget}",
+        f"gamma {plan.gamma:g}, alpha {plan.alpha:g}, reference rank {plan.reference_rank}, "
+        f"r_min {plan.rank_min}, r_max {_r_max(plan)}, importance {plan.importance}, budget {plan.budget}, "
+        f"A {'drawn at random' if plan.init_a == 'random' else 'along the gradient'}",
     )
     for number, sentence in enumerate(_clipping(plan, decided)):
         facts.add_row("" if number else "clipped", Text(sentence))

@@ -9,7 +9,6 @@ import psutil
 import torch
 from torch import nn
 
-from gora.errors import InputError
 from gora.gradients.attach import Attachment
 from gora.gradients.fit import Operands, place, refuse_what_cannot_fit, size_text, sum_bytes
 from gora.gradients.held import micro_batches_to_hold
@@ -71,14 +70,9 @@ def check_memory(setup: Setup, low_memory: bool) -> None:
 
 
 def allocate_sampled(setup: Setup, attachment: Attachment, targets: Mapping[str, nn.Module]) -> SampledStatistics:
-    """What `--low-memory` sums.
-
-    Raises:
-        InputError: ranks have no upper bound.
-    """
+    """What `--low-memory` sums, which is refused before where ranks have no upper bound."""
     largest = rank_bounds(setup.recipe.gora, setup.recipe.adapter).largest
-    if largest is None:
-        raise InputError("--low-memory sums B at the largest rank: gora.rank_max must not be unbounded.")
+    assert largest is not None
     output.say(f"sums      projections at rank {largest} and an eighth of the rows, on {setup.device}")
     return SampledStatistics(
         _shapes(attachment, targets),

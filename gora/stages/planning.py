@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gora import __version__
@@ -12,6 +12,8 @@ from gora.errors import GoraError
 from gora.gradients.statistics import Statistics
 from gora.plan import DataIdentity, Factors, ModelIdentity, ModulePlan, Plan
 from gora.recipe.schema import AdapterSection, GoraSection, Recipe
+from gora.runtime.console import output
+from gora.runtime.progress import Meter
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,7 @@ def make_plan(
         )
         for (name, shape), value, rank in zip(shapes.items(), importances, ranks, strict=True)
     )
-    start = Start(recipe.seed, settings.gamma, adapter.alpha, settings.init_a)
-    factors = {module.name: statistics.factors(module.name, module.rank, start) for module in modules if module.rank}
+    factors = _factors(modules, statistics, Start(recipe.seed, settings.gamma, adapter.alpha, settings.init_a))
     plan = Plan(
         gora_version=__version__,
         model=origin.model,
@@ -89,6 +90,16 @@ def make_plan(
         modules=modules,
     )
     return plan, factors
+
+
+def _factors(modules: Sequence[ModulePlan], statistics: Statistics, start: Start) -> Factors:
+    adapted = [module for module in modules if module.rank]
+    factors = {}
+    with Meter(output, "values", len(adapted)) as meter:
+        for module in adapted:
+            factors[module.name] = statistics.factors(module.name, module.rank, start)
+            meter.advance()
+    return factors
 
 
 def rank_bounds(settings: GoraSection, adapter: AdapterSection) -> RankBounds:

@@ -60,10 +60,8 @@ def precompute(
         Interrupted: a signal stopped the pass, and its sums were saved.
         GoraError: losses or gradients are not finite, or no gradient reaches any target.
     """
-    if low_memory and keep:
-        raise InputError("--low-memory never has whole gradients, so that --keep-gradients has nothing to keep.")
-    if low_memory and recipe.gora.init_a == "gradient":
-        raise InputError("--low-memory has no whole gradients, which gora.init_a: gradient needs: give one of the two.")
+    if low_memory:
+        _refuse_what_needs_whole_gradients(recipe, keep)
     world, _ = begin(recipe)
     folder = RunFolder.of(recipe.output)
     _check_folder(folder, resume, overwrite)
@@ -137,6 +135,20 @@ def _check_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
     if not resume:
         how = "Add --resume to go on with it, or --overwrite to begin anew."
         folder.refuse_to_replace(folder.partial, how=how)
+
+
+def _refuse_what_needs_whole_gradients(recipe: Recipe, keep: KeptType | None) -> None:
+    settings, wanted = recipe.gora, []
+    if keep:
+        wanted.append("--keep-gradients: there is nothing to keep")
+    if settings.init_a != "random":
+        wanted.append(f"gora.init_a: {settings.init_a}; random does not need them")
+    if settings.importance != "sensitivity":
+        wanted.append(f"gora.importance: {settings.importance}; sensitivity does not need them")
+    if settings.rank_max == "unbounded":
+        wanted.append("gora.rank_max: unbounded; B is summed at the largest rank, give a number or auto")
+    if wanted:
+        raise InputError("--low-memory never has whole gradients, which this needs. Change it or do without.", wanted)
 
 
 def _origin(setup: Setup, model: ModelIdentity) -> Origin:

@@ -105,7 +105,8 @@ def _differing(recipe: dict[str, Any], now: Recipe) -> list[str]:
     try:
         old, new = (flat(each.model_dump(mode="json")) for each in (Recipe.model_validate(recipe), now))
     except ValidationError as error:
-        raise InputError(f"The recipe that the run began with cannot be read: {error}") from None
+        problems = [f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors()]
+        raise InputError("The recipe that the run began with is none for this gora.", problems) from None
     keys = sorted((old.keys() | new.keys()) - _FREE_TO_CHANGE)
     return [
         f"{key}: {old.get(key)!r} when the run began, {new.get(key)!r} now"

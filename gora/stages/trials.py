@@ -123,15 +123,13 @@ def _refuse_other_run(trial: Trial) -> None:
     path = trial.folder.recipe
     if not path.exists():
         return
-    if _settings_in(path) != _settings(trial.recipe):
-        raise InputError(f"{trial.folder.path} holds a run of other settings. Delete it, or give another --output.")
-
-
-def _settings_in(path: Path) -> dict[str, Any] | None:
     try:
-        return _settings(load_recipe(str(path)).recipe)
-    except InputError:
-        return None
+        begun = load_recipe(str(path)).recipe
+    except InputError as error:
+        what = f"{trial.folder.path} holds a run whose recipe cannot be read. Delete it, or give another --output."
+        raise InputError(what, error.problems or (error.headline,)) from None
+    if _settings(begun) != _settings(trial.recipe):
+        raise InputError(f"{trial.folder.path} holds a run of other settings. Delete it, or give another --output.")
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
