@@ -10,6 +10,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "gora" / "assets" / "models" / "tiny-6m"
+LONGEST = ("test_distributed", "test_cli", "test_compare", "test_train")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest modules first, so that of two test processes none ends long before the other."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture

@@ -228,10 +228,10 @@ def test_ctrl_c_in_precompute_keeps_the_sums_and_nothing_half_made(tmp_path):
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_in_training_says_what_was_kept_and_the_run_goes_on_from_it(tmp_path, number, expected):
-    more = settings("train.epochs=10", "train.log_steps=1")
+    more = settings("train.epochs=3", "train.log_steps=1")
     code, said = interrupted(["run", "quickstart", *more], tmp_path, "Parameter groups", number)
     assert code == expected
-    kept = re.search(r"checkpoints/checkpoint-(\d+) holds step (\d+) of 40; add --resume", said)
+    kept = re.search(r"checkpoints/checkpoint-(\d+) holds step (\d+) of 12; add --resume", said)
     assert kept is not None, said
     folder = tmp_path / "runs" / "quickstart"
     assert not (folder / "adapter").exists()
@@ -240,4 +240,4 @@ def test_a_signal_in_training_says_what_was_kept_and_the_run_goes_on_from_it(tmp
         done = gora("run", "quickstart", "--resume", *more, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert steps == list(range(1, 41))
+        assert steps == list(range(1, 13))
