@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -16,6 +17,8 @@ from gora.recipe.builtin import comparison_paths
 from gora.recipe.variants import read_variants
 from gora.report.comparison import Outcome, markdown, summarize
 from gora.runtime.folder import RunFolder
+from gora.runtime.interrupt import StopSignal
+from gora.stages import compare as comparing
 from gora.stages.compare import compare
 from gora.stages.precompute import precompute
 from gora.stages.shared_pass import shared_passes
@@ -82,6 +85,28 @@ def test_a_folder_with_other_settings_and_unknown_methods_are_refused(tmp_path):
     with pytest.raises(InputError, match="holds a run whose recipe cannot be read") as refused:
         compare("quickstart", (), methods=["lora"], seeds=[0], destination=tmp_path)
     assert any("groa" in problem for problem in refused.value.problems)
+
+
+def test_a_stopped_comparison_does_not_count_what_it_stopped(tmp_path, monkeypatch, capsys):
+    def start(job, place, places):
+        job.folder.path.mkdir()
+        (job.folder.path / "output.txt").write_text("")
+        return subprocess.Popen(["sleep", "0.1" if job.label == "short" else "60"])
+
+    def stop(number, frame):
+        raise StopSignal(signal.SIGINT)
+
+    monkeypatch.setattr(comparing, "_start", start)
+    jobs = [comparing.Job(label, RunFolder(tmp_path / label), ()) for label in ("short", "long", "longer")]
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 3)
+    try:
+        with pytest.raises(StopSignal):
+            comparing._run_all("runs", jobs, 3)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    said = capsys.readouterr()
+    assert "runs 3/3" not in said.out + said.err
 
 
 def test_a_run_of_a_gora_that_knew_fewer_settings_counts_if_they_are_at_their_defaults(tmp_path):
