@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from gora.errors import GoraError, InputError
 from gora.recipe import load_recipe
@@ -429,6 +430,17 @@ def test_the_code_and_message_of_the_first_of_several_failures_are_those_of_the_
     _, said = (parent := workers("refusing")).communicate(timeout=120)
     assert parent.returncode == 2
     assert said == "gora: the first to fail\n"
+
+
+def test_a_killed_process_is_the_cause_also_where_another_failed_in_the_same_second(tmp_path):
+    (tmp_path / "first-failure").write_text("1")
+    ended = {0: ProcessFailure(0, 10, 1, "<N/A>"), 1: ProcessFailure(1, 11, -signal.SIGKILL, "<N/A>")}
+    with pytest.raises(GoraError, match=r"Process 1 was ended by signal 9 \(SIGKILL\)\. Most often the host"):
+        launch_module._report(ended, str(tmp_path))
+    aborted = {0: ProcessFailure(0, 10, 1, "<N/A>"), 1: ProcessFailure(1, 11, -signal.SIGABRT, "<N/A>")}
+    with pytest.raises(SystemExit) as ending:
+        launch_module._report(aborted, str(tmp_path))
+    assert ending.value.code == 1
 
 
 def test_signals_without_end_stop_processes_in_the_middle_of_a_step_and_leave_none_behind():

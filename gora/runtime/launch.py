@@ -23,6 +23,8 @@ from gora.runtime.console import output
 from gora.runtime.failure import FAILURE_FILE
 
 _PATIENCE = 900
+# Not SIGABRT, by which a process ends itself when its connections fail, nor the signals that the launcher hands on.
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,8 @@ def _all_ended_well(agent: Any) -> bool:
 
 
 def _report(failures: dict[int, Any], folder: str) -> None:
-    rank, first = min(failures.items(), key=lambda pair: pair[1].timestamp)
+    # Times are whole seconds. Whoever is ended from outside cannot say so, and others may have failed because of it.
+    rank, first = min(failures.items(), key=lambda pair: (-pair[1].exitcode not in _FROM_OUTSIDE, pair[1].timestamp))
     if first.exitcode > 0:
         # It has said itself what went wrong; others failed because of it.
         told = Path(folder, "first-failure")
