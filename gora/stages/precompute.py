@@ -148,7 +148,7 @@ def _refuse_what_needs_whole_gradients(recipe: Recipe, keep: KeptType | None) ->
     if settings.rank_max == "unbounded":
         wanted.append("gora.rank_max: unbounded; B is summed at the largest rank, give a number or auto")
     if wanted:
-        raise InputError("--low-memory never has whole gradients, which this needs. Change it or do without.", wanted)
+        raise InputError("--low-memory never has whole gradients. Leave it out, or change what needs them.", wanted)
 
 
 def _origin(setup: Setup, model: ModelIdentity) -> Origin:
