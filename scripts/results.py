@@ -3,10 +3,12 @@
     python scripts/results.py MODEL DATA OUTPUT
     python scripts/results_tables.py OUTPUT results.json
 
-MODEL is a causal language model of any size, DATA a folder with the sets named in `SETS`. A set begins with one seed of
-every method at three learning rates; where the best of them was the least or the greatest, the next one is tried as
-well. Then come three other seeds at the best rate, with the set's task. All runs are made by `gora compare`, whose
-commands and tables are kept beside its results. Finished runs are not repeated: whoever stops it starts it again.
+MODEL is a causal language model of any size, DATA a folder with the sets named in `results_catalogue.py`. A set begins
+with one seed of every method at three learning rates; where the best of them was the least or the greatest, the next
+one is tried as well, and then the two half-way to the best one's neighbours. Changes of one setting are tried around
+the best rate of the method that they change. Then come three other seeds at each one's best rate, with the set's task.
+All runs are made by `gora compare`, whose commands and tables are kept beside its results. Finished runs are not
+repeated: whoever stops it starts it again. Figures of an earlier results.json (`--known`) are not made again either.
 """
 
 from __future__ import annotations
@@ -17,131 +19,18 @@ import math
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from results_catalogue import CHANGES, METHODS, SETS, Settings
 
-PAPER = {
-    "full": {"adapter.method": "full"},
-    "LoRA": {"adapter.method": "lora"},
-    "rsLoRA": {"adapter.method": "rslora"},
-    "DoRA": {"adapter.method": "dora"},
-    "LoRA+": {"adapter.method": "lora+"},
-    "OLoRA": {"adapter.method": "olora"},
-    "PiSSA": {"adapter.method": "pissa"},
-    "LoRA-GA": {"adapter.method": "lora-ga"},
-    "AdaLoRA": {"adapter.method": "adalora"},
-    "LoRA-Pro": {"adapter.method": "lora-pro"},
-    "rsLoRA with rates of LoRA+": {"adapter.method": "rslora", "train.loraplus_lr_ratio": 16},
-    "GoRA": {"adapter.method": "gora"},
-    "GoRA r32": {"adapter.method": "gora", "adapter.rank": 32, "gora.gamma": 0.01},
-    "GoRA r128": {"adapter.method": "gora", "adapter.rank": 128, "gora.gamma": 0.005},
-}
-# What the ratio of the two learning rates does.
-RATES = {
-    "rsLoRA, B at a quarter": {"adapter.method": "rslora", "train.loraplus_lr_ratio": 0.25},
-    "GoRA, B at a quarter": {"adapter.method": "gora", "train.loraplus_lr_ratio": 0.25},
-    "GoRA, one rate": {"adapter.method": "gora", "train.loraplus_lr_ratio": 1},
-}
-# What an A of the data's directions does.
-DIRECTIONS = {
-    "EVA": {"adapter.method": "eva"},
-    "LoRA-GA, B at a quarter": {"adapter.method": "lora-ga", "train.loraplus_lr_ratio": 0.25},
-    "GoRA, A of the gradient": {"adapter.method": "gora", "gora.init_a": "gradient"},
-    "GoRA, A of the gradient, one rate": {
-        "adapter.method": "gora",
-        "gora.init_a": "gradient",
-        "train.loraplus_lr_ratio": 1,
-    },
-    "GoRA, A of the gradient, B at a quarter": {
-        "adapter.method": "gora",
-        "gora.init_a": "gradient",
-        "train.loraplus_lr_ratio": 0.25,
-    },
-    "GoRA, A of the gradient, B at a quarter, from zero": {
-        "adapter.method": "gora",
-        "gora.init_a": "gradient",
-        "gora.gamma": 0,
-        "train.loraplus_lr_ratio": 0.25,
-    },
-}
-MORE = {
-    "MiLoRA": {"adapter.method": "milora"},
-    "LoRA-FA": {"adapter.method": "lora-fa"},
-    "GoRA, ranks only": {"adapter.method": "gora", "gora.gamma": 0},
-    "GoRA, initial values only": {"adapter.method": "gora", "gora.rank_min": 8, "gora.rank_max": 8},
-    "rsLoRA r32 with rates of LoRA+": {"adapter.method": "rslora", "adapter.rank": 32, "train.loraplus_lr_ratio": 16},
-}
-METHODS: dict[str, dict[str, Any]] = {**PAPER, **RATES, **DIRECTIONS, **MORE}
 START = (3e-4, 1e-3, 3e-3)
-
-_LANGUAGE = {
-    "data.max_length": 512,
-    "data.holdout": 400,
-    "train.micro_batch_size": 64,
-    "gora.micro_batch_size": 8,
-    "distributed": "ddp",
-}
-
-
-@dataclass(frozen=True)
-class Set:
-    """A data set.
-
-    Attributes:
-        recipe: what is adapted.
-        settings: for all runs; `{data}` is the data folder.
-        methods: what is compared, unless the command line says otherwise.
-        search: for the search for learning rates, which does not look at the rows that count.
-        final: for the runs that count.
-    """
-
-    recipe: str
-    settings: dict[str, Any]
-    methods: dict[str, dict[str, Any]] = field(default_factory=lambda: PAPER)
-    search: dict[str, Any] = field(default_factory=dict)
-    final: dict[str, Any] = field(default_factory=dict)
-
-
-def _glue(task: str, methods: dict[str, dict[str, Any]] = PAPER) -> Set:
-    folder = f"{{data}}/glue/{task}"
-    rows = {"data.train.path": f"{folder}/train.jsonl", "data.train.subset": "null", "data.train.split": "null"}
-    return Set(
-        f"glue/{task}",
-        {**rows, "data.train.max_rows": 8000},
-        methods,
-        search={"data.eval": "null", "data.holdout": 500},
-        final={
-            "data.eval": f"{{path: {folder}/validation.jsonl, max_rows: 1000}}",
-            "evaluation.tasks": f"[{{name: glue/{task}, path: {folder}/validation.jsonl, max_rows: 2000}}]",
-        },
-    )
-
-
-SETS = {
-    "math": Set(
-        "metamathqa-llama3.1-8b",
-        {**_LANGUAGE, "data.train.path": "{data}/metamathqa_standin/train.jsonl"},
-        methods=METHODS,
-        final={"evaluation.tasks": "[{name: gsm8k, path: {data}/gsm8k/test.jsonl, max_new_tokens: 256}]"},
-    ),
-    "code": Set(
-        "code-feedback-llama3.1-8b",
-        # The stand-in has fenced code in a few rows only.
-        {**_LANGUAGE, "data.train.path": "{data}/code_feedback_standin/train.jsonl", "data.supervise": "response"},
-        {**PAPER, **RATES, **DIRECTIONS},
-    ),
-    "instruction": Set(
-        "wizardlm-llama3.1-8b",
-        {**_LANGUAGE, "data.train.path": "{data}/wizardlm_70k_standin/train.jsonl"},
-        {**PAPER, **RATES, **DIRECTIONS},
-    ),
-    "glue/sst2": _glue("sst2", {**PAPER, **RATES, **DIRECTIONS}),
-    **{f"glue/{task}": _glue(task) for task in ("cola", "mrpc", "qnli", "mnli")},
-}
+_COARSE, _FINE = (1, 3), (1, 1.8, 3, 5.6)
+Losses = dict[str, dict[str, float | None]]
+"""By method and learning rate; None where training failed."""
 
 
 def main() -> None:
@@ -151,75 +40,158 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--methods", nargs="+", choices=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="and what changes one setting of them")
     parser.add_argument("--rates", nargs="+", type=float, default=START, help="the first ones to try")
     parser.add_argument("--rounds", type=int, default=2, help="how often the rates may be extended")
     parser.add_argument("--search-seed", default="0")
     parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--known", type=Path, help="results.json of earlier runs")
     parser.add_argument("--together", type=int, default=4, help="sets at a time")
     parser.add_argument("--jobs", type=int, default=4, help="runs of a set at a time on each device")
     parser.add_argument("--set", dest="more", action="append", default=[], help="for all runs, as gora takes it")
     given = parser.parse_args()
+    known = json.loads(given.known.read_text()) if given.known else {}
     with ThreadPoolExecutor(given.together) as pool:
-        for work in [pool.submit(run_set, name, given) for name in given.sets]:
+        for work in [pool.submit(run_set, name, known.get(name.replace("/", "-"), {}), given) for name in given.sets]:
             work.result()
 
 
-def run_set(name: str, given: argparse.Namespace) -> None:
-    """The search for learning rates, then the seeds."""
+def run_set(name: str, known: dict[str, Any], given: argparse.Namespace) -> None:
+    """The search for learning rates, then the seeds: of the methods, and of what changes them."""
     folder = given.output / name.replace("/", "-")
     folder.mkdir(parents=True, exist_ok=True)
-    rates = best_rates(name, folder, given)
-    variants = {
-        f"{method} at {rate:g}": {**METHODS[method], "train.learning_rate": rate} for method, rate in rates.items()
-    }
-    compare(name, folder / "final", variants, given.seeds, SETS[name].final, given)
-
-
-def best_rates(name: str, folder: Path, given: argparse.Namespace) -> dict[str, float]:
-    """The learning rate with the least evaluation loss on one seed; a method that never worked is left out."""
-    tried = {method: set(given.rates) for method in given.methods or SETS[name].methods}
-    for _ in range(given.rounds + 1):
-        variants = {
-            f"{method} at {rate:g}": {**METHODS[method], "train.learning_rate": rate}
-            for method, rates in tried.items()
-            for rate in sorted(rates)
+    search = Search(name, folder / "search", known.get("search", {}), given)
+    methods = {method: METHODS[method] for method in given.methods or SETS[name].methods}
+    best = search.wide(methods)
+    run_seeds(name, folder / "final", methods, best, known, given, tasks=SETS[name].tasks)
+    if SETS[name].changes:
+        parents = {method: CHANGES[method] for method in CHANGES.keys() & best.keys()}
+        changes = {
+            f"{method}, {change}": (best[method], {**METHODS[method], **settings})
+            for method, found in parents.items()
+            for change, settings in found.items()
         }
-        compare(name, folder / "search", variants, given.search_seed, SETS[name].search, given)
-        losses = losses_found(folder / "search" / "comparison.json")
-        best = {method: min(losses[method], key=losses[method].__getitem__) for method in tried if losses.get(method)}
-        further = {method: beyond(rate, tried[method]) for method, rate in best.items()}
-        if not any(further.values()):
-            break
-        for method, rates in further.items():
-            tried[method] |= rates
-    return best
+        settings = {change: each for change, (_, each) in changes.items()}
+        around = search.near(settings, {change: rate for change, (rate, _) in changes.items()})
+        run_seeds(name, folder / "changed", settings, around, known, given)
 
 
-def losses_found(path: Path) -> dict[str, dict[float, float]]:
-    """Evaluation loss of each method at each learning rate, where the run worked."""
-    losses: dict[str, dict[float, float]] = {}
-    for row in json.loads(path.read_text()):
-        method, _, rate = row["label"].rpartition(" at ")
-        if row["loss"] and math.isfinite(row["loss"]["mean"]):
-            losses.setdefault(method, {})[float(rate)] = row["loss"]["mean"]
-    return losses
+class Search:
+    """Learning rates on one seed, by the least evaluation loss; what was found is kept in `search.json`.
+
+    Args:
+        name: the set.
+        folder: of the runs.
+        known: losses of earlier runs by method and rate; None where training failed.
+        given: the command line.
+    """
+
+    def __init__(self, name: str, folder: Path, known: Losses, given: argparse.Namespace) -> None:
+        self._name, self._folder, self._given = name, folder, given
+        self._file = folder.with_suffix(".json")
+        self._found: Losses = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self._losses = merged(known, self._found)
+
+    def wide(self, methods: Mapping[str, Settings]) -> dict[str, float]:
+        """The best rate of each, in steps of about 3 and then of about 1.8; without those that never worked."""
+        best = self._measure(methods, {method: set(self._given.rates) for method in methods})
+        for _ in range(self._given.rounds):
+            further = {method: self._beyond(method, rate) for method, rate in best.items()}
+            if not any(further.values()):
+                break
+            best = self._measure(methods, further)
+        return self._measure(methods, {method: neighbours(rate, _FINE) for method, rate in best.items()})
+
+    def near(self, methods: Mapping[str, Settings], rates: Mapping[str, float]) -> dict[str, float]:
+        """The best rate of each among the one given and its neighbours in steps of about 1.8."""
+        return self._measure(methods, {method: {rate} | neighbours(rate, _FINE) for method, rate in rates.items()})
+
+    def _measure(self, methods: Mapping[str, Settings], rates: Mapping[str, set[float]]) -> dict[str, float]:
+        variants = {
+            labelled(method, rate): {**methods[method], "train.learning_rate": rate}
+            for method, tried in rates.items()
+            for rate in sorted(tried)
+            if f"{rate:g}" not in self._losses.get(method, {})
+        }
+        if variants:
+            search = SETS[self._name].search
+            compare(self._name, self._folder, variants, self._given.search_seed, search, self._given)
+            for label, loss in losses_found(self._folder / "comparison.json").items():
+                method, _, rate = label.rpartition(" at ")
+                self._found.setdefault(method, {})[rate] = loss
+            self._file.write_text(json.dumps(self._found, indent=1) + "\n")
+            self._losses = merged(self._losses, self._found)
+        return {method: best for method in methods if (best := least(self._losses.get(method, {}))) is not None}
+
+    def _beyond(self, method: str, best: float) -> set[float]:
+        """The next rate where the best one is at an end of those tried."""
+        tried = [float(rate) for rate in self._losses[method]]
+        return {rate for rate in neighbours(best, _COARSE) if rate < min(tried) or rate > max(tried)}
 
 
-def beyond(best: float, tried: set[float]) -> set[float]:
-    """The next rate where the best one is at an end of those tried; rates go up by turns of 3 and 10/3."""
-    steps = [round(digit * 10.0**power, 12) for power in range(-6, 2) for digit in (1, 3)]
-    place = min(range(len(steps)), key=lambda index: abs(math.log(steps[index] / best)))
-    neighbours = {steps[place - 1], steps[place + 1]}
-    return {rate for rate in neighbours if rate < min(tried) or rate > max(tried)}
+def merged(first: Losses, then: Losses) -> Losses:
+    """Losses of both; where both have one, that of the second."""
+    return {method: {**first.get(method, {}), **then.get(method, {})} for method in dict.fromkeys((*first, *then))}
+
+
+def neighbours(rate: float, digits: tuple[float, ...]) -> set[float]:
+    """The next lower and the next higher rate with such a first digit, of a rate that has one."""
+    steps = [float(f"{digit}e{power}") for power in range(-6, 2) for digit in digits]
+    place = min(range(len(steps)), key=lambda index: abs(math.log(steps[index] / rate)))
+    return {steps[place - 1], steps[place + 1]}
+
+
+def least(losses: Mapping[str, float | None]) -> float | None:
+    """The rate of the least loss, or None if none is known."""
+    worked = {float(rate): loss for rate, loss in losses.items() if loss is not None}
+    return min(worked, key=worked.__getitem__) if worked else None
+
+
+def labelled(method: str, rate: float) -> str:
+    """The label of a method at a rate."""
+    return f"{method} at {rate:g}"
+
+
+def losses_found(path: Path) -> dict[str, float | None]:
+    """Evaluation loss by label; None where the run failed."""
+    rows = json.loads(path.read_text())
+    return {row["label"]: row["loss"]["mean"] if row["loss"] else None for row in rows}
+
+
+def run_seeds(
+    name: str,
+    folder: Path,
+    methods: Mapping[str, Settings],
+    rates: Mapping[str, float],
+    known: dict[str, Any],
+    given: argparse.Namespace,
+    *,
+    tasks: str = "[]",
+) -> None:
+    """All seeds at the best rates, where earlier runs do not have them."""
+    variants = {
+        labelled(method, rate): {**methods[method], "train.learning_rate": rate}
+        for method, rate in rates.items()
+        if not is_known(known.get("final", {}).get(method), rate, given.seeds, tasks)
+    }
+    if variants:
+        compare(name, folder, variants, given.seeds, {**SETS[name].final, "evaluation.tasks": tasks}, given)
+
+
+def is_known(found: dict[str, Any] | None, rate: float, seeds: str, tasks: str) -> bool:
+    """Whether earlier runs were made at this rate, with all seeds and tasks."""
+    if found is None or found["learning_rate"] != rate:
+        return False
+    done = {run["seed"] for run in found["runs"] if tasks == "[]" or run.get("tasks")}
+    return done >= {int(seed) for seed in seeds.split(",")}
 
 
 def compare(
     name: str,
     output: Path,
-    variants: dict[str, dict[str, Any]],
+    variants: dict[str, Settings],
     seeds: str,
-    settings: dict[str, Any],
+    settings: Settings,
     given: argparse.Namespace,
 ) -> None:
     """One `gora compare`; what it prints goes to a file."""
@@ -230,7 +202,7 @@ def compare(
     overrides = [f"{key}={value}".replace("{data}", str(given.data)) for key, value in common.items()] + given.more
     command = ["compare", SETS[name].recipe, "--variants", str(file), "--seeds", seeds, "--jobs", str(given.jobs)]
     command += ["--output", str(output), *(part for setting in overrides for part in ("--set", setting))]
-    print(f"{name}: {len(variants)} variants, seeds {seeds}", flush=True)
+    print(f"{name}: {output.name}, {len(variants)} variants, seeds {seeds}", flush=True)
     with open(output.with_suffix(".log"), "a", encoding="utf-8") as log:
         print("$ gora", shlex.join(command), file=log, flush=True)
         subprocess.run([sys.executable, "-m", "gora", *command], stdout=log, stderr=log, check=True)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from gora.data.prompting import form_note
 from gora.errors import GoraError, InputError, Interrupted
+from gora.evaluation.results import versions
 from gora.files import write_text
 from gora.methods import METHODS
 from gora.models.load import default_device
@@ -86,7 +87,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, trus
             trainer, report = _run_trainer(setup, folder, start.model, plan, steps, accumulation, checkpoint, request)
             if world.main:
                 cost = {"trainable_parameters": start.trainable, "seconds": report.seconds, "peak_bytes": peak_bytes()}
-                result = {"rows": len(setup.data.eval or ()), "loss": start.losses, **cost}
+                result = {"rows": len(setup.data.eval or ()), "loss": start.losses, **cost, "versions": versions()}
                 note_before_saving(folder, setup.data.fingerprint, result)
             made = _save(setup, folder, start)
         if number := world.most(request.number or 0):
