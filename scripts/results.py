@@ -30,7 +30,7 @@ from results_catalogue import CHANGES, METHODS, SETS, Settings
 START = (3e-4, 1e-3, 3e-3)
 _COARSE, _FINE = (1, 3), (1, 1.8, 3, 5.6)
 Losses = dict[str, dict[str, float | None]]
-"""By method and learning rate; None where training failed."""
+"""By method and learning rate; None where training diverged."""
 
 
 def main() -> None:
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="and what changes one setting of them")
+    parser.add_argument("--without-changes", action="store_true", help="methods only")
     parser.add_argument("--rates", nargs="+", type=float, default=START, help="the first ones to try")
     parser.add_argument("--rounds", type=int, default=2, help="how often the rates may be extended")
     parser.add_argument("--search-seed", default="0")
@@ -64,7 +65,7 @@ def run_set(name: str, known: dict[str, Any], given: argparse.Namespace) -> None
     methods = {method: METHODS[method] for method in given.methods or SETS[name].methods}
     best = search.wide(methods)
     run_seeds(name, folder / "final", methods, best, known, given, tasks=SETS[name].tasks)
-    if SETS[name].changes:
+    if SETS[name].changes and not given.without_changes:
         parents = {method: CHANGES[method] for method in CHANGES.keys() & best.keys()}
         changes = {
             f"{method}, {change}": (best[method], {**METHODS[method], **settings})
@@ -82,7 +83,7 @@ class Search:
     Args:
         name: the set.
         folder: of the runs.
-        known: losses of earlier runs by method and rate; None where training failed.
+        known: losses of earlier runs by method and rate; None where training diverged.
         given: the command line.
     """
 
@@ -153,9 +154,11 @@ def labelled(method: str, rate: float) -> str:
 
 
 def losses_found(path: Path) -> dict[str, float | None]:
-    """Evaluation loss by label; None where the run failed."""
+    """Evaluation loss by label, None where training diverged; runs that failed of something else are left out."""
     rows = json.loads(path.read_text())
-    return {row["label"]: row["loss"]["mean"] if row["loss"] else None for row in rows}
+    diverged = {row["label"] for row in rows if any("NaN or infinity" in why for why in row["failures"])}
+    found = {row["label"]: row["loss"]["mean"] if row["loss"] else None for row in rows}
+    return {label: loss for label, loss in found.items() if loss is not None or label in diverged}
 
 
 def run_seeds(

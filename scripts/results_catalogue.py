@@ -29,6 +29,7 @@ RATES: dict[str, Settings] = {
     "GoRA, B at a quarter": {"adapter.method": "gora", "train.loraplus_lr_ratio": 0.25},
     "GoRA, one rate": {"adapter.method": "gora", "train.loraplus_lr_ratio": 1},
 }
+EQUAL: Settings = {"gora.rank_min": 8, "gora.rank_max": 8}
 # What an A of the data's directions does.
 DIRECTED = {"adapter.method": "gora", "gora.init_a": "gradient"}
 DIRECTIONS: dict[str, Settings] = {
@@ -37,6 +38,8 @@ DIRECTIONS: dict[str, Settings] = {
     "GoRA, A of the gradient": DIRECTED,
     "GoRA, A of the gradient, one rate": {**DIRECTED, "train.loraplus_lr_ratio": 1},
     "GoRA, A of the gradient, B at a quarter": {**DIRECTED, "train.loraplus_lr_ratio": 0.25},
+    "GoRA, one rate, equal ranks": {"adapter.method": "gora", "train.loraplus_lr_ratio": 1, **EQUAL},
+    "GoRA, A of the gradient, one rate, equal ranks": {**DIRECTED, "train.loraplus_lr_ratio": 1, **EQUAL},
 }
 MORE: dict[str, Settings] = {
     "MiLoRA": {"adapter.method": "milora"},
@@ -50,7 +53,7 @@ METHODS: dict[str, Settings] = {**PAPER, **RATES, **DIRECTIONS, **MORE}
 _WARMUP: dict[str, Settings] = {"warm-up 0.2": {"train.warmup_ratio": 0.2}}
 _PARTS: dict[str, Settings] = {
     "ranks only": {"gora.gamma": 0},
-    "initial values only": {"gora.rank_min": 8, "gora.rank_max": 8},
+    "initial values only": EQUAL,
 }
 _PASS: dict[str, Settings] = {
     "gamma 0.5": {"gora.gamma": 0.5},
@@ -70,7 +73,8 @@ CHANGES: dict[str, dict[str, Settings]] = {
         "alpha 64": {"adapter.alpha": 64},
         **_WARMUP,
     },
-    "GoRA, A of the gradient, one rate": {**_PARTS, **_PASS, **_WARMUP},
+    "GoRA, A of the gradient, one rate": {"ranks only": {"gora.gamma": 0}, **_PASS, **_WARMUP},
+    "GoRA, A of the gradient, one rate, equal ranks": {"from zero": {"gora.gamma": 0}, **_WARMUP},
 }
 
 _LANGUAGE: Settings = {
