@@ -1,7 +1,7 @@
 """Every method on real data, each at its own best learning rate: the runs behind docs/results.md.
 
     python scripts/results.py MODEL DATA OUTPUT
-    python scripts/results_tables.py OUTPUT results.json
+    python scripts/results_tables.py results.json OUTPUT
 
 MODEL is a causal language model of any size, DATA a folder with the sets named in `results_catalogue.py`. A set begins
 with one seed of every method at three learning rates; where the best of them was the least or the greatest, the next
@@ -91,7 +91,7 @@ class Search:
         self._name, self._folder, self._given = name, folder, given
         self._file = folder.with_suffix(".json")
         self._found: Losses = json.loads(self._file.read_text()) if self._file.exists() else {}
-        self._losses = merged(known, self._found)
+        self._losses = losses_merged(known, self._found)
 
     def wide(self, methods: Mapping[str, Settings]) -> dict[str, float]:
         """The best rate of each, in steps of about 3 and then of about 1.8; without those that never worked."""
@@ -121,7 +121,7 @@ class Search:
                 method, _, rate = label.rpartition(" at ")
                 self._found.setdefault(method, {})[rate] = loss
             self._file.write_text(json.dumps(self._found, indent=1) + "\n")
-            self._losses = merged(self._losses, self._found)
+            self._losses = losses_merged(self._losses, self._found)
         return {method: best for method in methods if (best := least(self._losses.get(method, {}))) is not None}
 
     def _beyond(self, method: str, best: float) -> set[float]:
@@ -130,7 +130,7 @@ class Search:
         return {rate for rate in neighbours(best, _COARSE) if rate < min(tried) or rate > max(tried)}
 
 
-def merged(first: Losses, then: Losses) -> Losses:
+def losses_merged(first: Losses, then: Losses) -> Losses:
     """Losses of both; where both have one, that of the second."""
     return {method: {**first.get(method, {}), **then.get(method, {})} for method in dict.fromkeys((*first, *then))}
 

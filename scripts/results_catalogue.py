@@ -73,7 +73,8 @@ CHANGES: dict[str, dict[str, Settings]] = {
         "alpha 64": {"adapter.alpha": 64},
         **_WARMUP,
     },
-    "GoRA, A of the gradient, one rate": {"ranks only": {"gora.gamma": 0}, **_PASS, **_WARMUP},
+    "GoRA, A of the gradient, B at a quarter": {"from zero": {"gora.gamma": 0}},
+    "GoRA, A of the gradient, one rate": {"from zero": {"gora.gamma": 0}, **_PASS, **_WARMUP},
     "GoRA, A of the gradient, one rate, equal ranks": {"from zero": {"gora.gamma": 0}, **_WARMUP},
 }
 

@@ -233,6 +233,9 @@ def test_the_directions_differ_in_a_alone_and_share_their_gradients(tmp_path):
     drawn, along = trials["GoRA"].recipe, trials["GoRA, A of the gradient"].recipe
     assert along.gora == drawn.gora.model_copy(update={"init_a": "gradient"})
     assert along.model_copy(update={"gora": drawn.gora, "output": drawn.output}) == drawn
+    equal = trials["GoRA, A of the gradient, one rate, equal ranks"].recipe
+    assert equal.gora == along.gora.model_copy(update={"rank_min": drawn.adapter.rank, "rank_max": drawn.adapter.rank})
+    assert equal.train == drawn.train.model_copy(update={"loraplus_lr_ratio": 1})
     (shared,) = shared_passes(trials.values(), tmp_path)
     assert {trial.label for trial in shared.trials} == {label for label in trials if label.startswith("GoRA")}
 

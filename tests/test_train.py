@@ -83,6 +83,7 @@ def test_the_loss_on_evaluation_rows_falls_at_the_start_and_in_training(trained)
     assert (written["rows"], written["loss"]) == (16, losses)
     assert written["trainable_parameters"] > 0
     assert written["peak_bytes"]["host"] > 10**8
+    assert written["versions"]["torch"] == torch.__version__
 
 
 def test_metrics_hold_every_step_with_the_learning_rates_that_were_used(trained):
