@@ -250,3 +250,13 @@ def test_what_cannot_fit_is_refused_before_the_model_is_loaded(tmp_path, monkeyp
     monkeypatch.setattr(Setup, "load_model", lambda self: pytest.fail("the model was loaded"))
     with pytest.raises(InputError, match=r"weights 21\.6 MB, gradient sums 4\.7 MB: more than the 1\.0 MB"):
         precompute(recipe(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "told"), [("AVX2", "bfloat16", 1), ("AVX512", "bfloat16", 0), ("AVX2", "float32", 0)]
+)
+def test_a_processor_that_is_slow_in_bfloat16_is_named(tmp_path, monkeypatch, capsys, capability, dtype, told):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    Setup.of(recipe(tmp_path / "run", f"model.dtype={dtype}")).load_model()
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("Add --set model.dtype=float32") == told

@@ -169,6 +169,11 @@ def base_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[wanted]
 
 
+def computes_bfloat16_slowly(device: torch.device) -> bool:
+    """Whether float32 is much the faster one: x86 processors without AVX-512 have no instructions for bfloat16."""
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+
+
 def weight_bytes(model: nn.Module, settings: ModelSection, device: torch.device) -> int:
     """Bytes that the weights of a model will take in memory; the model itself may be empty."""
     width = torch.finfo(base_dtype(settings.dtype, device)).bits / 8

@@ -16,7 +16,14 @@ from gora.errors import InputError
 from gora.models.encoders import knows_token_types, longest_input
 from gora.models.fingerprint import base_weights, config_fingerprint, weights_fingerprint
 from gora.models.head import head_modules, settle_padding
-from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
+from gora.models.load import (
+    Source,
+    computes_bfloat16_slowly,
+    default_device,
+    find_model,
+    load_model,
+    load_tokenizer,
+)
 from gora.models.targets import find_targets, kind_of
 from gora.plan import ModelIdentity
 from gora.recipe.schema import Recipe
@@ -115,6 +122,10 @@ class Setup:
         kernel = model.config._attn_implementation
         size = f"{model.num_parameters():,} parameters in {dtype} on {self.device}"
         output.say(f"loaded    {size}, attention {kernel}, computing in {self.precision}")
+        if model.dtype == torch.bfloat16 and computes_bfloat16_slowly(self.device):
+            output.warn(
+                "This processor is many times slower in bfloat16 than in float32. Add --set model.dtype=float32."
+            )
         if head := head_modules(model):
             parameters = sum(value.numel() for module in head.values() for value in module.parameters())
             labels = len(self.recipe.data.choices or ())
