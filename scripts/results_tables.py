@@ -96,6 +96,8 @@ def read_set(folders: list[Path], known: Found) -> Found:
                 by_seed[run["seed"]] = run
     final = {}
     for method, by_rate in runs.items():
+        if not any(by_rate.values()):
+            continue
         rate = rate_that_counts({rate: len(by_seed) for rate, by_seed in by_rate.items()}, search.get(method, {}))
         final[method] = {"learning_rate": rate, "runs": [run for _, run in sorted(by_rate[rate].items())]}
     return {"search": search, "final": final}
