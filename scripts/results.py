@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from results_catalogue import CHANGES, METHODS, SETS, Settings
+from results_catalogue import CHANGED, METHODS, SETS, Settings
 
 START = (3e-4, 1e-3, 3e-3)
 _COARSE, _FINE = (1, 3), (1, 1.8, 3, 5.6)
@@ -66,15 +66,9 @@ def run_set(name: str, known: dict[str, Any], given: argparse.Namespace) -> None
     best = search.wide(methods)
     run_seeds(name, folder / "final", methods, best, known, given, tasks=SETS[name].tasks)
     if SETS[name].changes and not given.without_changes:
-        parents = {method: CHANGES[method] for method in CHANGES.keys() & best.keys()}
-        changes = {
-            f"{method}, {change}": (best[method], {**METHODS[method], **settings})
-            for method, found in parents.items()
-            for change, settings in found.items()
-        }
-        settings = {change: each for change, (_, each) in changes.items()}
-        around = search.near(settings, {change: rate for change, (rate, _) in changes.items()})
-        run_seeds(name, folder / "changed", settings, around, known, given)
+        changes = {change: settings for change, (method, settings) in CHANGED.items() if method in best}
+        around = search.near(changes, {change: best[CHANGED[change][0]] for change in changes})
+        run_seeds(name, folder / "changed", changes, around, known, given)
 
 
 class Search:

@@ -78,6 +78,13 @@ CHANGES: dict[str, dict[str, Settings]] = {
     "GoRA, A of the gradient, one rate, equal ranks": {"from zero": {"gora.gamma": 0}, **_WARMUP},
 }
 
+CHANGED: dict[str, tuple[str, Settings]] = {
+    f"{method}, {change}": (method, {**METHODS[method], **settings})
+    for method, found in CHANGES.items()
+    for change, settings in found.items()
+}
+"""Every change by its name as a method: the method that it changes, and all settings."""
+
 _LANGUAGE: Settings = {
     "data.max_length": 512,
     "data.holdout": 400,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from results import Losses, least, losses_merged
-from results_catalogue import CHANGES, METHODS, PAPER, SETS
+from results_catalogue import CHANGED, METHODS, PAPER, SETS
 
 Run = dict[str, Any]
 Found = dict[str, Any]
@@ -74,7 +74,7 @@ def main() -> None:
     print(f"\n### Differences of the same seeds\n\n{paired_table(sets)}")
     print(f"\n### One setting changed\n\n{changes_table({name: sets[name]['search'] for name in LOSS})}")
     for name, found in sets.items():
-        unchanged = {method: losses for method, losses in found["search"].items() if method not in changed_names()}
+        unchanged = {method: losses for method, losses in found["search"].items() if method not in CHANGED}
         print(f"\n### Search for learning rates, {name}\n\n{search_table(unchanged)}")
 
 
@@ -110,14 +110,9 @@ def rate_that_counts(seeds: dict[float, int], losses: dict[str, float | None]) -
     return least(known) or float(next(iter(known)))
 
 
-def changed_names() -> dict[str, tuple[str, str]]:
-    """Every change by its name as a method: the method that it changes, and what of it."""
-    return {f"{method}, {change}": (method, change) for method, found in CHANGES.items() for change in found}
-
-
 def read_runs(folder: Path) -> Iterator[tuple[str, float, Run]]:
     """Method, learning rate and result of the finished runs of a comparison."""
-    names = {re.sub(r"[^\w.+=-]+", "_", name): name for name in (*METHODS, *changed_names())}
+    names = {re.sub(r"[^\w.+=-]+", "_", name): name for name in (*METHODS, *CHANGED)}
     for path in sorted(folder.glob("runs/*/evaluation.json")):
         parts = re.fullmatch(r"(.*)_at_([\d.e-]+)_seed=(\d+)", path.parent.name)
         assert parts is not None, path
@@ -227,12 +222,12 @@ def not_at_best(sets: dict[str, Found]) -> str:
 
 def changes_table(sets: dict[str, Losses]) -> str:
     """One seed's best loss of each change, less that of the method that it changes, and the rates of both."""
-    names = [name for name in LOSS if any(change in sets[name] for change in changed_names())]
+    names = [name for name in LOSS if any(change in sets[name] for change in CHANGED)]
     lines = [f"| method | change | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
-    for name, (method, change) in changed_names().items():
+    for name, (method, _) in CHANGED.items():
         cells = [change_cell(sets[each].get(name, {}), sets[each].get(method, {})) for each in names]
         if any(cells):
-            lines.append(f"| {method} | {change} | {' | '.join(cells)} |")
+            lines.append(f"| {method} | {name.removeprefix(method)[2:]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
