@@ -18,6 +18,14 @@ def compare_command(
         list[str] | None,
         typer.Option("--vary", metavar="SECTION.KEY=V1,V2", help="Values to try of a setting; may be repeated."),
     ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option(
+            "--tune",
+            metavar="SECTION.KEY=V1,V2",
+            help="Values of a setting of which each gets its own best, chosen by evaluation loss on one more seed.",
+        ),
+    ] = None,
     variants: Annotated[
         str | None,
         typer.Option("--variants", metavar="FILE", help="Named sets of settings: a file, or a built-in comparison."),
@@ -45,6 +53,7 @@ def compare_command(
         methods=methods.split(",") if methods else (),
         seeds=[int(number) for number in numbers],
         vary=vary or (),
+        tune=tune,
         variants=variants,
         jobs=jobs,
         destination=destination or Path(f"runs/compare-{name}"),

@@ -18,12 +18,14 @@ from gora.errors import InputError
 from gora.files import write_json, write_text
 from gora.recipe.variants import Variants, read_variants
 from gora.report.comparison import Outcome, comparison_table, markdown, plot_curves, summarize
+from gora.report.tuning import tuning_table
 from gora.runtime.console import output
 from gora.runtime.folder import RunFolder
 from gora.runtime.interrupt import StopSignal
 from gora.runtime.progress import Meter
 from gora.stages.shared_pass import SharedPass, shared_passes
 from gora.stages.trials import Trial, make_trials
+from gora.stages.tuning import Tuning, refuse_without_evaluation
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def compare(
     methods: Sequence[str] = (),
     seeds: Sequence[int],
     vary: Sequence[str] = (),
+    tune: str | None = None,
     variants: str | None = None,
     jobs: int = 1,
     destination: Path,
@@ -60,6 +63,7 @@ def compare(
         methods: values of `adapter.method`; `all` is every one, none is the recipe's own.
         seeds: values of `seed`.
         vary: `section.key=v1,v2`; all combinations are run.
+        tune: `section.key=v1,v2`; every combination gets its own best value, by evaluation loss on one more seed.
         variants: a file of named variants, or the name of a built-in comparison.
         jobs: runs at a time on each device.
         destination: a folder for the runs and the results.
@@ -68,21 +72,40 @@ def compare(
         InputError: there is nothing to compare, a combination is no valid recipe, or a folder holds a run of other
             settings.
     """
-    if not methods and not vary and variants is None:
-        raise InputError("There is nothing to compare. Give --methods, --variants or --vary.")
+    if not methods and not vary and tune is None and variants is None:
+        raise InputError("There is nothing to compare. Give --methods, --variants, --vary or --tune.")
     wanted = read_variants(variants) if variants is not None else Variants(())
-    trials = make_trials(
-        reference,
-        overrides,
-        methods=methods,
-        variants=wanted.variants,
-        vary=vary,
-        seeds=seeds,
-        destination=destination,
-    )
-    passes = shared_passes(trials, destination) if wanted.share_gradients else []
-    failures = _run_what_is_open(reference, trials, passes, jobs)
-    outcomes = [_outcome(trial, failures) for trial in trials]
+
+    def make(overrides: Sequence[str], axes: Sequence[str], seeds: Sequence[int], folder: Path) -> list[Trial]:
+        return make_trials(
+            reference,
+            overrides,
+            methods=methods,
+            variants=wanted.variants,
+            vary=axes,
+            seeds=seeds,
+            destination=folder,
+        )
+
+    def run(trials: Sequence[Trial], folder: Path) -> list[Outcome]:
+        passes = shared_passes(trials, folder) if wanted.share_gradients else []
+        failures = _run_what_is_open(reference, trials, passes, jobs)
+        return [_outcome(trial, failures) for trial in trials]
+
+    if tune is None:
+        outcomes = run(make(overrides, vary, seeds, destination), destination)
+    else:
+        tuning, folder = Tuning.of(tune, seeds), destination / "tuning"
+        trials = make(overrides, [*vary, tune], seeds, destination)
+        # Tasks are not looked at when values are chosen.
+        searched = make((*overrides, "evaluation.tasks=[]"), [*vary, tune], [tuning.seed], folder)
+        refuse_without_evaluation(searched)
+        output.say(f"tune      {tuning.name}: {', '.join(tuning.values)}, by evaluation loss on seed {tuning.seed}")
+        tuned = tuning.choose(run(searched, folder))
+        output.say(tuning_table(tuning.name, tuned))
+        write_json(destination / "tuning.json", [each.as_json() for each in tuned])
+        outcomes = run(tuning.chosen(tuned, trials), destination)
+        outcomes += [Outcome(each.label, tuning.seed, each.reason, {}, []) for each in tuned if each.best is None]
     _publish(outcomes, destination)
     return outcomes
 
@@ -92,7 +115,8 @@ def _run_what_is_open(
 ) -> dict[Path, str]:
     """Collect the shared gradients, then run what is not finished; returns why those that failed did."""
     unfinished = [trial for trial in trials if not trial.finished]
-    output.say(f"compare   {len(trials)} runs, {len(trials) - len(unfinished)} of them finished before")
+    count = "1 run" if len(trials) == 1 else f"{len(trials)} runs"
+    output.say(f"compare   {count}, {len(trials) - len(unfinished)} of them finished before")
     needed = [shared for shared in passes if shared.needed]
     if needed:
         passes_needed = "1 pass" if len(needed) == 1 else f"{len(needed)} passes"

@@ -60,12 +60,13 @@ def make_trials(
     Raises:
         InputError: a combination is no valid recipe, two have one name, or a folder holds a run of other settings.
     """
-    combinations = list(itertools.product(*(_axis(text) for text in vary)))
+    _refuse_twice(vary)
+    combinations = list(itertools.product(*(axis_settings(text, "--vary") for text in vary)))
     trials = []
     for method, variant in itertools.product(_methods(methods, variants) or [""], variants or [_AS_IT_IS]):
         chosen = [f"adapter.method={method}"] if method else []
         for settings in combinations:
-            varied = [_without_section(setting) for setting in settings]
+            varied = [without_section(setting) for setting in settings]
             label = " ".join(filter(None, [method, variant.label, *varied]))
             for seed in seeds:
                 folder = destination / "runs" / re.sub(r"[^\w.+=-]+", "_", f"{label} seed={seed}")
@@ -88,16 +89,27 @@ def _methods(wanted: Sequence[str], variants: Sequence[Variant]) -> list[str]:
     return list(wanted)
 
 
-def _without_section(setting: str) -> str:
+def _refuse_twice(vary: Sequence[str]) -> None:
+    keys = [text.partition("=")[0] for text in vary]
+    if twice := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
+        raise InputError(f"{', '.join(twice)} is varied twice. Give all its values at once, as in {twice[0]}=v1,v2,v3.")
+
+
+def without_section(setting: str) -> str:
     """`learning_rate=0.001` of `train.learning_rate=0.001`."""
     key, _, value = setting.partition("=")
     return f"{key.rpartition('.')[2]}={value}"
 
 
-def _axis(text: str) -> list[str]:
+def axis_settings(text: str, option: str) -> list[str]:
+    """`section.key=v1` and `section.key=v2` of `section.key=v1,v2`, which an option of the command line gives.
+
+    Raises:
+        InputError: it is something else.
+    """
     key, equals, values = text.partition("=")
     if not equals or not all(values.split(",")):
-        raise InputError(f"--vary {text}: section.key=v1,v2 is expected, as in train.learning_rate=1e-4,5e-4.")
+        raise InputError(f"{option} {text}: section.key=v1,v2 is expected, as in train.learning_rate=1e-4,5e-4.")
     return [f"{key}={value}" for value in values.split(",")]
 
 
