@@ -79,7 +79,8 @@ def test_a_tuned_setting_goes_with_varied_ones_and_alone(tmp_path):
     assert [(each.label, each.best) for each in alone] == [("the recipe", "3e-3")]
 
 
-def test_only_numbers_have_an_end():
+def test_only_finite_losses_count_and_only_numbers_have_an_end():
+    assert Tuned("a", {"1e-3": math.nan, "3e-3": 2.0, "1e-2": math.inf}, "").best == "3e-3"
     assert Tuned("a", {"attention": 1.0, "all-linear": 2.0}, "").at_an_end is False
     assert Tuned("a", {"3e-4": 2.0, "1e-2": 1.5, "1e-3": 1.0}, "").at_an_end is False
     assert Tuned("a", {"3e-4": 2.0, "1e-2": 1.0, "1e-3": 1.5}, "").at_an_end is True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,7 @@ class Tuned:
     @property
     def best(self) -> str | None:
         """The value with the least loss, or None if none worked."""
-        worked = {value: loss for value, loss in self.losses.items() if loss is not None}
+        worked = {value: loss for value, loss in self.losses.items() if loss is not None and math.isfinite(loss)}
         return min(worked, key=worked.__getitem__) if worked else None
 
     @property
