@@ -279,7 +279,7 @@ def test_a_file_of_variants_that_is_wrong_is_answered_with_file_and_line(tmp_pat
 
 
 def test_nothing_to_compare_unknown_variants_and_two_methods_for_one_run_are_refused(tmp_path):
-    with pytest.raises(InputError, match="Give --methods, --variants or --vary"):
+    with pytest.raises(InputError, match="Give --methods, --variants, --vary or --tune"):
         compare("quickstart", (), seeds=[0], destination=tmp_path)
     with pytest.raises(
         InputError, match=r"neither a file nor a built-in comparison \(ablations/directions, ablations/parts"
