@@ -253,7 +253,8 @@ def test_what_cannot_fit_is_refused_before_the_model_is_loaded(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "told"), [("AVX2", "bfloat16", 1), ("AVX512", "bfloat16", 0), ("AVX2", "float32", 0)]
+    ("capability", "dtype", "told"),
+    [("AVX2", "bfloat16", 1), ("AVX512", "bfloat16", 0), ("DEFAULT", "bfloat16", 0), ("AVX2", "float32", 0)],
 )
 def test_a_processor_that_is_slow_in_bfloat16_is_named(tmp_path, monkeypatch, capsys, capability, dtype, told):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)

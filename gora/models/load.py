@@ -170,8 +170,8 @@ def base_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def computes_bfloat16_slowly(device: torch.device) -> bool:
-    """Whether float32 is much the faster one: x86 processors without AVX-512 have no instructions for bfloat16."""
-    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+    """Whether float32 is much the faster one: x86 processors with AVX2 and no AVX-512 lack fast bfloat16 products."""
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def weight_bytes(model: nn.Module, settings: ModelSection, device: torch.device) -> int:
