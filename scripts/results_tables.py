@@ -60,10 +60,11 @@ def main() -> None:
     given = parser.parse_args()
     known = json.loads(given.known.read_text()) if given.known else {}
     folders = {name: name.replace("/", "-") for name in SETS}
-    sets = {
+    every = {
         folder: read_set([output / folder for output in given.outputs], known.get(folder, {}))
         for folder in sorted(folders.values())
     }
+    sets = {folder: found for folder, found in every.items() if any(found.values())}
     given.json.write_text(json.dumps(sets, indent=1) + "\n")
     final = {name: found["final"] for name, found in sets.items()}
     print(f"### Methods of the paper\n\n{final_table(final, list(PAPER), given.seeds)}")
@@ -72,7 +73,7 @@ def main() -> None:
     print(f"\n### Beyond the paper\n\n{final_table(more, [*KNOWN, *others], given.seeds, places=False)}")
     print(f"\n### Not at the best rate of the search\n\n{not_at_best(sets)}")
     print(f"\n### Differences of the same seeds\n\n{paired_table(sets)}")
-    print(f"\n### One setting changed\n\n{changes_table({name: sets[name]['search'] for name in LOSS})}")
+    print(f"\n### One setting changed\n\n{changes_table({name: sets[name]['search'] for name in LOSS if name in sets})}")
     for name, found in sets.items():
         unchanged = {method: losses for method, losses in found["search"].items() if method not in CHANGED}
         print(f"\n### Search for learning rates, {name}\n\n{search_table(unchanged)}")
@@ -222,7 +223,7 @@ def not_at_best(sets: dict[str, Found]) -> str:
 
 def changes_table(sets: dict[str, Losses]) -> str:
     """One seed's best loss of each change, less that of the method that it changes, and the rates of both."""
-    names = [name for name in LOSS if any(change in sets[name] for change in CHANGED)]
+    names = [name for name in sets if any(change in sets[name] for change in CHANGED)]
     lines = [f"| method | change | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     for name, (method, _) in CHANGED.items():
         cells = [change_cell(sets[each].get(name, {}), sets[each].get(method, {})) for each in names]
