@@ -26,28 +26,23 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from benchmark_ways import DEVICE, WAYS, shapes_of
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gora.core.importance import importance
 from gora.core.initial import draw_a, solve_b
 from gora.core.ranks import RankBounds, allocate
-from gora.gradients.attach import Attachment
-from gora.gradients.held import ENOUGH_TOKENS, HeldSums, micro_batches_to_hold
-from gora.gradients.host import HostSums
-from gora.gradients.replay import LONGEST, Replay
-from gora.gradients.sums import DeviceSums, Sums, all_finite
-from gora.models.targets import find_targets, weight_shape
-
-DEVICE = torch.device("cuda")
-WAYS = ["plain", "lora", "gora", "gora-eager", "gora-cpu", "gora-held", "reference"]
+from gora.gradients.held import ENOUGH_TOKENS
+from gora.gradients.replay import LONGEST
+from gora.gradients.sums import DeviceSums, all_finite
+from gora.models.targets import find_targets
 
 
 def main() -> None:
@@ -90,7 +85,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=12, help="timed micro-batches of each way but the slow reference")
     parser.add_argument("--targets", nargs="+", default=["attention", "all-linear"])
     parser.add_argument("--shapes", nargs="+", default=["1x512", "4x512", "8x1024"], help="rows x tokens")
-    parser.add_argument("--ways", nargs="+", default=WAYS)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     return parser.parse_args()
 
 
@@ -143,19 +138,10 @@ def measure(
     """Median, least and greatest seconds of a micro-batch, and peak memory in bytes."""
     ids = torch.randint(0, 128256, (batch, length), device=DEVICE)
     inputs = {"input_ids": ids, "labels": ids, "use_cache": False}
-    ways: dict[str, Callable[..., Any]] = {
-        "reference": reference,
-        "plain": plain,
-        "lora": lora,
-        "gora": gora_replayed,
-        "gora-eager": gora_on_device,
-        "gora-cpu": gora_on_host,
-        "gora-held": gora_held,
-    }
     gc.collect()
     torch.cuda.empty_cache()
     try:
-        with ways[name](model, layers, batch * length) as step:
+        with WAYS[name](model, layers, batch * length) as step:
             warm, timed = (1, 1) if name == "reference" else (3, steps)
             torch.cuda.reset_peak_memory_stats()
             for _ in range(warm):
@@ -187,123 +173,11 @@ def measure(
         return {"error": str(error).splitlines()[0]}
 
 
-@contextmanager
-def reference(model: nn.Module, layers: dict[str, nn.Module], tokens: int) -> Iterator[Callable[..., None]]:
-    """A hook for each weight: synchronise, scan, copy to the host, add there."""
-    weights = {name: layer.weight for name, layer in layers.items()}
-    sums: dict[str, Tensor] = {}
-
-    def harvest(gradient: Tensor) -> Tensor:
-        torch.cuda.synchronize()
-        for name, weight in model.named_parameters():
-            if weight.requires_grad and weight.grad is not None:
-                host = weight.grad.detach().cpu()
-                sums[name] = sums[name].add_(host) if name in sums else host
-                weight.grad = None
-        return gradient
-
-    hooks = []
-    for weight in weights.values():
-        weight.requires_grad_(True)
-        hooks.append(weight.register_hook(harvest))
-    try:
-        yield lambda inputs: model(**inputs).loss.backward()
-    finally:
-        for hook in hooks:
-            hook.remove()
-        _freeze(model)
-
-
-@contextmanager
-def plain(model: nn.Module, layers: dict[str, nn.Module], tokens: int) -> Iterator[Callable[..., None]]:
-    """Autograd accumulates into `.grad`."""
-    for layer in layers.values():
-        layer.weight.requires_grad_(True)
-    try:
-        yield lambda inputs: model(**inputs).loss.backward()
-    finally:
-        _freeze(model)
-
-
-@contextmanager
-def lora(model: nn.Module, layers: dict[str, nn.Module], tokens: int) -> Iterator[Callable[..., None]]:
-    """PEFT's LoRA at rank 8."""
-    from peft import LoraConfig, get_peft_model
-
-    wrapped = get_peft_model(model, LoraConfig(r=8, target_modules=list(layers)))
-    for name, parameter in wrapped.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.float()
-
-    def step(inputs: dict[str, Any]) -> None:
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = wrapped(**inputs).loss
-        loss.backward()
-        wrapped.zero_grad()
-
-    try:
-        yield step
-    finally:
-        wrapped.unload()
-        _freeze(model)
-
-
-def gora_on_device(model: nn.Module, layers: dict[str, nn.Module], tokens: int) -> Any:
-    """The collector with its sums on the device."""
-    return _gora(model, layers, DeviceSums(_shapes(layers), DEVICE))
-
-
-def gora_on_host(model: nn.Module, layers: dict[str, nn.Module], tokens: int) -> Any:
-    """The collector with its sums in pinned host memory."""
-    return _gora(model, layers, HostSums(_shapes(layers), DEVICE))
-
-
-def gora_held(model: nn.Module, layers: dict[str, nn.Module], tokens: int) -> Any:
-    """The collector with its sums in pinned host memory, several micro-batches at a time."""
-    return _gora(model, layers, HeldSums(HostSums(_shapes(layers), DEVICE), micro_batches_to_hold(tokens)))
-
-
-@contextmanager
-def _gora(model: nn.Module, layers: dict[str, nn.Module], sums: Sums) -> Iterator[Callable[..., None]]:
-    attachment = Attachment(model, layers)
-    attachment.receiver = sums
-    with attachment.attached():
-        yield lambda inputs: model(**inputs).loss.backward()
-
-
-def _shapes(layers: dict[str, nn.Module]) -> dict[str, tuple[int, int]]:
-    return {name: weight_shape(layer) for name, layer in layers.items()}
-
-
-@contextmanager
-def gora_replayed(model: nn.Module, layers: dict[str, nn.Module], tokens: int) -> Iterator[Callable[..., None]]:
-    """The collector as `gora precompute` runs it: recorded where a micro-batch is small."""
-    attachment = Attachment(model, layers)
-    sums = DeviceSums(_shapes(layers), DEVICE)
-    attachment.receiver = sums
-    recorded: list[Replay] = []
-
-    def loss_of(inputs: Any) -> Tensor:
-        return model(**inputs, use_cache=False).loss
-
-    def step(inputs: dict[str, Any]) -> None:
-        batch = {key: value for key, value in inputs.items() if isinstance(value, Tensor)}
-        if tokens > LONGEST:
-            loss_of(batch).backward()
-            return
-        if not recorded:
-            recorded.append(Replay(attachment, sums, loss_of, batch))
-        recorded[0](batch)
-
-    with attachment.attached():
-        yield step
-
-
 def measure_tail(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, Any]:
     """Seconds from collected sums to ranks and initial values."""
     gc.collect()
     torch.cuda.empty_cache()
-    shapes = _shapes(layers)
+    shapes = shapes_of(layers)
     sums = DeviceSums(shapes, DEVICE)
     for key, shape in shapes.items():
         sums.write(key, torch.randn(shape, device=DEVICE))
@@ -323,12 +197,6 @@ def measure_tail(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, An
     tail()
     torch.cuda.synchronize()
     return {"seconds": time.perf_counter() - start}
-
-
-def _freeze(model: nn.Module) -> None:
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-        parameter.grad = None
 
 
 def _median(work: Callable[[], Any], times: int) -> float:

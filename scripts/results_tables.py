@@ -73,7 +73,8 @@ def main() -> None:
     print(f"\n### Beyond the paper\n\n{final_table(more, [*KNOWN, *others], given.seeds, places=False)}")
     print(f"\n### Not at the best rate of the search\n\n{not_at_best(sets)}")
     print(f"\n### Differences of the same seeds\n\n{paired_table(sets)}")
-    print(f"\n### One setting changed\n\n{changes_table({name: sets[name]['search'] for name in LOSS if name in sets})}")
+    searched = {name: sets[name]["search"] for name in LOSS if name in sets}
+    print(f"\n### One setting changed\n\n{changes_table(searched)}")
     for name, found in sets.items():
         unchanged = {method: losses for method, losses in found["search"].items() if method not in CHANGED}
         print(f"\n### Search for learning rates, {name}\n\n{search_table(unchanged)}")

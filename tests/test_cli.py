@@ -1,6 +1,7 @@
 """The command as a user meets it: real processes, exit codes, messages, signals."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -150,6 +151,8 @@ def test_the_log_holds_what_was_printed(ran):
     for part in ("trainable", "learning rate", "every base weight is what it was"):
         assert part in done.stdout
         assert part in log
+    steps, warmup = map(int, re.findall(r"(\d+) optimizer steps, (\d+) of them warm-up", log)[0])
+    assert warmup == math.ceil(0.03 * steps) > 0
 
 
 def test_the_saved_recipe_runs_again_to_the_same_plan(ran, tmp_path):

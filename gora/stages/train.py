@@ -32,7 +32,7 @@ from gora.training.callbacks import RefuseNaN, Report, SaveAndLog, StopWhenAsked
 from gora.training.engines import check_engine, forget_engine, gradient_norm, refuse_what_cannot_train
 from gora.training.groups import parameter_groups
 from gora.training.metrics import Metrics
-from gora.training.schedule import optimizer_steps
+from gora.training.schedule import optimizer_steps, warmup_steps
 from gora.training.trainer import GoraTrainer
 
 
@@ -131,7 +131,7 @@ def _run_trainer(
     ratio = method.lr_ratio if settings.loraplus_lr_ratio == "auto" else settings.loraplus_lr_ratio
     batch = f"{settings.batch_size} rows = {settings.micro_batch_size} a micro-batch x {accumulation} accumulated"
     batch += f" x {world.size} processes" if world.size > 1 else ""
-    output.say(f"batch     {batch}; {steps:,} optimizer steps")
+    output.say(f"batch     {batch}; {steps:,} optimizer steps, {warmup_steps(settings, steps):,} of them warm-up")
     done = int(checkpoint.name.partition("-")[2]) if checkpoint else 0
     metrics = Metrics(folder.metrics, done, write=world.main)
     groups = parameter_groups(model, settings, ratio, method.parts)

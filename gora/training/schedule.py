@@ -27,10 +27,14 @@ def optimizer_steps(rows: int, settings: TrainSection, accumulation: int, proces
     return min(steps, settings.max_steps or steps)
 
 
+def warmup_steps(settings: TrainSection, steps: int) -> int:
+    """How many of the optimizer steps warm up; a single step does not, or its learning rate would be zero."""
+    return min(math.ceil(settings.warmup_ratio * steps), steps - 1)
+
+
 def make_schedule(optimizer: Optimizer, settings: TrainSection, steps: int) -> LRScheduler:
     """The recipe's schedule, stepped once an optimizer step; every group follows it from its own peak."""
-    # A single step is not spent on warming up: its learning rate would be zero.
-    warmup = min(math.ceil(settings.warmup_ratio * steps), steps - 1)
+    warmup = warmup_steps(settings, steps)
     if settings.schedule == "cosine":
         return get_cosine_with_min_lr_schedule_with_warmup(optimizer, warmup, steps, min_lr_rate=settings.min_lr_ratio)
     if settings.schedule == "linear":
