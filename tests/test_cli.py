@@ -1,5 +1,7 @@
 """The command as a user meets it: real processes, exit codes, messages, signals."""
 
+import contextlib
+import gc
 import json
 import math
 import os
@@ -11,6 +13,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 from conftest import ROOT
+
+from gora.runtime.imports import importing
 
 FEW = (
     "data.train.max_rows=64",
@@ -87,6 +91,17 @@ def test_wrong_input_is_explained_with_code_2_and_leaves_no_results(tmp_path, ar
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_garbage_is_collected_again_after_the_libraries_are_imported():
+    for problem in (None, ImportError()):
+        with contextlib.suppress(ImportError), importing():
+            assert not gc.isenabled()
+            if problem:
+                raise problem
+        assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
+    gc.unfreeze()
 
 
 def test_an_output_that_cannot_be_made_is_a_message_and_no_traceback(tmp_path):

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from gora.cli.options import RecipeArgument, SetOption
+from gora.runtime.imports import importing
 
 
 def compare_command(
@@ -42,7 +43,9 @@ def compare_command(
 
     name = load_recipe(recipe, overrides or ()).name
     from gora.errors import InputError
-    from gora.stages.compare import compare
+
+    with importing():
+        from gora.stages.compare import compare
 
     numbers = seeds.split(",")
     if not all(number.isdigit() for number in numbers):

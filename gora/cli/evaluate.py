@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from gora.cli.options import CodeExecutionOption, GpusOption, ProcessesOption, TrustOption, started_elsewhere
+from gora.runtime.imports import importing
 
 Backend = Literal["hf", "vllm"]
 
@@ -73,8 +74,9 @@ def evaluate_command(
         raise InputError("--judge-url and --judge-model belong together: which model, and where it is asked.")
     if started_elsewhere(gpus, processes, 1, None, None):
         return
-    from gora.evaluation.task import JudgeSettings, Options
-    from gora.stages.evaluate import Job, Which, evaluate, task_jobs
+    with importing():
+        from gora.evaluation.task import JudgeSettings, Options
+        from gora.stages.evaluate import Job, Which, evaluate, task_jobs
 
     judge = None
     if judge_url and judge_model:

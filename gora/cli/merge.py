@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from gora.cli.options import OverwriteOption, TrustOption
+from gora.runtime.imports import importing
 
 
 class MergedType(StrEnum):
@@ -32,6 +33,7 @@ def merge_command(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Fold an adapter into its base model."""
-    from gora.stages.merge import merge
+    with importing():
+        from gora.stages.merge import merge
 
     merge(adapter, output, base=base, dtype=dtype.value, overwrite=overwrite, trust_remote_code=trust_remote_code)

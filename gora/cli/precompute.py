@@ -20,6 +20,7 @@ from gora.cli.options import (
     TrustOption,
     started_elsewhere,
 )
+from gora.runtime.imports import importing
 
 
 class GradientType(StrEnum):
@@ -57,18 +58,21 @@ def precompute_command(
 
     loaded = load_recipe(recipe, overrides or ())
     if show_sample:
-        from gora.stages.sample import show_sample as show
+        with importing():
+            from gora.stages.sample import show_sample as show
 
         show(loaded.recipe, trust_remote_code=trust_remote_code)
         return
     if from_gradients is not None:
-        from gora.stages.precompute import plan_again
+        with importing():
+            from gora.stages.precompute import plan_again
 
         plan_again(loaded.recipe, from_gradients, overwrite=overwrite)
         return
     if started_elsewhere(gpus, processes, nodes, node_rank, rendezvous):
         return
-    from gora.stages.precompute import precompute
+    with importing():
+        from gora.stages.precompute import precompute
 
     precompute(
         loaded.recipe,

@@ -19,6 +19,7 @@ from gora.cli.options import (
     TrustOption,
     started_elsewhere,
 )
+from gora.runtime.imports import importing
 
 
 def run_command(
@@ -45,7 +46,8 @@ def run_command(
     loaded = load_recipe(recipe, overrides or ())
     if started_elsewhere(gpus, processes, nodes, node_rank, rendezvous):
         return
-    from gora.stages.run import run
+    with importing():
+        from gora.stages.run import run
 
     run(
         loaded.recipe,

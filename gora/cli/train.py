@@ -14,6 +14,7 @@ from gora.cli.options import (
     TrustOption,
     started_elsewhere,
 )
+from gora.runtime.imports import importing
 
 
 def train_command(
@@ -34,12 +35,14 @@ def train_command(
 
     loaded = load_recipe(recipe, overrides or ())
     if show_sample:
-        from gora.stages.sample import show_sample as show
+        with importing():
+            from gora.stages.sample import show_sample as show
 
         show(loaded.recipe, trust_remote_code=trust_remote_code)
         return
     if started_elsewhere(gpus, processes, nodes, node_rank, rendezvous):
         return
-    from gora.stages.train import train
+    with importing():
+        from gora.stages.train import train
 
     train(loaded.recipe, resume=resume, overwrite=overwrite, trust_remote_code=trust_remote_code)
