@@ -1,6 +1,7 @@
-"""Small models and run folders that many tests share."""
+"""Small models and the command in this process, which many tests share."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,21 @@ LONGEST = ("test_distributed", "test_cli", "test_compare", "test_train")
 def pytest_collection_modifyitems(items):
     """The longest modules first, so that of two test processes none ends long before the other."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+@pytest.fixture
+def gora_here(monkeypatch, capsys):
+    """The command in this process, where all is imported: exit code, and what it wrote to both streams."""
+    from gora.cli import main
+
+    def run(*arguments, cwd):
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["gora", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code or 0, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

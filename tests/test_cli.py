@@ -75,12 +75,6 @@ def test_a_wrong_recipe_is_answered_with_all_problems_and_code_2(tmp_path):
     ("arguments", "message"),
     [
         (["train", "quickstart"], "no such plan file"),
-        (["run", "quickstart", "--set", "data.train.path=none.jsonl"], "none.jsonl does not exist"),
-        (["run", "quickstart", "--set", "model.name=./none"], "neither a folder here"),
-        (["run", "quickstart", "--set", "adapter.targets=[q_prj]"], "did you mean 'q_proj'"),
-        (["run", "quickstart", "--set", "train.precision=bf16"], "bf16 needs a GPU"),
-        (["train", "quickstart", "--set", "output=''"], "a run needs a folder of its own"),
-        (["merge", ".", "--output", "merged"], "no adapter_config.json"),
         (["inspect-ranks", "none"], "no such plan file"),
         (["recipes", "show", "quikstart"], "quickstart"),
     ],
@@ -90,6 +84,24 @@ def test_wrong_input_is_explained_with_code_2_and_leaves_no_results(tmp_path, ar
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "quickstart", "--set", "data.train.path=none.jsonl"], "none.jsonl does not exist"),
+        (["run", "quickstart", "--set", "model.name=./none"], "neither a folder here"),
+        (["run", "quickstart", "--set", "adapter.targets=[q_prj]"], "did you mean 'q_proj'"),
+        (["run", "quickstart", "--set", "train.precision=bf16"], "bf16 needs a GPU"),
+        (["train", "quickstart", "--set", "output=''"], "a run needs a folder of its own"),
+        (["merge", ".", "--output", "merged"], "no adapter_config.json"),
+    ],
+)
+def test_wrong_input_that_a_stage_finds_is_explained_as_well(gora_here, tmp_path, arguments, message):
+    code, _, errors = gora_here(*arguments, cwd=tmp_path)
+    assert code == 2
+    assert message in errors
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -104,13 +116,13 @@ def test_garbage_is_collected_again_after_the_libraries_are_imported():
     gc.unfreeze()
 
 
-def test_an_output_that_cannot_be_made_is_a_message_and_no_traceback(tmp_path):
+def test_an_output_that_cannot_be_made_is_a_message_and_no_traceback(gora_here, tmp_path):
     (tmp_path / "file").write_text("")
-    done = gora("precompute", "quickstart", *settings("output=file/run"), cwd=tmp_path)
-    assert done.returncode == 1
-    assert "file" in done.stderr
-    assert "Not a directory" in done.stderr
-    assert "Traceback" not in done.stderr
+    code, _, errors = gora_here("precompute", "quickstart", *settings("output=file/run"), cwd=tmp_path)
+    assert code == 1
+    assert "file" in errors
+    assert "Not a directory" in errors
+    assert "Traceback" not in errors
 
 
 def test_recipes_are_listed_shown_and_copied(tmp_path):
@@ -203,15 +215,15 @@ def test_ranks_are_shown_as_table_as_json_and_as_pictures(ran, tmp_path):
     assert gora("inspect-ranks", str(plan), "--plot", "ranks.gif", cwd=tmp_path).returncode == 2
 
 
-def test_a_sample_is_shown_with_its_supervised_part_marked(tmp_path):
+def test_a_sample_is_shown_with_its_supervised_part_marked(gora_here, tmp_path):
     for verb in ("precompute", "train"):
-        done = gora(verb, "quickstart", "--show-sample", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        marked = re.search("⟦(.*)⟧", done.stdout, re.DOTALL)
+        code, said, errors = gora_here(verb, "quickstart", "--show-sample", cwd=tmp_path)
+        assert code == 0, errors
+        marked = re.search("⟦(.*)⟧", said, re.DOTALL)
         assert marked is not None
         assert marked[1].startswith(" Natalia sold 48/2")
         assert marked[1].endswith("</s>")
-        assert "EOS trained: yes" in done.stdout
+        assert "EOS trained: yes" in said
     assert not list(tmp_path.iterdir())
 
 

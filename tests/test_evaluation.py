@@ -384,11 +384,10 @@ def test_labels_are_the_texts_that_were_trained(tokenizer):
         (["--task", "gsm8k", "--data", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
     ],
 )
-def test_a_wrong_command_is_answered_before_a_model_is_loaded(trained, arguments, said):
-    command = [sys.executable, "-m", "gora", "eval", str(trained), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert said in " ".join(done.stderr.split())
+def test_a_wrong_command_is_answered_before_a_model_is_loaded(gora_here, tmp_path, trained, arguments, said):
+    code, _, errors = gora_here("eval", trained, *arguments, cwd=tmp_path)
+    assert code == 2
+    assert said in " ".join(errors.split())
 
 
 def test_a_folder_that_holds_nothing_to_evaluate_is_named(tmp_path):
