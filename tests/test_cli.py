@@ -1,4 +1,7 @@
-"""The command as a user meets it: real processes, exit codes, messages, signals."""
+"""The command as a user meets it: processes, exit codes, messages, signals.
+
+What a stage refuses is asked of the command in the process of the tests, where its libraries are imported already.
+"""
 
 import contextlib
 import gc
@@ -102,6 +105,7 @@ def test_wrong_input_that_a_stage_finds_is_explained_as_well(gora_here, tmp_path
     code, _, errors = gora_here(*arguments, cwd=tmp_path)
     assert code == 2
     assert message in errors
+    assert "Traceback" not in errors
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

@@ -44,28 +44,30 @@ def gora(*arguments, cwd):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=400)
 
 
-def test_a_run_that_fails_is_a_row_of_the_table_and_a_finished_one_is_not_repeated(tmp_path):
+def test_methods_are_compared_in_processes_of_their_own_and_finished_runs_are_not_repeated(tmp_path):
     settings = [part for setting in SMALL for part in ("--set", setting)]
-    arguments = ("compare", "quickstart", "--methods", "lora", "--output", "made", "--jobs", "2", *settings)
+    arguments = ("compare", "quickstart", "--methods", "gora,lora", "--output", "made", "--jobs", "2", *settings)
     first = gora(*arguments, "--vary", "data.max_length=128,8", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     rows = {row["label"]: row for row in json.loads((tmp_path / "made" / "comparison.json").read_text())}
-    assert set(rows) == {"lora max_length=128", "lora max_length=8"}
-    row, failed = rows["lora max_length=128"], rows["lora max_length=8"]
-    folder = tmp_path / "made" / "runs" / "lora_max_length=128_seed=0"
-    result = json.loads((folder / "evaluation.json").read_text())
-    assert row["loss"]["mean"] == result["loss"]["final"]
-    assert row["trainable"] == result["trainable_parameters"] > 0
-    assert row["seeds"] == [0]
-    assert failed["loss"] is None
-    assert "leaves no token to train on" in failed["failures"][0]
+    assert set(rows) == {f"{name} max_length={length}" for name in ("gora", "lora") for length in (128, 8)}
+    for name in ("gora", "lora"):
+        row = rows[f"{name} max_length=128"]
+        folder = tmp_path / "made" / "runs" / f"{name}_max_length=128_seed=0"
+        result = json.loads((folder / "evaluation.json").read_text())
+        assert row["loss"]["mean"] == result["loss"]["final"]
+        assert row["trainable"] == result["trainable_parameters"] > 0
+        assert row["seeds"] == [0]
+        failed = rows[f"{name} max_length=8"]
+        assert failed["loss"] is None
+        assert "leaves no token to train on" in failed["failures"][0]
     assert (tmp_path / "made" / "comparison.png").stat().st_size > 1000
     table = (tmp_path / "made" / "comparison.md").read_text()
     assert "| failed: seed 0: " in table
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "made" / "runs").glob("*/evaluation.json")}
-    assert len(before) == 1
+    assert len(before) == 2
     once_more = gora(*arguments, "--vary", "data.max_length=128", cwd=tmp_path)
-    assert "compare   1 run, 1 of them finished before" in once_more.stdout
+    assert "compare   2 runs, 2 of them finished before" in once_more.stdout
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 

@@ -109,3 +109,17 @@ def test_the_rate_with_the_most_seeds_counts_and_among_equals_the_best():
     assert results_tables.rate_that_counts({1e-3: 3, 3e-3: 1}, losses) == 1e-3
     assert results_tables.rate_that_counts({1e-3: 3, 3e-3: 3, 1e-2: 3}, losses) == 3e-3
     assert results_tables.rate_that_counts({3e-1: 2}, losses) == 3e-1
+
+
+def test_sets_that_were_not_run_are_neither_in_the_file_nor_in_the_tables(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "runs" / "code" / "final" / "runs" / "LoRA_at_0.01_seed=1"
+    run.mkdir(parents=True)
+    (run / "evaluation.json").write_text('{"loss": {"final": 1.25}}')
+    (tmp_path / "runs" / "code" / "search.json").write_text('{"LoRA": {"0.01": 1.5}}')
+    arguments = ["results_tables.py", str(tmp_path / "found.json"), str(tmp_path / "runs"), "--seeds", "1"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    results_tables.main()
+    assert list(json.loads((tmp_path / "found.json").read_text())) == ["code"]
+    said = capsys.readouterr().out
+    assert "| LoRA | **1.2500** |" in said
+    assert "instruction" not in said

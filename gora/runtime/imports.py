@@ -12,7 +12,7 @@ def importing() -> Iterator[None]:
     """Leave garbage alone while torch, transformers and PEFT are imported.
 
     They make some hundred thousand objects that stay until the end. Looking through these again and again, also in all
-    that is done afterwards, frees nothing and takes a third of the start: here they are left out for good.
+    that is done afterwards, frees nothing and takes a quarter of the start: here they are left out for good.
     """
     gc.disable()
     try:
