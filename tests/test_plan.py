@@ -20,7 +20,7 @@ from gora.plan import (
     write_plan,
 )
 from gora.recipe import load_recipe
-from gora.stages.resume import plan_differences
+from gora.runs.resume import plan_differences
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (6, 4), "model.layers.0.self_attn.v_proj": (3, 4)}
 

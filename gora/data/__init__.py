@@ -7,13 +7,13 @@ segments become ids and labels (`encode`), and a set of them is what a run train
 from gora.data.chat import Chat
 from gora.data.classification import LabelledText
 from gora.data.collate import Collator, LabelCollator, padding_id
-from gora.data.draw import draw_rows
 from gora.data.encode import IGNORED, Encoded, Encoder
 from gora.data.encode_text import TextEncoder
 from gora.data.examples import Counts, DataCounts, Examples
 from gora.data.formats import Format, format_for, segments_of
 from gora.data.instruction import Instruction
 from gora.data.preparation import PreparedData, prepare
+from gora.data.row_order import draw_rows
 from gora.data.rows import BadRow, Rows
 from gora.data.segments import Segment
 from gora.data.show import sample_text

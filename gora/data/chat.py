@@ -3,10 +3,10 @@
 import datetime
 from typing import TYPE_CHECKING, Any
 
+from gora.data.messages import described, did_you_mean, quoted
 from gora.data.rows import Unusable
 from gora.data.segments import Segment, code_only, column_of, joined
 from gora.data.templates import named_template, puts_bos_in_front
-from gora.data.wording import described, did_you_mean, quoted
 from gora.errors import InputError
 from gora.recipe.schema import DataSection
 

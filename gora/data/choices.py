@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from gora.data.messages import described
 from gora.data.rows import Unusable
 from gora.data.segments import column_of
-from gora.data.wording import described
 
 
 def choice_of(row: dict[str, Any], column: str, choices: Sequence[str], *, typed: bool) -> int:

@@ -5,9 +5,9 @@ from typing import Any
 
 from gora.data.choices import choice_of
 from gora.data.columns import RowTemplate
+from gora.data.messages import described
 from gora.data.rows import Unusable
 from gora.data.segments import check_text, column_of
-from gora.data.wording import described
 from gora.recipe.schema import DataSection
 
 _ONLY = ("plain",)

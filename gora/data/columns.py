@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from gora.data.messages import described, did_you_mean, quoted
 from gora.data.rows import Unusable
 from gora.data.segments import column_of
-from gora.data.wording import described, did_you_mean, quoted
 from gora.errors import InputError
 
 _PIECES = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<column>[^{}]+)\}|(?P<lone>[{}])")

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gora.data.chat import Chat
 from gora.data.classification import Classification
 from gora.data.instruction import Instruction
+from gora.data.messages import did_you_mean, quoted
 from gora.data.rows import BadRow, Rows, Untrained, Unusable
-from gora.data.wording import did_you_mean, quoted
 from gora.errors import InputError
 from gora.recipe.schema import DataSection, Head
 

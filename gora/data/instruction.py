@@ -8,9 +8,9 @@ from typing import Any
 
 from gora.data.choices import choice_of
 from gora.data.columns import RowTemplate
+from gora.data.messages import described
 from gora.data.rows import Unusable
 from gora.data.segments import Segment, code_only, column_of, joined
-from gora.data.wording import described
 from gora.recipe.schema import DataSection
 
 TEMPLATES = {

@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gora.data.content import UTF8_MARK, read_content
+from gora.data.file_bytes import UTF8_MARK, read_content
+from gora.data.messages import described
 from gora.data.rows import Rows, Unusable
-from gora.data.wording import described
 from gora.errors import InputError
 
 _ARRAY = re.compile(rb"(?:%s)?\s*\[" % UTF8_MARK)

@@ -10,8 +10,8 @@ from gora.data.classification import Classification, LabelledText
 from gora.data.encode import Encoder
 from gora.data.formats import Format, format_for
 from gora.data.instruction import Instruction
+from gora.data.messages import quoted
 from gora.data.rows import Unusable
-from gora.data.wording import quoted
 from gora.errors import InputError
 from gora.recipe.schema import DataSection, Head, SourceSection
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gora.data.code_blocks import Span, code_spans
+from gora.data.messages import did_you_mean, quoted
 from gora.data.rows import Untrained, Unusable
-from gora.data.wording import did_you_mean, quoted
 
 
 @dataclass(frozen=True, slots=True)

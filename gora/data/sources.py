@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 from gora.assets import resolve
+from gora.data.hub import read_folder, read_hub
 from gora.data.jsonl import read_json
-from gora.data.library import read_folder, read_hub
+from gora.data.messages import siblings_like
 from gora.data.rows import Rows
 from gora.data.tables import read_csv, read_parquet
-from gora.data.wording import siblings_like
 from gora.errors import InputError
 from gora.recipe.schema import SourceSection
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gora.data.content import read_content
+from gora.data.file_bytes import read_content
+from gora.data.messages import quoted
 from gora.data.rows import Rows
-from gora.data.wording import quoted
 from gora.errors import InputError
 
 

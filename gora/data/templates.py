@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gora.data.wording import did_you_mean, quoted, siblings_like
+from gora.data.messages import did_you_mean, quoted, siblings_like
 from gora.errors import InputError
 
 if TYPE_CHECKING:

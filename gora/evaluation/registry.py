@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from gora.data.wording import did_you_mean
+from gora.data.messages import did_you_mean
 from gora.errors import InputError
-from gora.evaluation.glue import glue_tasks
-from gora.evaluation.gsm8k import Gsm8k
-from gora.evaluation.humaneval import HumanEval
-from gora.evaluation.loss import Loss
-from gora.evaluation.mbpp import Mbpp
 from gora.evaluation.mtbench import MTBench
 from gora.evaluation.task import Task
+from gora.evaluation.tasks.glue import glue_tasks
+from gora.evaluation.tasks.gsm8k import Gsm8k
+from gora.evaluation.tasks.humaneval import HumanEval
+from gora.evaluation.tasks.loss import Loss
+from gora.evaluation.tasks.mbpp import Mbpp
 
 _ALL: list[Task] = [Gsm8k(), HumanEval(), Mbpp(), MTBench(), *glue_tasks(), Loss()]
 TASKS = {task.name: task for task in _ALL}

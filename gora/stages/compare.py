@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gora.comparison.shared_pass import SharedPass, shared_passes
+from gora.comparison.table import Outcome, comparison_table, markdown, plot_curves, summarize
+from gora.comparison.trials import Trial, make_trials
+from gora.comparison.tuning import Tuning, refuse_without_evaluation
+from gora.comparison.tuning_table import tuning_table
 from gora.errors import InputError
 from gora.files import write_json, write_text
 from gora.recipe.variants import Variants, read_variants
-from gora.report.comparison import Outcome, comparison_table, markdown, plot_curves, summarize
-from gora.report.tuning import tuning_table
+from gora.runs.folder import RunFolder
 from gora.runtime.console import output
-from gora.runtime.folder import RunFolder
 from gora.runtime.interrupt import StopSignal
 from gora.runtime.progress import Meter
-from gora.stages.shared_pass import SharedPass, shared_passes
-from gora.stages.trials import Trial, make_trials
-from gora.stages.tuning import Tuning, refuse_without_evaluation
 
 
 @dataclass(frozen=True)

@@ -13,21 +13,21 @@ from typing import Literal
 import torch
 
 from gora.errors import InputError
-from gora.evaluation.harness import PREFIX, Foreign, check_place, second_opinion
+from gora.evaluation.models.load import BackendName, load_subject
+from gora.evaluation.models.locate import Named, find_subject
+from gora.evaluation.models.subject import LocalSubject, Shared
 from gora.evaluation.registry import task_named
-from gora.evaluation.results import read_results, record, versions
-from gora.evaluation.subject import LocalSubject, Shared
 from gora.evaluation.task import Options, Scores, Task
+from gora.evaluation.tasks.harness import PREFIX, Foreign, check_place, second_opinion
 from gora.files import publish
 from gora.recipe.schema import Recipe
 from gora.report.scores import scores_table
+from gora.runs.folder import RunFolder
+from gora.runs.results import read_results, record, versions
 from gora.runtime.console import output
-from gora.runtime.folder import RunFolder
 from gora.runtime.progress import clock
 from gora.runtime.quiet import quiet_libraries
 from gora.runtime.world import World, join
-from gora.stages.named import Named, find_subject
-from gora.stages.subject import BackendName, load_subject
 
 Which = Literal["trained", "base", "both"]
 

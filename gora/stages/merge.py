@@ -15,16 +15,8 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gora.data import padding_id
-from gora.errors import GoraError, InputError
-from gora.files import publish
-from gora.models.fingerprint import base_weights, weights_fingerprint
-from gora.models.head import in_head, settle_padding
-from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
-from gora.recipe.schema import ModelSection
-from gora.runtime.console import output
-from gora.runtime.quiet import quiet_libraries
-from gora.stages.adapter_folder import (
+from gora.adapters.destination import check_destination
+from gora.adapters.load import (
     HEAD_KEY,
     find_adapter,
     first_of,
@@ -34,8 +26,16 @@ from gora.stages.adapter_folder import (
     read_origin,
     tensor_names,
 )
-from gora.stages.destination import check_destination
-from gora.training.adapter import NOTE, BaseNote
+from gora.adapters.save import NOTE, BaseNote
+from gora.data import padding_id
+from gora.errors import GoraError, InputError
+from gora.files import publish
+from gora.models.fingerprint import base_weights, weights_fingerprint
+from gora.models.head import in_head, settle_padding
+from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
+from gora.recipe.schema import ModelSection
+from gora.runtime.console import output
+from gora.runtime.quiet import quiet_libraries
 
 _PROBE = (
     "The sum of 17 and 25 is",

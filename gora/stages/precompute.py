@@ -9,22 +9,22 @@ from pathlib import Path
 
 from gora.errors import InputError
 from gora.files import write_text
-from gora.gradients.kept import KeptStatistics, KeptType, keep_gradients
+from gora.gradients.archive import KeptStatistics, KeptType, keep_gradients
 from gora.gradients.sampled import SampledStatistics
 from gora.models.sharding import shard_weights
 from gora.models.targets import weight_shape
 from gora.plan import DataIdentity, Factors, ModelIdentity, Plan, write_plan
+from gora.planning.decisions import Origin, make_plan, micro_batch_size
+from gora.planning.gradient_pass import Collected, collect_gradients
+from gora.planning.placement import check_memory
 from gora.recipe import dump_recipe
 from gora.recipe.schema import Recipe
 from gora.report.ranks import rank_report
+from gora.runs.folder import RunFolder
+from gora.runs.resume import clear
+from gora.runs.setup import Setup, begin
 from gora.runtime.console import output
-from gora.runtime.folder import RunFolder
 from gora.runtime.memory import peak_text, reset_peak
-from gora.stages.allocation import check_memory
-from gora.stages.gradients import Collected, collect_gradients
-from gora.stages.planning import Origin, make_plan, micro_batch_size
-from gora.stages.resume import clear
-from gora.stages.setup import Setup, begin
 
 
 @dataclass(frozen=True)

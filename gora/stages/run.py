@@ -9,21 +9,21 @@ from shlex import quote
 from rich.table import Table
 
 from gora.errors import InputError
-from gora.evaluation.results import read_results
 from gora.methods import METHODS
 from gora.models.load import default_device
 from gora.recipe import accumulation_steps
 from gora.recipe.schema import Recipe
+from gora.runs.finish import is_finished, losses_of
+from gora.runs.folder import RunFolder
+from gora.runs.results import read_results
+from gora.runs.setup import begin
 from gora.runtime.console import output
-from gora.runtime.folder import RunFolder
 from gora.runtime.progress import clock
 from gora.stages.evaluate import closing_job, evaluate, unfinished
-from gora.stages.finish import is_finished, losses_of
 from gora.stages.merge import merge
 from gora.stages.precompute import plan_again, precompute
-from gora.stages.setup import begin
 from gora.stages.train import Trained, train
-from gora.training.engines import refuse_what_cannot_train
+from gora.training.engine_training import refuse_what_cannot_train
 
 
 def run(

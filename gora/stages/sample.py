@@ -2,8 +2,8 @@
 
 from gora.data.show import sample_text
 from gora.recipe.schema import Recipe
+from gora.runs.setup import Setup
 from gora.runtime.console import output
-from gora.stages.setup import Setup
 
 
 def show_sample(recipe: Recipe, *, trust_remote_code: bool = False) -> None:

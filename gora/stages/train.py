@@ -8,31 +8,31 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from gora.adapters.save import BaseNote, adapter_values, save_adapter, save_whole
 from gora.data.prompting import form_note
 from gora.errors import GoraError, InputError, Interrupted
-from gora.evaluation.results import versions
 from gora.files import write_text
 from gora.methods import METHODS
 from gora.models.load import default_device
 from gora.plan import Plan, read_plan
 from gora.recipe import accumulation_steps, dump_recipe
 from gora.recipe.schema import Recipe
+from gora.runs.finish import complete, finish, is_finished, note_before_saving
+from gora.runs.folder import RunFolder
+from gora.runs.loss import evaluate_loss
+from gora.runs.results import versions
+from gora.runs.resume import check_same_rows, clear, origin_of, plan_differences, starting_point
+from gora.runs.setup import Setup, begin
 from gora.runtime.console import output
-from gora.runtime.folder import RunFolder
 from gora.runtime.interrupt import StopRequest, stopping_between_steps
 from gora.runtime.memory import peak_bytes, peak_text, reset_peak
 from gora.runtime.progress import clock
-from gora.stages.finish import complete, finish, is_finished, note_before_saving
-from gora.stages.loss import evaluate_loss
-from gora.stages.resume import check_same_rows, clear, origin_of, plan_differences, starting_point
-from gora.stages.setup import Setup, begin
-from gora.stages.wrapping import Wrapped, fingerprint, keep_initial, wrap_model
-from gora.training.adapter import BaseNote, adapter_values, save_adapter, save_whole
 from gora.training.callbacks import RefuseNaN, Report, SaveAndLog, StopWhenAsked
-from gora.training.engines import check_engine, forget_engine, gradient_norm, refuse_what_cannot_train
+from gora.training.engine_training import check_engine, forget_engine, gradient_norm, refuse_what_cannot_train
 from gora.training.groups import parameter_groups
 from gora.training.metrics import Metrics
 from gora.training.schedule import optimizer_steps, warmup_steps
+from gora.training.start import Wrapped, fingerprint, keep_initial, wrap_model
 from gora.training.trainer import GoraTrainer
 
 

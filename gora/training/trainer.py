@@ -21,14 +21,14 @@ from gora.methods import Method
 from gora.models.checkpointing import recompute_activations
 from gora.models.load import default_device
 from gora.recipe.schema import Recipe
+from gora.runs.folder import RunFolder
 from gora.runtime.engine import Engine
-from gora.runtime.folder import RunFolder
 from gora.runtime.precision import Precision, autocast
 from gora.runtime.world import World
 from gora.training.batches import DealtBatches, WithFiller
-from gora.training.engines import engine_arguments, make_optimizer
-from gora.training.footing import rows_checksum
+from gora.training.engine_training import engine_arguments, make_optimizer
 from gora.training.groups import parameter_groups
+from gora.training.rows_checksum import rows_checksum
 from gora.training.schedule import make_schedule
 
 ORIGIN = "gora.json"

@@ -12,7 +12,7 @@ from typing import Any
 
 from gora.assets import resolve
 from gora.data.jsonl import read_json
-from gora.data.wording import described, siblings_like
+from gora.data.messages import described, siblings_like
 from gora.errors import InputError
 from gora.evaluation.mtbench.questions import Question
 from gora.evaluation.task import Message

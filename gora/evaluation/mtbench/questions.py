@@ -11,9 +11,9 @@ from typing import Any
 
 from gora.assets import resolve
 from gora.data.jsonl import read_json
+from gora.data.messages import described
 from gora.data.rows import Rows
 from gora.data.sources import read_rows
-from gora.data.wording import described
 from gora.errors import InputError
 from gora.recipe.schema import SourceSection
 

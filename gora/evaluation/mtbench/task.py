@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from gora.errors import InputError
-from gora.evaluation.endpoint import Endpoint
 from gora.evaluation.mtbench.answers import Answers, answers_to
+from gora.evaluation.mtbench.endpoint import Endpoint
 from gora.evaluation.mtbench.judge import MAX_TOKENS, TEMPERATURE, Verdicts, judge, requests_for
 from gora.evaluation.mtbench.judgments import Journal
 from gora.evaluation.mtbench.prompts import Prompts, read_prompts

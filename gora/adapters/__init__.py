@@ -1,0 +1,1 @@
+"""Adapters on disk: saving, loading, and the forms that other programs read."""

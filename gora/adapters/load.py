@@ -1,0 +1,162 @@
+"""An adapter's folder: what its files say, whether they are whole, and the adapter itself round its base model."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from gora.adapters.save import NOTE, BaseNote
+from gora.errors import InputError
+from gora.models.head import head_modules, train_head
+
+WEIGHTS = "adapter_model.safetensors"
+# Settings of PEFT under which an adapter is more than B A beside a weight.
+HEAD_KEY = "modules_to_save"
+_NOT_PLAIN = {
+    "use_dora": "normalises the columns of the adapted weights (DoRA)",
+    "lora_bias": "adds a bias to B",
+    HEAD_KEY: "holds whole layers besides the low-rank ones",
+    "target_parameters": "adapts parameters that are no layer's weight",
+    "trainable_token_indices": "holds embeddings of single tokens",
+    "layer_replication": "repeats layers of the base model",
+    "alora_invocation_tokens": "acts only after certain tokens (aLoRA)",
+    "use_qalora": "pools its input (QALoRA)",
+    "use_bdlora": "has block-diagonal factors (BD-LoRA)",
+    "arrow_config": "chooses between adapters for every token (Arrow)",
+    "kasa_config": "changes the base weights (KaSA)",
+    "monteclora_config": "draws its values at random (MonteCLoRA)",
+}
+
+
+def find_adapter(path: Path) -> Path:
+    """The adapter folder: the path itself, or `adapter` in a run folder.
+
+    Raises:
+        InputError: neither is one.
+    """
+    for folder in (path, path / "adapter"):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+    raise InputError(f"{path} is no adapter: it holds no adapter_config.json, and no folder `adapter` that does.")
+
+
+def read_config(adapter: Path) -> PeftConfig:
+    """PEFT's configuration of a plain LoRA adapter; that of a classifier may hold its head as well.
+
+    Raises:
+        InputError: it cannot be read, or is of an adapter that is more than B A beside a weight, with every reason.
+    """
+    try:
+        config = PeftConfig.from_pretrained(str(adapter))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{adapter / 'adapter_config.json'} cannot be read: {error}") from None
+    if config.peft_type != "LORA":
+        raise InputError(f"{adapter} is a {config.peft_type} adapter; only LoRA adapters can be merged.")
+    allowed = HEAD_KEY if is_classifier(config) else None
+    reasons = [
+        f"{key}: it {what}." for key, what in _NOT_PLAIN.items() if getattr(config, key, None) and key != allowed
+    ]
+    if (bias := getattr(config, "bias", "none")) != "none":
+        reasons.append(f"bias: it holds trained biases ({bias}).")
+    if reasons:
+        raise InputError(f"{adapter} is more than a plain LoRA adapter; gora cannot merge it.", reasons)
+    return config
+
+
+def is_classifier(config: PeftConfig) -> bool:
+    """Whether the adapter is of a model with a classification head."""
+    return config.task_type == "SEQ_CLS"
+
+
+def tensor_names(adapter: Path) -> set[str]:
+    """Names of the tensors in the adapter's file.
+
+    Raises:
+        InputError: there is no such file, or it is broken.
+    """
+    path = adapter / WEIGHTS
+    if not path.is_file():
+        raise InputError(f"{adapter} holds no {WEIGHTS}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error}).") from None
+
+
+def read_origin(adapter: Path) -> BaseNote | None:
+    """What gora noted beside the adapter; None for an adapter of another tool.
+
+    Raises:
+        InputError: the note cannot be read.
+    """
+    path = adapter / NOTE
+    if not path.exists():
+        return None
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        dtype, fingerprint = note["base_dtype"], note["base_fingerprint"]
+        labels = tuple(map(str, note["labels"])) if "labels" in note else None
+        origin = BaseNote(dtype, note.get("base_quantization"), fingerprint, labels)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
+    if origin.dtype not in ("float32", "bfloat16"):
+        raise InputError(f"{path}: base_dtype {origin.dtype!r} is neither float32 nor bfloat16.")
+    return origin
+
+
+def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
+    """Put an adapter round its base model, in evaluation mode; all of it, and nothing else.
+
+    Raises:
+        InputError: it does not fit the model, or its file does not hold what its configuration says.
+    """
+    for module in head_modules(model).values():
+        # The adapter's head is float32, and PEFT loads it in the type of the base's.
+        module.float()
+    with warnings.catch_warnings():
+        # What PEFT warns of is an error here.
+        warnings.simplefilter("ignore")
+        try:
+            wrapped = PeftModel.from_pretrained(model, str(adapter))
+        except (RuntimeError, ValueError) as error:
+            if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
+                raise
+            lines = str(error).splitlines()
+            problems = [line.strip() for line in lines if "size mismatch" in line] or lines
+            raise InputError(f"{adapter} does not fit the base model.", first_of(problems)) from None
+        except KeyError as missing:
+            # PEFT looks for whole layers by name, before it compares anything.
+            raise _not_as_said(adapter, [f"{missing.args[0]} is missing."]) from None
+        _check_tensors(wrapped, adapter)
+    train_head(wrapped)
+    return wrapped
+
+
+def _check_tensors(wrapped: PeftModel, adapter: Path) -> None:
+    held = tensor_names(adapter)
+    needed = get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys()
+    # PEFT keeps an embedding beside the adapter where it is adapted or has grown, and loads it into the base.
+    known = get_peft_model_state_dict(wrapped, save_embedding_layers=True).keys()
+    problems = first_of([f"{name} is missing." for name in sorted(needed - held)])
+    problems += first_of([f"{name} belongs to no adapted layer." for name in sorted(held - known)])
+    if problems:
+        raise _not_as_said(adapter, problems)
+
+
+def _not_as_said(adapter: Path, problems: list[str]) -> InputError:
+    path = adapter / WEIGHTS
+    return InputError(f"{path} does not hold the adapter that its adapter_config.json says.", problems)
+
+
+def first_of(problems: Iterable[str], shown: int = 3) -> list[str]:
+    """The first few of many problems, and how many there are more."""
+    problems = list(problems)
+    more = len(problems) - shown
+    return problems[:shown] + ([f"and {more} more like these."] if more > 0 else [])

@@ -1,0 +1,123 @@
+"""Rows of a folder or a hub data set, through the `datasets` library. No code of a data set is ever run."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gora.data.messages import did_you_mean, quoted, siblings_like
+from gora.data.rows import Rows
+from gora.errors import InputError
+from gora.recipe.schema import SourceSection
+
+if TYPE_CHECKING:
+    import datasets
+
+
+def read_folder(path: Path, source: SourceSection, split_default: tuple[str, ...]) -> Rows:
+    """Read a data-set folder: data files, with or without a README that names configurations, or a saved data set.
+
+    Raises:
+        InputError: the folder cannot be loaded, or the subset or split is missing or unknown.
+    """
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return _read_saved(path, source, split_default)
+    return _read(str(path), source, split_default, remote=False)
+
+
+def read_hub(source: SourceSection, split_default: tuple[str, ...]) -> Rows:
+    """Read a data set of the hub, or its copy in the local cache.
+
+    Raises:
+        InputError: there is no such data set or no way to reach it, or the subset or split is missing or unknown.
+    """
+    return _read(source.path, source, split_default, remote=True)
+
+
+def _read(path: str, source: SourceSection, split_default: tuple[str, ...], *, remote: bool) -> Rows:
+    import datasets
+
+    try:
+        found = datasets.load_dataset(path, name=source.subset)
+        split = _choose_split(list(found), source, split_default)
+        chosen = found[split] if split in found else datasets.load_dataset(path, name=source.subset, split=split)
+    except InputError:
+        raise
+    except Exception as error:  # the library raises whatever its builders and the network raise
+        raise _explained(error, path, source, remote=remote) from error
+    return _rows(chosen, source, split)
+
+
+def _read_saved(path: Path, source: SourceSection, split_default: tuple[str, ...]) -> Rows:
+    import datasets
+
+    if source.subset is not None:
+        raise InputError(f"{source.path} was written by save_to_disk and has no subsets. Leave `subset` out.")
+    try:
+        found: Any = datasets.load_from_disk(str(path))
+    except Exception as error:  # as above
+        raise InputError(f"{source.path} cannot be loaded as a saved data set: {_root_of(error)}") from error
+    if isinstance(found, datasets.DatasetDict):
+        split = _choose_split(list(found), source, split_default)
+        if split not in found:
+            raise InputError(
+                f"{source.path} is a saved data set: `split` must be one of {quoted(found)}, not {split!r}."
+            )
+        return _rows(found[split], source, split)
+    only = str(found.split) if found.split is not None else None
+    if source.split not in (None, only):
+        raise InputError(f"{source.path} holds one split, {only or 'without a name'}, not {source.split!r}.")
+    return _rows(found, source, only)
+
+
+def _rows(chosen: "datasets.Dataset", source: SourceSection, split: str | None) -> Rows:
+    subset = f"/{source.subset}" if source.subset else ""
+    rows = Rows(f"{source.path}{subset}" + (f"[{split}]" if split else ""))
+    wanted = len(chosen) if source.max_rows is None else min(len(chosen), source.max_rows)
+    for row in chosen.select(range(wanted)).to_list():
+        rows.keep(row)
+    return rows
+
+
+def _choose_split(known: list[str], source: SourceSection, split_default: tuple[str, ...]) -> str:
+    """The split to read; one like `train[:10%]` or `train+test` is taken as it is when its parts are known."""
+    listing = f"Its splits are {quoted(known)}."
+    if source.split is None:
+        for split in split_default:
+            if split in known:
+                return split
+        raise InputError(f"{source.path} has no split {' or '.join(map(repr, split_default))}. Set `split`. {listing}")
+    for part in re.sub(r"\[[^]]*\]", "", source.split).split("+"):
+        if part.strip() not in known:
+            raise InputError(f"{source.path} has no split {part!r}{did_you_mean(part, known) or '.'} {listing}")
+    return source.split
+
+
+def _explained(error: Exception, path: str, source: SourceSection, *, remote: bool) -> InputError:
+    subsets = _subsets(path) if isinstance(error, ValueError) else []
+    if len(subsets) > 1 and source.subset is None:
+        return InputError(f"{source.path} has several subsets. Set `subset` to one of {quoted(subsets)}.")
+    if subsets and source.subset is not None and source.subset not in subsets:
+        near = did_you_mean(source.subset, subsets) or "."
+        return InputError(f"{source.path} has no subset {source.subset!r}{near} Known: {quoted(subsets)}.")
+    if remote and isinstance(error, OSError):  # not found and not reachable are both OSErrors
+        cause = f"neither a local path nor a hub data set that can be reached: {_root_of(error)}"
+        near = siblings_like(path) if Path(path).parent.is_dir() else ""
+        return InputError(f"{path!r} is {cause}{near}")
+    advice = "" if remote else " (With one of its files as `path` instead, a bad row is named by its line.)"
+    return InputError(f"{source.path} cannot be loaded: {_root_of(error)}{advice}")
+
+
+def _subsets(path: str) -> list[str]:
+    import datasets
+
+    try:
+        return datasets.get_dataset_config_names(path)
+    except Exception:  # the first error is the one to show
+        return []
+
+
+def _root_of(error: BaseException) -> str:
+    """The first line of the error that started it all; the library wraps it in several less telling ones."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

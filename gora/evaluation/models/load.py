@@ -1,0 +1,126 @@
+"""A run, an adapter or a model becomes a subject that answers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gora.adapters.load import load_adapter, read_config
+from gora.data import padding_id
+from gora.data.prompting import Prompting
+from gora.errors import InputError
+from gora.evaluation.models.classifier import Classifier
+from gora.evaluation.models.generate import Generator, without_adapter
+from gora.evaluation.models.locate import Named
+from gora.evaluation.models.subject import LocalSubject
+from gora.evaluation.models.vllm import Vllm, check_vllm
+from gora.evaluation.task import Options
+from gora.models.head import settle_padding
+from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
+from gora.recipe.schema import DataSection, Recipe, SourceSection
+from gora.runs.loss import evaluate_loss
+from gora.runs.setup import Setup
+
+BackendName = Literal["hf", "vllm"]
+
+
+def load_subject(
+    named: Named, *, backend: BackendName = "hf", batch_size: int = 64, trust_remote_code: bool = False
+) -> LocalSubject:
+    """Load the model and put the adapter round it, unmerged.
+
+    Raises:
+        InputError: one of them cannot be loaded, or they do not belong together.
+    """
+    labels = named.form.choices if named.form else None
+    source = find_model(named.model, labels=labels, trust_remote_code=trust_remote_code)
+    tokenizer = find_tokenizer(named, source)
+    prompting = Prompting(named.form, tokenizer, head=source.head, encoder_decoder=source.encoder_decoder)
+    fingerprint = _fingerprint(named, source)
+    if backend == "vllm":
+        check_vllm(named.model)
+        if named.adapter is not None:
+            read_config(named.adapter)
+        return LocalSubject(prompting, Vllm(named.model, source, named.adapter), fingerprint)
+    model = _model(named, source, tokenizer)
+    measure = _measuring(named, model, batch_size, trust_remote_code)
+    if source.head == "language":
+        return LocalSubject(prompting, Generator(model, tokenizer, batch_size), fingerprint, measure)
+    classifier = Classifier(model, tokenizer, batch_size, named.form.max_length if named.form else None)
+    return LocalSubject(
+        prompting, classifier, fingerprint, measure, lambda rows, base: classifier.label(rows, base=base)
+    )
+
+
+def _model(named: Named, source: Source, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | PeftModel:
+    model = load_model(named.model, source, default_device())
+    if source.head == "classification":
+        settle_padding(model, padding_id(tokenizer))
+    return load_adapter(model, named.adapter).eval() if named.adapter is not None else model.eval()
+
+
+def find_tokenizer(named: Named, source: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer that was saved with the adapter, which has the chat template that was trained, else the model's."""
+    settings = named.model
+    if named.adapter is not None and (named.adapter / "tokenizer_config.json").is_file():
+        settings = settings.model_copy(update={"tokenizer": str(named.adapter)})
+    return load_tokenizer(settings, source)
+
+
+def _measuring(
+    named: Named, model: PreTrainedModel | PeftModel, batch_size: int, trust_remote_code: bool
+) -> Callable[[Options, bool], tuple[float, int]]:
+    """The mean loss on rows, and how many they are: those of the options, else those that the run evaluated on."""
+
+    def measure(options: Options, base: bool) -> tuple[float, int]:
+        recipe = _rows_of(named, options, batch_size)
+        setup = Setup.of(recipe, alone=True, trust_remote_code=trust_remote_code)
+        rows = setup.data.train if options.data else setup.data.eval
+        if rows is None:
+            raise InputError(f"The recipe of {named.name} names no rows to evaluate on: give some with --data.")
+        rows = rows.subset(range(min(len(rows), options.limit or len(rows))))
+        with without_adapter(model, base):
+            return evaluate_loss(model, replace(setup, data=replace(setup.data, eval=rows))), len(rows)
+
+    return measure
+
+
+def _rows_of(named: Named, options: Options, batch_size: int) -> Recipe:
+    """A recipe whose rows are to be measured: training rows where the user names them."""
+    form = _form_of(named)
+    if options.data:
+        source = SourceSection(path=options.data, max_rows=options.limit)
+        form = form.model_copy(update={"train": source, "eval": None, "holdout": 0})
+    elif named.run is None:
+        raise InputError(f"{named.name} does not say which rows it is to be measured on: give some with --data.")
+    recipe = Recipe(model=named.model, data=form) if named.recipe is None else named.recipe
+    evaluation = recipe.evaluation.model_copy(update={"micro_batch_size": batch_size})
+    return recipe.model_copy(update={"data": form, "evaluation": evaluation, "distributed": "ddp"})
+
+
+def _form_of(named: Named) -> DataSection:
+    if named.form is None:
+        raise InputError(f"Nothing says how rows become text for {named.name}: name a run or an adapter of gora's.")
+    return named.form
+
+
+def _fingerprint(named: Named, source: Source) -> str | None:
+    """Text that no other weights and no other form share; None where the weights cannot be told apart."""
+    folder = Path(source.path)
+    weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    # Base weights may be many gigabytes: whoever changes them changes their time as well. A commit of the hub is final.
+    versions = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
+    commit = getattr(source.config, "_commit_hash", None)
+    if not versions and commit is None:
+        return None
+    digest = hashlib.sha256(repr((named.model, named.form, versions, commit)).encode())
+    if named.adapter is not None:
+        digest.update((named.adapter / "adapter_config.json").read_bytes())
+        digest.update((named.adapter / "adapter_model.safetensors").read_bytes())
+    return digest.hexdigest()

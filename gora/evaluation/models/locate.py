@@ -1,0 +1,120 @@
+"""What the user names for an evaluation - a run, an adapter or a model - and where its parts lie."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+from pydantic import ValidationError
+
+from gora.adapters.load import is_classifier, read_origin
+from gora.adapters.save import NOTE
+from gora.data.prompting import read_form
+from gora.errors import InputError
+from gora.recipe import load_recipe
+from gora.recipe.schema import DataSection, Head, ModelSection, Recipe
+from gora.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Named:
+    """Where the parts of a subject lie.
+
+    Attributes:
+        name: what results call it.
+        model: the base model, or the model itself.
+        adapter: PEFT's folder, or None.
+        base: the model without what was trained: the same as `model` where there is an adapter.
+        form: how rows became text in training; None is the tokenizer's own way.
+        run: the folder of the run that made it, if the user named one.
+        recipe: that run's.
+    """
+
+    name: str
+    model: ModelSection
+    adapter: Path | None
+    base: ModelSection | None
+    form: DataSection | None
+    run: RunFolder | None = None
+    recipe: Recipe | None = None
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where results go unless the user says otherwise."""
+        return self.run or RunFolder(Path("runs") / f"eval-{Path(self.name).name}")
+
+
+def find_subject(reference: str) -> Named:
+    """Look at what the user named.
+
+    Args:
+        reference: a run folder, an adapter folder, or a model: a folder, a hub id or `builtin:NAME`.
+
+    Raises:
+        InputError: it is a run that has not finished, or its files are damaged.
+    """
+    path = Path(reference).expanduser()
+    if (path / "recipe.yaml").is_file():
+        return _run(RunFolder(path))
+    if (path / "adapter_config.json").is_file():
+        return _adapter(path)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise InputError(
+            f"{reference} is neither a run (recipe.yaml), nor an adapter (adapter_config.json), nor a model "
+            "(config.json)."
+        )
+    form = _form(path / NOTE) if path.is_dir() else None
+    return Named(reference, ModelSection(name=reference, head=_head(path)), None, None, form)
+
+
+def _run(folder: RunFolder) -> Named:
+    recipe = load_recipe(str(folder.recipe)).recipe
+    name = str(folder.path)
+    if folder.adapter.is_dir():
+        found = _adapter(folder.adapter)
+        # The adapter says what its base was; the recipe, how attention and kernels were chosen.
+        model = recipe.model.model_copy(update={"dtype": found.model.dtype})
+        return Named(name, model, folder.adapter, model, recipe.data, folder, recipe)
+    if folder.model.is_dir():
+        model = recipe.model.model_copy(update={"name": str(folder.model), "revision": None, "tokenizer": None})
+        return Named(name, model, None, recipe.model, recipe.data, folder, recipe)
+    raise InputError(f"{folder.path} is a run without an adapter or a model: finish it with `gora run --resume`.")
+
+
+def _adapter(path: Path) -> Named:
+    try:
+        config = PeftConfig.from_pretrained(str(path))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path / 'adapter_config.json'} cannot be read: {error}") from None
+    if not config.base_model_name_or_path:
+        raise InputError(f"{path} does not name its base model (base_model_name_or_path).")
+    origin = read_origin(path)
+    settings: dict[str, Any] = {"name": config.base_model_name_or_path, "revision": config.revision}
+    if is_classifier(config):
+        settings["head"] = "classification"
+    if origin:
+        settings |= {"dtype": origin.dtype, "quantization": origin.quantization}
+    model = ModelSection(**settings)
+    return Named(str(path), model, path, model, _form(path / NOTE))
+
+
+def _head(folder: Path) -> Head:
+    """What a model in a folder has on top; one on the hub is taken for a language model."""
+    try:
+        kinds = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    except (OSError, ValueError):
+        return "language"
+    return "classification" if any(kind.endswith("ForSequenceClassification") for kind in kinds) else "language"
+
+
+def _form(note: Path) -> DataSection | None:
+    if not note.is_file():
+        return None
+    try:
+        form = json.loads(note.read_text(encoding="utf-8")).get("form")
+        return read_form(form) if form else None
+    except (ValueError, ValidationError) as error:
+        raise InputError(f"{note} cannot be read: {error}") from None

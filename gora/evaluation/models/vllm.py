@@ -1,0 +1,107 @@
+"""Generation with vLLM, where it is installed: the same prompts, token for token, and the same adapter."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from gora.adapters.uniform import write_uniform
+from gora.errors import InputError
+from gora.evaluation.task import Sampling
+from gora.models.load import Source
+from gora.recipe.schema import ModelSection
+
+_AT_ONCE = 256  # prompts between two looks at the progress; vLLM shares out its memory by itself
+
+
+def check_vllm(settings: ModelSection) -> None:
+    """Refuse what vLLM cannot do here, before anything is loaded.
+
+    Raises:
+        InputError: it is not installed, or the base is quantised.
+    """
+    if find_spec("vllm") is None:
+        raise InputError("--backend vllm needs vLLM: pip install 'gora[vllm]', or leave the option out.")
+    if settings.quantization:
+        raise InputError(f"--backend vllm does not load a base in {settings.quantization}; use --backend hf.")
+
+
+class Vllm:
+    """Answers prompts of token ids; a `Backend`.
+
+    Args:
+        settings: the base model.
+        source: where it lies.
+        adapter: a plain LoRA adapter, or None; vLLM is given a copy with one rank and scale 1.
+    """
+
+    def __init__(self, settings: ModelSection, source: Source, adapter: Path | None) -> None:
+        import vllm
+        from vllm.lora.request import LoRARequest
+
+        self._sampling_params = vllm.SamplingParams
+        self._request: Any = None
+        arguments: dict[str, Any] = {}
+        if adapter is not None:
+            # vLLM reads the folder when it first needs it.
+            self._copy = tempfile.TemporaryDirectory(prefix="gora-adapter-")
+            folder = Path(self._copy.name) / "adapter"
+            arguments = {"enable_lora": True, "max_loras": 1, "max_lora_rank": write_uniform(adapter, folder)}
+            self._request = LoRARequest("gora", 1, str(folder))
+        self._version: str = vllm.__version__
+        self._longest = getattr(source.config, "max_position_embeddings", None)
+        self._engine = vllm.LLM(
+            model=source.path,
+            revision=source.revision,
+            dtype=settings.dtype,
+            trust_remote_code=source.trust_remote_code,
+            **arguments,
+        )
+        self._cut_short = 0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """See `Backend`."""
+        return {"backend": f"vllm {self._version}", "cut_short": self._cut_short}
+
+    def generate(
+        self, prompts: Sequence[list[int]], sampling: Sampling, advance: Callable[[int, int], None], *, base: bool
+    ) -> list[list[str]]:
+        """See `Generator.generate`."""
+        answers: list[list[str]] = []
+        for start in range(0, len(prompts), _AT_ONCE):
+            answers += self._some(prompts[start : start + _AT_ONCE], sampling, advance, base)
+        return answers
+
+    def _some(
+        self, prompts: Sequence[list[int]], sampling: Sampling, advance: Callable[[int, int], None], base: bool
+    ) -> list[list[str]]:
+        rooms = [self._room(len(ids), sampling.max_new_tokens) for ids in prompts]
+        self._cut_short += sum(room < sampling.max_new_tokens for room in rooms)
+        asked = [index for index, room in enumerate(rooms) if room > 0]
+        made = self._engine.generate(
+            [{"prompt_token_ids": prompts[index]} for index in asked],
+            [self._parameters(sampling, rooms[index]) for index in asked],
+            lora_request=None if base else self._request,
+            use_tqdm=False,
+        )
+        answers = [[""] * sampling.samples for _ in prompts]
+        for index, one in zip(asked, made, strict=True):
+            answers[index] = [choice.text for choice in one.outputs]
+        advance(len(prompts), sum(len(choice.token_ids) for one in made for choice in one.outputs))
+        return answers
+
+    def _room(self, length: int, wanted: int) -> int:
+        return wanted if self._longest is None else min(wanted, self._longest - length)
+
+    def _parameters(self, sampling: Sampling, room: int) -> Any:
+        return self._sampling_params(
+            n=sampling.samples,
+            temperature=sampling.temperature,
+            max_tokens=room,
+            stop=list(sampling.stop),
+            seed=sampling.seed,
+        )

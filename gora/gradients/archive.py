@@ -1,0 +1,110 @@
+"""Mean gradients kept on disk, from which another plan is made without the model.
+
+Kept beside each gradient are the figures that would need the weight: the importances that multiply by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gora.core.importance import Importance, importance
+from gora.core.initial import Start, initial_values
+from gora.errors import InputError
+from gora.gradients.statistics import WholeStatistics
+from gora.gradients.storage import read_document, read_shard, write_shards
+
+KeptType = Literal["bf16", "fp32"]
+_TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_WEIGHTED: tuple[Importance, ...] = ("sensitivity", "nuclear-product")
+
+
+def keep_gradients(
+    folder: Path,
+    statistics: WholeStatistics,
+    names: Mapping[str, tuple[int, int]],
+    kind: KeptType,
+    origin: dict[str, Any],
+    *,
+    write: bool = True,
+) -> None:
+    """Publish the mean gradient of every layer, and its importances.
+
+    Args:
+        folder: where it appears.
+        statistics: answers about the gradients.
+        names: (out, in) of every layer.
+        kind: type on disk; bf16 halves the room and rounds to three digits.
+        origin: what the gradients are of, for the plans made from them.
+        write: off in all of several processes but one; they take part in the answers.
+    """
+    layers = {
+        name: {
+            "shape": list(shape),
+            "norm": statistics.gradient_norm(name),
+            **{weighted: statistics.importance(name, weighted) for weighted in _WEIGHTED},
+        }
+        for name, shape in names.items()
+    }
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name in names:
+            yield name, statistics.mean(name).to(_TYPES[kind])
+
+    if write:
+        write_shards(folder, tensors(), {"origin": origin, "layers": layers})
+    else:
+        for _ in tensors():
+            pass
+
+
+class KeptStatistics:
+    """Statistics of gradients on disk; one layer is in memory at a time.
+
+    Args:
+        folder: what `keep_gradients` published.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        document = read_document(folder)
+        self._folder, self._document = folder, document
+        try:
+            self.origin: dict[str, Any] = document["origin"]
+            self._layers: dict[str, dict[str, Any]] = document["layers"]
+            self.shapes = {
+                name: (int(layer["shape"][0]), int(layer["shape"][1])) for name, layer in self._layers.items()
+            }
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InputError(f"{folder} does not hold kept gradients: {error!r} in its document.") from None
+
+    def importance(self, name: str, kind: Importance) -> float:
+        """See `Statistics`."""
+        if kind in self._layers[name]:
+            return float(self._layers[name][kind])
+        gradient = self._read(name)
+        return importance(gradient, gradient, kind)
+
+    def gradient_norm(self, name: str) -> float:
+        """See `Statistics`."""
+        return float(self._layers[name]["norm"])
+
+    def factors(self, name: str, rank: int, start: Start) -> tuple[Tensor, Tensor]:
+        """See `Statistics`."""
+        return initial_values(name, self._read(name), rank, start)
+
+    def _read(self, name: str) -> Tensor:
+        tensor = read_shard(self._folder, self._document, name).float()
+        if tensor.shape != self.shapes[name]:
+            raise InputError(
+                f"{self._folder}: the gradient of {name} is {tuple(tensor.shape)}, not {self.shapes[name]}."
+            )
+        if not tensor.isfinite().all():
+            raise InputError(f"{self._folder}: the gradient of {name} holds NaN or infinity.")
+        return tensor

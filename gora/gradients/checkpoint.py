@@ -1,0 +1,105 @@
+"""Keeps an unfinished collection on disk, so that an interrupted one goes on where it was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gora.errors import InputError
+from gora.gradients.collect import Progress
+from gora.gradients.storage import read_document, read_shards, write_shards
+from gora.gradients.sums import Sums
+
+_SECONDS_BETWEEN = 180.0
+# Saving may take a twentieth of the time at most, however large the sums are.
+_TIMES_AS_LONG = 20.0
+
+
+class NoKeeper:
+    """Saves nothing: an interrupted collection begins anew."""
+
+    def due(self) -> bool:
+        """Never."""
+        return False
+
+    def keep(self, sums: Sums, progress: Progress) -> None:
+        """Nothing is kept."""
+
+    def restore(self, sums: Sums) -> Progress:
+        """Sums of zero."""
+        sums.clear()
+        return Progress()
+
+
+class DiskKeeper:
+    """Saves the sums every few minutes, and when a stop is asked for.
+
+    Args:
+        folder: where the sums lie while the collection is unfinished.
+        identity: what the collection is of; sums of another one are refused.
+        stop: the signal that asks to stop, or None.
+        interrupt: raises the end of the collection, told of the signal and of how many micro-batches are saved.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: dict[str, Any],
+        stop: Callable[[], int | None],
+        interrupt: Callable[[int, int], None],
+    ) -> None:
+        self._folder, self._identity = folder, identity
+        self._stop, self._interrupt = stop, interrupt
+        self._pause = _SECONDS_BETWEEN
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether minutes have passed, or a stop is asked for."""
+        return self._stop() is not None or time.monotonic() - self._last > self._pause
+
+    def keep(self, sums: Sums, progress: Progress) -> None:
+        """Publish sums and progress; then end the collection if a stop is asked for."""
+        start = time.monotonic()
+        document = {"identity": self._identity, "progress": asdict(progress)}
+        write_shards(self._folder, ((key, sums.read(key)) for key in sums.keys()), document)  # noqa: SIM118
+        self._last = time.monotonic()
+        self._pause = max(_SECONDS_BETWEEN, _TIMES_AS_LONG * (self._last - start))
+        number = self._stop()
+        if number is not None:
+            self._interrupt(number, progress.cursor)
+
+    def restore(self, sums: Sums) -> Progress:
+        """Bring back what was saved last.
+
+        Raises:
+            InputError: what was saved is of another collection, naming what differs, or cannot be read.
+        """
+        sums.clear()
+        if not self._folder.exists():
+            return Progress()
+        document = read_document(self._folder)
+        self._refuse_stranger(document.get("identity"))
+        for key, tensor in read_shards(self._folder):
+            sums.write(key, tensor)
+        saved = document["progress"]
+        left_out = {int(index): reason for index, reason in saved["left_out"].items()}
+        return Progress(saved["cursor"], left_out, saved["idle"])
+
+    def saved(self) -> int:
+        """How many rounds are in the sums that were saved last."""
+        return int(read_document(self._folder)["progress"]["cursor"]) if self._folder.exists() else 0
+
+    def _refuse_stranger(self, saved: Any) -> None:
+        if saved != self._identity:
+            before = saved if isinstance(saved, dict) else {}
+            differing = [
+                f"{key}: {before.get(key)!r} when it began, {value!r} now"
+                for key, value in self._identity.items()
+                if before.get(key) != value
+            ]
+            raise InputError(
+                f"{self._folder} holds the gradients of another run. Give the same settings, or --overwrite.", differing
+            )

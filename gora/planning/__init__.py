@@ -1,0 +1,1 @@
+"""The gradient pass of a recipe, and the plan that comes of it."""

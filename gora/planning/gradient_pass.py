@@ -1,0 +1,189 @@
+"""The gradient pass of a recipe: micro-batches are run, their gradients summed, and what is summed kept on the way."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch import no_grad as without_gradients
+
+from gora.errors import InputError
+from gora.gradients.attach import Attachment
+from gora.gradients.checkpoint import DiskKeeper
+from gora.gradients.collect import Collection, Pace, Progress, Step, refuse_too_many
+from gora.gradients.distributed_statistics import AgreedStatistics
+from gora.gradients.replay import LONGEST, Replay
+from gora.gradients.sampled import SampledStatistics
+from gora.gradients.sharded import hand_over
+from gora.gradients.statistics import SummedStatistics
+from gora.gradients.sums import DeviceSums, Sums
+from gora.models.checkpointing import recomputing_activations
+from gora.models.targets import weight_of, weight_shape
+from gora.plan import ModelIdentity
+from gora.planning.checkpoint import begun_shared, keeper_of
+from gora.planning.micro_batches import MicroBatches
+from gora.planning.placement import Allocation, allocate, allocate_sampled
+from gora.runs.folder import RunFolder
+from gora.runs.setup import Setup
+from gora.runtime.console import output
+from gora.runtime.interrupt import stopping_between_steps
+from gora.runtime.progress import Meter
+
+Answers = SummedStatistics | SampledStatistics | AgreedStatistics
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a gradient pass leaves.
+
+    Attributes:
+        statistics: answers about the mean gradients; the same in every process.
+        counted: micro-batches in the mean.
+        seconds: time of the micro-batches and of the sum over processes, without the trial pass before them.
+    """
+
+    statistics: Answers
+    counted: int
+    seconds: float
+
+
+def collect_gradients(
+    setup: Setup,
+    folder: RunFolder,
+    model: nn.Module,
+    targets: Mapping[str, nn.Module],
+    identity: ModelIdentity,
+    *,
+    low_memory: bool,
+) -> Collected:
+    """Run the micro-batches and sum the gradients of the targets.
+
+    Raises:
+        Interrupted: a signal stopped the pass, and the sums so far were saved.
+        GoraError: too many micro-batches hold NaN or infinity.
+        InputError: saved sums are of another run.
+    """
+    batches = MicroBatches(setup)
+    if batches.steps * batches.size > len(setup.data.train):
+        asked = f"{batches.steps} micro-batches of {batches.size} rows"
+        output.warn(f"{asked} are asked for, {len(setup.data.train)} rows are there: some are used more than once.")
+    attachment = Attachment(model, targets)
+    if setup.engine.shards_weights and not attachment.all_tapped:
+        raise InputError(
+            "adapter.targets: a target's weight is also used elsewhere, which cannot be followed while weights are "
+            f"shared out ({setup.engine.name}). Leave it out (adapter.exclude), or give distributed: ddp."
+        )
+    with (
+        recomputing_activations(model, setup.recipe.train.activation_checkpointing),
+        stopping_between_steps() as request,
+    ):
+        sampled = allocate_sampled(setup, attachment, targets) if low_memory else None
+        if sampled is not None:
+            allocation = Allocation(sampled, {}, shared=False)
+        else:
+            allocation = allocate(setup, attachment, targets, batches, begun_shared(setup, folder))
+        pace, shared = _pace(setup, batches, allocation.shared), allocation.shared
+        keeper = keeper_of(setup, folder, identity, request, pace, shared=shared, low_memory=low_memory)
+        start = time.monotonic()
+        progress, rate = _run(setup, attachment, batches, allocation.sums, pace, keeper)
+    counted, left_out = _all_together(setup, progress)
+    for index, reason in sorted(left_out.items()):
+        output.warn(f"micro-batch {index} is left out: {reason}")
+    refuse_too_many(left_out, batches.steps)
+    processes = f" in {setup.world.size} processes" if setup.world.size > 1 else ""
+    output.say(f"gradients {counted} micro-batches of {batches.size} rows{processes}, {rate:,.0f} tokens/s")
+    if sampled is not None:
+        for key in sampled.keys():  # noqa: SIM118 - a protocol, no dictionary
+            total = sampled.read(key).clone()
+            setup.world.sum_everywhere(total)
+            sampled.write(key, total)
+        sampled.counted = counted
+    statistics = sampled or _statistics(setup, attachment, targets, allocation, counted)
+    return Collected(statistics, counted, time.monotonic() - start)
+
+
+def _run(
+    setup: Setup, attachment: Attachment, batches: MicroBatches, sums: Sums, pace: Pace, keeper: DiskKeeper
+) -> tuple[Progress, float]:
+    """Run this process's micro-batches; the rate is that of all processes, in tokens a second."""
+    loss_of = setup.loss_of(attachment.model)
+    with Meter(output, "gradients", len(batches.indices)) as meter:
+
+        def on_step(step: Step) -> None:
+            meter.advance(batches.tokens(step.index), f"loss {step.loss:.4f}")
+
+        run = Collection(attachment, sums, batches.__getitem__, loss_of, pace, keeper, on_step, batches.where)
+        run.recorder = _recorder(setup, attachment, batches, sums, loss_of)
+        progress = run.run()
+        return progress, setup.world.total(meter.tokens_per_second)
+
+
+def _pace(setup: Setup, batches: MicroBatches, shared: bool) -> Pace:
+    together = shared or setup.engine.shards_weights
+    return Pace(
+        batches.indices,
+        batches.rounds if together else len(batches.indices),
+        batches.steps,
+        setup.world.any if together else bool,
+        computes_together=setup.engine.shards_weights,
+    )
+
+
+def _all_together(setup: Setup, progress: Progress) -> tuple[int, dict[int, str]]:
+    """Micro-batches in the sums of all processes, and those left out."""
+    told = setup.world.gather({"counted": progress.counted, "left_out": list(progress.left_out.items())})
+    left_out = {index: reason for each in told for index, reason in each["left_out"]}
+    return sum(each["counted"] for each in told), left_out
+
+
+def _statistics(
+    setup: Setup, attachment: Attachment, targets: Mapping[str, nn.Module], allocation: Allocation, counted: int
+) -> SummedStatistics | AgreedStatistics:
+    def weight(name: str) -> Tensor:
+        return weight_of(targets[name])
+
+    own = SummedStatistics(allocation.sums, attachment.keys, weight, counted)
+    if setup.world.size == 1:
+        return own
+    if not allocation.shared:
+        hand_over(allocation.sums, allocation.owners, allocation.owners, setup.world)
+    owners = {name: allocation.owners[key] for name, key in attachment.keys.items()}
+    shapes = {name: weight_shape(module) for name, module in targets.items()}
+    return AgreedStatistics(own, shapes, owners, weight, setup.world, setup.device)
+
+
+def _recorder(
+    setup: Setup,
+    attachment: Attachment,
+    batches: MicroBatches,
+    sums: Sums,
+    loss_of: Callable[[Mapping[str, Tensor]], Tensor],
+) -> Callable[[], Callable[[int], Tensor]] | None:
+    """How to record the passes of a small micro-batch on a GPU, where that is possible and of use."""
+    possible = (
+        setup.device.type == "cuda"
+        and isinstance(sums, DeviceSums)
+        and attachment.all_tapped
+        and setup.source.causal
+        and not setup.recipe.train.activation_checkpointing
+        and not setup.engine.shards_weights
+    )
+    if not possible or batches.most_tokens > LONGEST:
+        return None
+
+    def record() -> Callable[[int], Tensor]:
+        _check_padding_changes_nothing(batches, loss_of)
+        replay = Replay(attachment, sums, loss_of, batches.fixed(0))
+        return lambda index: replay(batches.fixed(index))
+
+    return record
+
+
+def _check_padding_changes_nothing(batches: MicroBatches, loss_of: Callable[[Mapping[str, Tensor]], Tensor]) -> None:
+    with without_gradients():
+        masked, padded = loss_of(batches[0]).item(), loss_of(batches.fixed(0)).item()
+    if not math.isclose(masked, padded, rel_tol=5e-3):
+        raise RuntimeError(f"padding changes the loss from {masked} to {padded}")

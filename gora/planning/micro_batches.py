@@ -1,0 +1,67 @@
+"""The micro-batches of the gradient pass."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from gora.data import draw_rows
+from gora.planning.decisions import micro_batch_size
+from gora.runs.setup import Setup
+
+
+class MicroBatches:
+    """The micro-batches of the gradient pass: rows drawn with the seed, the same at every call.
+
+    Args:
+        setup: gives rows, seed and sizes.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self.size = micro_batch_size(setup.recipe)
+        self.steps = setup.recipe.gora.steps
+        self.indices = range(setup.world.rank, self.steps, setup.world.size)
+        """Which of them this process runs: they are dealt out in turn."""
+        self.rounds = math.ceil(self.steps / setup.world.size)
+        self._order = draw_rows(len(setup.data.train), self.steps * self.size, setup.recipe.seed)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """One micro-batch on the device."""
+        rows = self._setup.data.train
+        return self._setup.move(self._setup.collator([rows[row] for row in self._rows(index)]))
+
+    def fixed(self, index: int) -> dict[str, Tensor]:
+        """One micro-batch padded to the longest of all, without a mask.
+
+        A causal model never looks ahead, so that padding on the right changes nothing for the tokens before it, and
+        padding has no label.
+        """
+        rows = self._setup.data.train
+        batch = self._setup.collator([rows[row] for row in self._rows(index)], width=self._width())
+        return self._setup.move({key: batch[key] for key in ("input_ids", "labels")})
+
+    def tokens(self, index: int) -> int:
+        """Its tokens, padding excluded."""
+        return sum(self._setup.data.train.lengths[row] for row in self._rows(index))
+
+    def where(self, index: int) -> str:
+        """Where its rows came from."""
+        return "rows " + ", ".join(self._setup.data.train.where(row) for row in self._rows(index))
+
+    def longest(self) -> int:
+        """The micro-batch that takes most memory: the one with the longest row."""
+        lengths = self._setup.data.train.lengths
+        return max(range(self.steps), key=lambda index: max(lengths[row] for row in self._rows(index)))
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of a padded micro-batch, padding included."""
+        return self.size * self._width()
+
+    def _width(self) -> int:
+        return max(self._setup.data.train.lengths[row] for row in self._order)
+
+    def _rows(self, index: int) -> list[int]:
+        return self._order[index * self.size : (index + 1) * self.size]

@@ -1,0 +1,241 @@
+"""What several processes do in the tests: `torchrun tests/helpers/processes.py FOLDER SCENARIO`."""
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+
+from gora.errors import GoraError, Interrupted
+from gora.gradients.attach import Attachment
+from gora.gradients.checkpoint import NoKeeper
+from gora.gradients.collect import Collection, Pace
+from gora.gradients.sharded import SharedSums, share_out
+from gora.gradients.sums import DeviceSums
+from gora.models.targets import find_targets, weight_shape
+from gora.planning.micro_batches import MicroBatches
+from gora.recipe import load_recipe
+from gora.runs.setup import Setup
+from gora.runtime.world import join
+from gora.stages import train as train_stage
+from gora.stages.precompute import precompute
+from gora.stages.run import run
+from gora.stages.train import train
+from gora.training.trainer import GoraTrainer
+
+ENGINES = ("zero3", "ddp", "zero2", "zero2-offload")
+SETTINGS = (
+    "data.max_length=96",
+    "data.eval.max_rows=7",
+    "gora.steps=7",
+    "gora.micro_batch_size=2",
+    "train.micro_batch_size=2",
+    "train.batch_size=8",
+    "train.max_steps=20",
+    "train.log_steps=1",
+    "train.save_steps=null",
+)
+# 13 rows in steps of 8: in the last step of an epoch one process has two and then one, the other two and then none.
+UNEVEN = (
+    "adapter.method=lora",
+    "data.train.max_rows=13",
+    "data.max_length=224",
+    "train.max_steps=null",
+    "train.epochs=2",
+    "train.save_steps=3",
+    # With Adam's usual epsilon, rounding decides the direction in which weights without a gradient go.
+    "train.epsilon=1e-3",
+)
+POISONED = 3
+STOP_AFTER = 6
+
+
+def recipe(output, *more):
+    return load_recipe("quickstart", [*SETTINGS, f"output={output}", *more]).recipe
+
+
+def engines(folder):
+    """The whole chain under each engine, one after the other."""
+    for name in ENGINES:
+        settings = recipe(folder / name, f"distributed={name}")
+        precompute(settings, keep="fp32")
+        if name == "zero3":
+            # Nothing of the engine may be left when process 0 loads the model again.
+            run(settings, merge_too=True, resume=True)
+        else:
+            train(settings)
+
+
+def directions(folder):
+    """A plan whose A follows the gradients: with whole sums in each process, and with shares of them."""
+    for name, offload in (("along whole", "none"), ("along shared", "cpu")):
+        precompute(recipe(folder / name, "gora.init_a=gradient", f"gora.offload={offload}"))
+
+
+def poison():
+    """The loss of one micro-batch is NaN, whichever process runs it."""
+    last = []
+    get, make = MicroBatches.__getitem__, Setup.loss_of
+
+    def remember(self, index):
+        last[:] = [index]
+        return get(self, index)
+
+    def loss_of(self, model):
+        loss = make(self, model)
+        return lambda batch: loss(batch) * (float("nan") if last == [POISONED] else 1.0)
+
+    MicroBatches.__getitem__, Setup.loss_of = remember, loss_of
+
+
+def nan(folder):
+    """A micro-batch that cannot be used, with whole and with shared sums."""
+    get, make = MicroBatches.__getitem__, Setup.loss_of
+    poison()
+    for name, offload in (("whole", "none"), ("shared", "cpu")):
+        precompute(recipe(folder / name, "gora.steps=11", f"gora.offload={offload}"))
+    MicroBatches.__getitem__, Setup.loss_of = get, make
+
+
+def nan_in_training(folder):
+    """A loss that is NaN in one process, in the third step."""
+    compute, last = GoraTrainer.compute_loss, join().size - 1
+
+    def poisoned(self, model, inputs, *arguments, **named):
+        loss = compute(self, model, inputs, *arguments, **named)
+        return loss * (float("nan") if self.state.global_step == 2 and join().rank == last else 1.0)
+
+    GoraTrainer.compute_loss = poisoned
+    for name in ("ddp", "zero2"):
+        try:
+            train(recipe(folder / f"nan under {name}", "adapter.method=lora", f"distributed={name}"))
+        except GoraError as error:
+            assert "gradient of step 3 holds NaN" in str(error)
+        else:
+            raise AssertionError("nothing was noticed")
+    GoraTrainer.compute_loss = compute
+
+
+def unused(folder):
+    """A target layer that no row reaches, as the vision tower of a model that is given text only."""
+    load = Setup.load_model
+
+    def with_spare(self):
+        model = load(self)
+        model.model.spare = torch.nn.Linear(8, 8, bias=False).requires_grad_(False)
+        torch.nn.init.ones_(model.model.spare.weight)
+        return model
+
+    Setup.load_model = with_spare
+    train(recipe(folder / "unused", "adapter.method=lora", "adapter.targets=[q_proj,spare]", "train.max_steps=2"))
+    Setup.load_model = load
+
+
+def retaken(folder):
+    """Gradient passes that are stopped, and taken up when memory would have the sums elsewhere."""
+    get = MicroBatches.__getitem__
+
+    def stopping(self, index):
+        if index >= 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return get(self, index)
+
+    for name, before, after in (("whole first", "none", "cpu"), ("shared first", "cpu", "none")):
+        MicroBatches.__getitem__ = stopping
+        try:
+            precompute(recipe(folder / name, f"gora.offload={before}"))
+        except Interrupted:
+            MicroBatches.__getitem__ = get
+        precompute(recipe(folder / name, f"gora.offload={after}"), resume=True)
+
+
+class SignalHere(TrainerCallback):
+    """Asks this process alone to stop, after a step."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == STOP_AFTER - 1 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def interrupt(folder):
+    """Training that one process is asked to stop; the run under ZeRO is then taken up again."""
+    report = train_stage.Report
+
+    class Signalling(report, SignalHere):
+        pass
+
+    for name in ("ddp", "zero2"):
+        settings = recipe(folder / name, "adapter.method=lora", f"distributed={name}")
+        train_stage.Report = Signalling
+        try:
+            train(settings)
+        except Interrupted as stopped:
+            assert stopped.exit_code == 128 + signal.SIGTERM
+        else:
+            raise AssertionError("nothing was interrupted")
+        train_stage.Report = report
+        if name == "zero2":
+            train(settings, resume=True)
+
+
+def uneven(folder):
+    """Epochs whose last step has too few rows for all processes; also taken up in the middle of the second."""
+    folder, world = folder / "uneven", join()
+    for name in ("ddp", "zero2"):
+        train(recipe(folder / name, *UNEVEN, f"distributed={name}"))
+    if world.main:
+        shutil.copytree(folder / "ddp" / "checkpoints" / "checkpoint-3", folder / "again" / "checkpoints/checkpoint-3")
+    world.barrier()
+    train(recipe(folder / "again", *UNEVEN), resume=True)
+
+
+def give_back_freed_memory():
+    """From here on, tensors come from the system and go back to it at once: what a process takes is what it holds."""
+    threshold_of_mmap = -3
+    assert ctypes.CDLL(None).mallopt(threshold_of_mmap, 65536) == 1
+
+
+def memory(folder):
+    """What the sums of a wide model take in each process: whole, and a share of them."""
+    world = join()
+    give_back_freed_memory()
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 6, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=97, **sizes)).eval().requires_grad_(False)
+    targets = find_targets(model, "all-linear")
+    shapes = {name: weight_shape(layer) for name, layer in targets.items()}
+    owners = share_out(shapes, world.size)
+    mine = {key: shape for key, shape in shapes.items() if owners[key] == world.rank}
+    batch = {"input_ids": torch.arange(32)[None], "labels": torch.arange(32)[None]}
+    device, grown = torch.device("cpu"), {}
+
+    def collect(sums, pace):
+        loss_of = lambda batch: model(**batch, use_cache=False).loss  # noqa: E731
+        Collection(Attachment(model, targets), sums, lambda index: batch, loss_of, pace, NoKeeper()).run()
+
+    collect(DeviceSums({}, device), Pace.alone(0))
+    model(**batch, use_cache=False)
+    for name in ("shared", "whole"):
+        before = psutil.Process().memory_info().rss
+        if name == "shared":
+            sums = SharedSums(DeviceSums(mine, device), shapes, owners, world, device)
+            collect(sums, Pace([world.rank], 1, world.size, world.any))
+        else:
+            sums = DeviceSums(shapes, device)
+            collect(sums, Pace([world.rank], 1, world.size))
+        grown[name] = psutil.Process().memory_info().rss - before
+        del sums
+    whole = 4 * sum(rows * columns for rows, columns in shapes.values())
+    (folder / f"memory-{world.rank}.json").write_text(json.dumps({**grown, "sums": whole}))
+
+
+if __name__ == "__main__":
+    for scenario in sys.argv[2:]:
+        known = (engines, directions, nan, nan_in_training, retaken, unused, interrupt, uneven, memory)
+        {each.__name__: each for each in known}[scenario](Path(sys.argv[1]))

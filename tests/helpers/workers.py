@@ -1,0 +1,49 @@
+"""What gora's launcher starts in the tests, in place of the command: `python tests/helpers/workers.py SCENARIO`."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import gora.cli
+from gora.errors import InputError
+from gora.runtime.failure import FAILURE_FILE
+from gora.runtime.interrupt import stopping_between_steps
+
+
+def failing(standalone_mode):
+    """Process 1 fails; the other waits for it in a collective operation, and fails because of that."""
+    from gora.runtime.world import join
+
+    world = join()
+    world.barrier()
+    if world.rank == 1:
+        raise ValueError("what went wrong")
+    world.barrier()
+
+
+def refusing(standalone_mode):
+    """Both fail, in turn, and with different codes."""
+    if os.environ["RANK"] == "1":
+        raise InputError("the first to fail")
+    while not Path(os.environ[FAILURE_FILE]).exists():
+        time.sleep(0.01)
+    raise OSError("the second to fail")
+
+
+def unending(standalone_mode):
+    """A step that does not come to its end."""
+    with stopping_between_steps():
+        print("begun", flush=True)
+        while True:
+            time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    if "RANK" in os.environ:
+        gora.cli.app = {each.__name__: each for each in (failing, refusing, unending)}[sys.argv[1]]
+    else:
+        from gora.runtime.launch import Launch, _run
+
+        gora.cli.app = lambda standalone_mode: _run(Launch(processes=2), 2, [sys.executable, *sys.argv])
+    gora.cli.main()

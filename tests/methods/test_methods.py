@@ -1,0 +1,291 @@
+"""Every method trains, saves and reloads; and each does what defines it."""
+
+import json
+import math
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from gora.errors import InputError
+from gora.methods import METHODS, AdapterSettings, Wrapping
+from gora.methods.base import ADAPTER, lora_layers, pair
+from gora.methods.lora_pro import adjusted
+from gora.methods.milora import minor_components
+from gora.methods.residual import base_weight, product
+from gora.models.targets import find_targets, weight_of
+from gora.recipe import load_recipe
+from gora.recipe.schema import TrainSection
+from gora.stages import train as stage
+from gora.stages.run import run
+from gora.stages.train import train
+from gora.training.groups import parameter_groups
+from tests.conftest import TINY
+
+SMALL = (
+    "data.train.max_rows=64",
+    "data.eval.max_rows=6",
+    "data.max_length=128",
+    "gora.steps=2",
+    "gora.micro_batch_size=2",
+    "train.micro_batch_size=2",
+    "train.batch_size=4",
+    "train.max_steps=12",
+    "train.log_steps=1",
+    "train.learning_rate=1e-3",
+)
+LOW_RANK = [name for name in METHODS if name != "full"]
+MOVING = ["olora", "pissa", "milora", "lora-ga"]
+IDS = torch.arange(5, 45)[None]
+
+
+def recipe(folder, method, *more):
+    return load_recipe("quickstart", [*SMALL, f"adapter.method={method}", f"output={folder}", *more]).recipe
+
+
+def base(dtype=torch.float32):
+    return AutoModelForCausalLM.from_pretrained(TINY, dtype=dtype).eval()
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+def wrapped(name, rank=4, dtype=torch.float32, **more):
+    """The small model under a method, with random gradients where it asks for them."""
+    model = base(dtype).requires_grad_(False)
+    targets = find_targets(model, "attention")
+    torch.manual_seed(0)
+    gradients = {layer: decaying(*weight_of(module).shape) for layer, module in targets.items()}
+    wrapping = Wrapping(
+        targets,
+        AdapterSettings(rank, 16.0, 0.0, **more),
+        steps=100,
+        gradients=lambda: gradients.__getitem__,
+        batches=lambda: [{"input_ids": IDS + shift, "attention_mask": torch.ones_like(IDS)} for shift in range(8)],
+    )
+    return METHODS[name].wrap(model, wrapping), gradients
+
+
+def decaying(rows, columns):
+    """A random matrix whose singular values halve from one to the next."""
+    left, right = (torch.linalg.qr(torch.randn(size, 16)).Q for size in (rows, columns))
+    return left @ torch.diag(0.5 ** torch.arange(16.0)) @ right.T
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Every method's run, and the logits of the model in memory when it was saved."""
+    runs, real = {}, stage._save
+
+    def save(setup, folder, start):
+        made = real(setup, folder, start)
+        runs[setup.recipe.adapter.method] = (folder, logits(start.model), start.losses)
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "_save", save)
+        for name in METHODS:
+            run(recipe(tmp_path_factory.mktemp("run"), name))
+    return runs
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_trained_run_reloads_through_the_public_loader_to_the_same_logits(trained, name):
+    folder, expected, losses = trained[name]
+    if name == "full":
+        found = AutoModelForCausalLM.from_pretrained(folder.model, dtype=torch.float32)
+    else:
+        found = PeftModel.from_pretrained(base(), folder.adapter)
+    assert (logits(found) - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert (logits(base()) - expected).abs().max() > 1e-4 * expected.abs().max()
+    after = json.loads(folder.evaluation.read_text())["loss"]
+    assert after["final"] != after["initial"] == losses["initial"]
+    assert math.isfinite(after["final"])
+
+
+def test_every_method_sees_the_same_rows_in_the_same_steps(trained):
+    seen = {}
+    for name, (folder, _, _) in trained.items():
+        lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+        seen[name] = [(line["step"], line["tokens"], line["rows"]) for line in lines if "loss" in line]
+    assert len(seen["lora"]) == len({rows for _, _, rows in seen["lora"]}) == 12
+    assert all(steps == seen["lora"] for steps in seen.values())
+
+
+def test_every_method_trains_about_as_many_parameters_as_lora(trained):
+    """Within a tenth, but for those that train something else by their definition."""
+    results = {name: json.loads(run.evaluation.read_text()) for name, (run, _, _) in trained.items()}
+    counts = {name: result["trainable_parameters"] for name, result in results.items()}
+    lora = counts["lora"]
+    weights = [weight_of(module) for module in find_targets(base(), "attention").values()]
+    for name in METHODS:
+        if name == "full":
+            assert counts[name] == sum(weight.numel() for weight in weights)
+        elif name == "adalora":  # 1.5 times the rank at the start, and a singular value for each rank
+            assert 1.5 * lora < counts[name] < 1.51 * lora
+        elif name == "lora-fa":  # B alone
+            assert counts[name] == 8 * sum(weight.shape[0] for weight in weights)
+        else:
+            assert counts[name] == pytest.approx(lora, rel=0.1), name
+
+
+@pytest.mark.parametrize("name", [name for name in LOW_RANK if name not in ("gora", "adalora", "lora-fa", "eva")])
+def test_trainable_parameters_are_lora_s_within_a_tenth(name):
+    count = sum(value.numel() for value in wrapped(name)[0].parameters() if value.requires_grad)
+    reference = sum(value.numel() for value in wrapped("lora")[0].parameters() if value.requires_grad)
+    assert count == pytest.approx(reference, rel=0.1 if name != "dora" else 0.15)
+
+
+@pytest.mark.parametrize("name", [name for name in LOW_RANK if name != "gora"])
+def test_a_bfloat16_base_changes_nothing_in_what_is_trained_nor_in_its_precision(name):
+    under = {
+        dtype: {key: value for key, value in wrapped(name, dtype=dtype)[0].named_parameters() if value.requires_grad}
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    assert under[torch.bfloat16].keys() == under[torch.float32].keys()
+    assert {value.dtype for value in under[torch.bfloat16].values()} == {torch.float32}
+
+
+def test_adalora_says_how_many_steps_it_needs():
+    model = base().requires_grad_(False)
+    few = Wrapping(find_targets(model, "attention"), AdapterSettings(4, 16.0, 0.0), steps=2)
+    with pytest.raises(InputError, match="at least 3 optimizer steps"):
+        METHODS["adalora"].wrap(model, few)
+
+
+def test_adalora_begins_with_one_and_a_half_times_the_parameters_and_ends_at_the_rank(trained):
+    config = json.loads((trained["adalora"][0].adapter / "adapter_config.json").read_text())
+    ranks = [sum(kept) for kept in config["rank_pattern"].values()]
+    assert config["init_r"] == 12
+    assert sum(ranks) / len(ranks) == pytest.approx(8, abs=0.5)
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_what_is_left_of_the_base_and_the_initial_adapter_are_the_base(name):
+    model, _ = wrapped(name)
+    original = dict(base().named_modules())
+    moved = 0.0
+    for layer_name, layer in lora_layers(model).items():
+        weight = original[layer_name].weight
+        assert (base_weight(layer) + product(layer) - weight).abs().max() < 1e-5
+        moved = max(moved, (base_weight(layer) - weight).norm() / weight.norm())
+    assert moved > 1e-4
+    assert (logits(model) - logits(base())).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("name", [MOVING[0], *(pytest.param(each, marks=pytest.mark.slow) for each in MOVING[1:])])
+def test_a_resumed_run_of_a_method_that_moves_weights_equals_an_unbroken_one(tmp_path, name):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(recipe(whole, name, "train.max_steps=4"))
+    train(recipe(broken, name, "train.max_steps=4", "train.save_steps=2"))
+    for made in ("adapter", "checkpoints/checkpoint-4"):
+        (broken / made).rename(tmp_path / made.replace("/", "-"))
+    train(recipe(broken, name, "train.max_steps=4", "train.save_steps=2"), resume=True)
+    pairs = [PeftModel.from_pretrained(base(), folder / "adapter") for folder in (whole, broken)]
+    assert (logits(pairs[0]) - logits(pairs[1])).abs().max() < 1e-5
+
+
+def test_rslora_scales_by_the_root_of_the_rank():
+    for layer in lora_layers(wrapped("rslora", rank=4)[0]).values():
+        assert layer.scaling[ADAPTER] == 16 / math.sqrt(4)
+
+
+def test_lora_plus_and_gora_alone_have_a_rate_of_their_own_for_b():
+    assert {name: method.lr_ratio for name, method in METHODS.items() if method.lr_ratio != 1} == {
+        "gora": 16.0,
+        "lora+": 16.0,
+    }
+
+
+@pytest.mark.parametrize(("name", "more"), [("dora", {}), ("lora", {"dora": True}), ("rslora", {"dora": True})])
+def test_dora_normalises_columns_and_trains_their_magnitudes(name, more):
+    model, _ = wrapped(name, **more)
+    groups = parameter_groups(model, TrainSection(), 1.0, METHODS[name].parts)
+    assert [group["name"] for group in groups] == ["A", "B", "magnitudes"]
+    layer = next(iter(lora_layers(model).values()))
+    magnitude = layer.lora_magnitude_vector[ADAPTER].weight
+    assert torch.allclose(magnitude, base_weight(layer).norm(dim=1), rtol=1e-5)
+
+
+def test_pissa_takes_the_largest_components_and_milora_the_smallest():
+    layer = next(iter(lora_layers(wrapped("pissa")[0]).values()))
+    name = next(iter(lora_layers(wrapped("pissa")[0])))
+    left, values, right = torch.linalg.svd(dict(base().named_modules())[name].weight, full_matrices=False)
+    largest = left[:, :4] @ torch.diag(values[:4]) @ right[:4]
+    assert (product(layer) - largest).norm() < 1e-2 * largest.norm()
+    layer = lora_layers(wrapped("milora")[0])[name]
+    smallest = left[:, -4:] @ torch.diag(values[-4:]) @ right[-4:]
+    assert (product(layer) - smallest).norm() < 1e-3 * smallest.norm() + 1e-5
+
+
+def test_minor_components_split_their_singular_values_evenly():
+    weight = torch.randn(20, 30, generator=torch.Generator().manual_seed(1))
+    factor_a, factor_b = minor_components(weight, 3, 2.0)
+    assert torch.allclose(factor_a.norm(dim=1), factor_b.norm(dim=0), rtol=1e-4)
+    assert torch.linalg.svdvals(weight - 2 * factor_b @ factor_a)[-3:].max() < 1e-4
+
+
+def test_the_first_update_of_lora_ga_points_along_the_gradient():
+    """dW = -(B B^T G + G A^T A), whose directions are the largest singular ones of G (paper, theorem 3.1)."""
+    model, gradients = wrapped("lora-ga", rank=4)
+    for name, layer in lora_layers(model).items():
+        factor_a, factor_b = (value.detach() for value in pair(layer))
+        left, values, right = torch.linalg.svd(gradients[name], full_matrices=False)
+        assert values[8] < 0.01 * values[0]
+        for factor, basis in ((factor_a, right[:8].T), (factor_b.T, left[:, :8])):
+            inside = factor @ basis @ basis.T
+            assert (inside - factor).norm() < 0.01 * factor.norm()
+
+
+@pytest.mark.parametrize("zero_b", [False, True])
+def test_adjusted_gradients_of_lora_pro_solve_the_least_squares_problem(zero_b):
+    generator = torch.Generator().manual_seed(2)
+    gradient, factor_a, factor_b = (
+        torch.randn(*shape, generator=generator).double() for shape in ((20, 30), (4, 30), (20, 4))
+    )
+    factor_b = factor_b * 0 if zero_b else factor_b
+    scaling = 0.7
+    plain = scaling * factor_b.T @ gradient, scaling * gradient @ factor_a.T
+    new_a, new_b = adjusted(*plain, factor_a, factor_b, scaling)
+    effect = scaling * (factor_b @ new_a + new_b @ factor_a)
+    # The best that any pair can do, from an independent least-squares solver over both unknowns at once.
+    columns = []
+    for rows, width, build in ((4, 30, lambda e: factor_b @ e), (20, 4, lambda e: e @ factor_a)):
+        for index in range(rows * width):
+            unit = torch.zeros(rows * width, dtype=torch.float64)
+            unit[index] = 1
+            columns.append(scaling * build(unit.view(rows, width)).reshape(-1))
+    matrix = torch.stack(columns, dim=1)
+    best = matrix @ torch.linalg.lstsq(matrix, gradient.reshape(-1, 1), driver="gelsd").solution
+    assert (effect.reshape(-1, 1) - best).norm() < 1e-6 * best.norm()
+
+
+def test_lora_fa_leaves_a_as_it_was_drawn():
+    model, _ = wrapped("lora-fa")
+    groups = parameter_groups(model, TrainSection(), 1.0, METHODS["lora-fa"].parts)
+    optimizer = METHODS["lora-fa"].optimizer(model, groups)
+    before = [[value.detach().clone() for value in pair(layer)] for layer in lora_layers(model).values()]
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    optimizer.step()
+    for (first_a, first_b), layer in zip(before, lora_layers(model).values(), strict=True):
+        assert torch.equal(pair(layer)[0], first_a)
+        assert not torch.equal(pair(layer)[1], first_b)
+
+
+def test_full_trains_exactly_the_target_weights():
+    model, _ = wrapped("full")
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert trained == {f"{name}.weight" for name in find_targets(base(), "attention")}
+
+
+def test_methods_that_need_whole_gradients_are_refused_under_an_engine_that_hides_them(tmp_path, monkeypatch):
+    from gora.runtime.engine import Engine
+    from gora.training.engine_training import refuse_what_cannot_train
+
+    for name in ("lora-pro", "lora-fa", "adalora"):
+        with pytest.raises(InputError, match="Give distributed: ddp"):
+            refuse_what_cannot_train(Engine.of("zero2"), torch.device("cpu"), name)
+    refuse_what_cannot_train(Engine.of("zero2"), torch.device("cpu"), "gora")

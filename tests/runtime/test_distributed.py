@@ -1,0 +1,286 @@
+"""Two processes with gloo, under every engine that a CPU has, against one process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gora.gradients.archive import KeptStatistics
+from gora.plan import read_factors, read_plan
+from gora.stages.precompute import plan_again, precompute
+from gora.stages.train import train
+from tests.conftest import ROOT
+from tests.helpers import processes
+from tests.helpers.processes import ENGINES, SETTINGS, STOP_AFTER, UNEVEN, recipe
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def several(folder, *scenarios):
+    """Run scenarios in two processes of an outer torchrun, inside which gora starts nothing again."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    worker = [str(ROOT / "tests" / "helpers" / "processes.py"), str(folder), *scenarios]
+    done = subprocess.run([*launcher, *worker], env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+
+def gora(*arguments, cwd):
+    command = [sys.executable, "-m", "gora", *arguments]
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+def overrides(*more):
+    return [part for setting in (*SETTINGS, *more) for part in ("--set", setting)]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The chain in one process."""
+    folder = tmp_path_factory.mktemp("one")
+    precompute(recipe(folder), keep="fp32")
+    train(recipe(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The chain in two processes, a folder for each engine."""
+    folder = tmp_path_factory.mktemp("two")
+    several(folder, "engines")
+    return folder
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_plan(found, expected):
+    plan, reference = (read_plan(folder / "plan.safetensors") for folder in (found, expected))
+    assert [module.rank for module in plan.modules] == [module.rank for module in reference.modules]
+    for mine, other in zip(plan.modules, reference.modules, strict=True):
+        assert mine.importance == pytest.approx(other.importance, rel=1e-5)
+        assert mine.gradient_norm == pytest.approx(other.gradient_norm, rel=1e-5)
+    factors, others = (
+        read_factors(folder / "plan.safetensors", plan) for folder, plan in ((found, plan), (expected, reference))
+    )
+    for name, (factor_a, factor_b) in factors.items():
+        assert torch.equal(factor_a, others[name][0])
+        assert (factor_b - others[name][1]).norm() <= 1e-5 * others[name][1].norm()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_each_engine_makes_the_plan_of_one_process(one, two, engine):
+    assert_same_plan(two / engine, one)
+    kept, expected = KeptStatistics(two / engine / "gradients"), KeptStatistics(one / "gradients")
+    assert kept.shapes == expected.shapes
+    for name in expected.shapes:
+        difference = (kept._read(name) - expected._read(name)).norm()
+        assert difference <= 1e-5 * expected._read(name).norm() != 0
+
+
+@pytest.mark.parametrize(
+    ("engine", "line"),
+    [
+        ("ddp", "engine    data parallelism, 2 processes; optimizer AdamW"),
+        ("zero2", "engine    DeepSpeed ZeRO stage 2, 2 processes; optimizer AdamW"),
+        ("zero2-offload", "engine    DeepSpeed ZeRO stage 2, optimizer states in host memory, 2 processes"),
+        ("zero3", "engine    DeepSpeed ZeRO stage 3, 2 processes"),
+    ],
+)
+def test_each_engine_really_runs_and_trains_as_one_process_does(one, two, engine, line):
+    assert line in (two / engine / "log.txt").read_text()
+    found, expected = lines(two / engine), lines(one)
+    assert [each["step"] for each in found] == [each["step"] for each in expected]
+    assert len(found) >= 20
+    for mine, other in zip(found, expected, strict=True):
+        loss = "loss" if "loss" in other else "eval_loss"
+        assert mine[loss] == pytest.approx(other[loss], rel=1e-3)
+        for rate in ("learning_rate_a", "learning_rate_b", "tokens"):
+            assert mine.get(rate) == other.get(rate)
+    losses, others = (json.loads((f / "evaluation.json").read_text())["loss"] for f in (two / engine, one))
+    assert losses == pytest.approx(others, rel=1e-3)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_each_engine_saves_a_whole_adapter(one, two, engine):
+    saved, expected = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (two / engine, one))
+    assert saved.keys() == expected.keys()
+    for name, value in expected.items():
+        assert saved[name].shape == value.shape
+        assert (saved[name] - value).norm() <= 2e-2 * value.norm()
+
+
+def test_what_zero3_has_trained_is_merged_by_the_same_run(two):
+    """Merging compares the merged model with base and adapter before it appears."""
+    assert (two / "zero3" / "merged" / "model.safetensors").exists()
+    assert "merged model" in (two / "zero3" / "log.txt").read_text()
+
+
+def test_process_0_alone_writes_the_log(two):
+    for engine in ENGINES:
+        text = (two / engine / "log.txt").read_text()
+        assert text.count("training 20/20") + text.count("adapter   gora") == 1
+
+
+@pytest.fixture(scope="module")
+def scenarios(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenarios")
+    several(folder, "directions", "nan", "nan_in_training", "retaken", "unused", "interrupt", "uneven", "memory")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["along whole", "along shared"])
+def test_an_a_along_the_gradient_is_that_of_one_process(scenarios, one, tmp_path, name):
+    expected = plan_again(recipe(tmp_path / "one", "gora.init_a=gradient"), one / "gradients")
+    plan = read_plan(scenarios / name / "plan.safetensors")
+    assert [module.rank for module in plan.modules] == [module.rank for module in expected.plan.modules]
+    found, others = (read_factors(folder / "plan.safetensors", plan) for folder in (scenarios / name, tmp_path / "one"))
+    for layer, (factor_a, factor_b) in found.items():
+        other_a, other_b = others[layer]
+        assert (factor_a - other_a).norm() <= 1e-2 * other_a.norm()
+        assert (factor_b @ factor_a - other_b @ other_a).norm() <= 1e-4 * (other_b @ other_a).norm()
+
+
+@pytest.mark.parametrize("name", ["whole", "shared"])
+def test_a_micro_batch_with_nan_in_one_process_is_left_out_in_all(scenarios, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes.MicroBatches, "__getitem__", processes.MicroBatches.__getitem__)
+    monkeypatch.setattr(processes.Setup, "loss_of", processes.Setup.loss_of)
+    processes.poison()
+    precompute(recipe(tmp_path / "one", "gora.steps=11"))
+    assert_same_plan(scenarios / name, tmp_path / "one")
+    log = (scenarios / name / "log.txt").read_text()
+    assert "warning: micro-batch 3 is left out: its loss is nan" in log
+    assert "gradients 10 micro-batches of 2 rows in 2 processes" in log
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+def test_a_nan_in_one_process_ends_training_in_all_and_nothing_of_it_is_kept(scenarios, engine):
+    run = scenarios / f"nan under {engine}"
+    assert [line["step"] for line in lines(run)] == [1, 2]
+    assert not (run / "adapter").exists()
+
+
+def test_a_layer_that_no_gradient_reaches_does_not_keep_the_others_from_training(scenarios):
+    saved = load_file(scenarios / "unused" / "adapter" / "adapter_model.safetensors")
+    moved = {name: bool(value.any()) for name, value in saved.items() if "lora_B" in name}
+    assert len(moved) == 7
+    assert [name for name, has in moved.items() if not has] == ["base_model.model.model.spare.lora_B.weight"]
+
+
+@pytest.mark.parametrize("name", ["whole first", "shared first"])
+def test_a_gradient_pass_goes_on_as_it_began_whatever_memory_is_free_later(scenarios, one, name):
+    assert_same_plan(scenarios / name, one)
+    log = (scenarios / name / "log.txt").read_text()
+    assert log.count("a share of ") == (0 if name == "whole first" else 2)
+    assert log.count("in each of 2 processes") == 2
+
+
+def test_a_last_step_that_leaves_a_process_without_rows_is_the_step_of_one_process(scenarios, tmp_path):
+    """Also in a run that is taken up in the middle of its second epoch."""
+    train(recipe(tmp_path, *UNEVEN))
+    expected = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    steps = [(line["step"], line["loss"], line["tokens"]) for line in lines(tmp_path) if "loss" in line]
+    assert [step for step, _, _ in steps] == [1, 2, 3, 4]
+    for name in ("ddp", "zero2", "again"):
+        run = scenarios / "uneven" / name
+        found = [(line["step"], line["loss"], line["tokens"]) for line in lines(run) if "loss" in line]
+        assert found == [(step, pytest.approx(loss, rel=1e-5), tokens) for step, loss, tokens in steps[-len(found) :]]
+        saved = load_file(run / "adapter" / "adapter_model.safetensors")
+        for key, value in expected.items():
+            assert (saved[key] - value).norm() <= 1e-5 * value.norm()
+
+
+def test_a_stop_that_reaches_one_process_ends_all_after_the_same_step_and_any_number_may_go_on(scenarios):
+    """Data parallelism goes on in one process; ZeRO went on in two."""
+    checkpoint = scenarios / "ddp" / "checkpoints" / f"checkpoint-{STOP_AFTER}"
+    assert json.loads((checkpoint / "gora.json").read_text())["processes"] == 2
+    assert not (scenarios / "ddp" / "adapter").exists()
+    train(recipe(scenarios / "ddp", "adapter.method=lora"), resume=True)
+    resumed, other = lines(scenarios / "ddp"), lines(scenarios / "zero2")
+    assert [line["step"] for line in resumed] == [line["step"] for line in other]
+    assert [line["step"] for line in resumed if "loss" in line] == list(range(1, 21))
+    for mine, its in zip(resumed, other, strict=True):
+        assert mine.get("loss", 0) == pytest.approx(its.get("loss", 0), rel=1e-3)
+        assert mine.get("learning_rate_b") == its.get("learning_rate_b")
+
+
+def test_states_that_are_shared_out_are_not_resumed_with_another_number_of_processes(scenarios, tmp_path):
+    run = tmp_path / "run"
+    (scenarios / "zero2" / "checkpoints").rename(tmp_path / "kept")
+    run.mkdir()
+    (tmp_path / "kept").rename(run / "checkpoints")
+    settings = overrides("adapter.method=lora", "distributed=zero2", f"output={run}")
+    done = gora("train", "quickstart", "--resume", *settings, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "holds the optimizer's state in 2 shares" in done.stderr
+    assert "Resume with 2." in done.stderr
+
+
+def test_each_process_holds_its_share_of_the_sums_only(scenarios):
+    for rank in (0, 1):
+        measured = json.loads((scenarios / f"memory-{rank}.json").read_text())
+        assert measured["whole"] > 0.9 * measured["sums"]
+        assert measured["shared"] < 0.65 * measured["sums"]
+
+
+def start(*arguments, cwd, until, before=None):
+    """A run in two processes that has come to a certain line."""
+    log = open(cwd / "output.txt", "w+")  # noqa: SIM115 - read while the process writes
+    command = [sys.executable, "-m", "gora", *arguments, "--processes", "2"]
+    streams = {"stdout": log, "stderr": subprocess.STDOUT, "text": True}
+    parent = subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, preexec_fn=before, **streams)
+    deadline = time.monotonic() + 120
+    while until not in (text := (cwd / "output.txt").read_text()):
+        assert parent.poll() is None and time.monotonic() < deadline, text
+        time.sleep(0.1)
+    return parent
+
+
+def without_hangups():
+    """What nohup does."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize(("verb", "until"), [("precompute", "sums      "), ("train", "engine    ")])
+def test_killing_one_process_ends_the_run_at_once_and_leaves_nothing_under_a_final_name(tmp_path, verb, until):
+    method = "gora" if verb == "precompute" else "lora"
+    more = ("gora.steps=5000", "train.max_steps=5000", "train.epochs=1000", f"adapter.method={method}")
+    settings = overrides(*more, f"output={tmp_path / 'run'}")
+    parent = start(verb, "quickstart", *settings, cwd=tmp_path, until=until)
+    workers = psutil.Process(parent.pid).children()
+    assert len(workers) == 2
+    workers[1].kill()
+    assert parent.wait(timeout=30) == 1
+    assert "Process 1 was ended by signal 9 (SIGKILL)" in (tmp_path / "output.txt").read_text()
+    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    left = {path.relative_to(tmp_path / "run").parts[0] for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert left <= {"log.txt", "gradients.partial" if verb == "precompute" else "metrics.jsonl", "recipe.yaml"}
+
+
+def test_ctrl_c_saves_the_sums_of_all_processes_and_resuming_makes_the_plan_of_an_unbroken_pass(tmp_path):
+    """Under nohup, where the end of the terminal is not one of the signals that stop a run."""
+    settings = overrides("gora.steps=60", f"output={tmp_path / 'run'}")
+    nohup = {"before": without_hangups}
+    parent = start("precompute", "quickstart", *settings, cwd=tmp_path, until="sums      ", **nohup)
+    parent.send_signal(signal.SIGHUP)
+    parent.send_signal(signal.SIGINT)
+    # A hangup that was not left alone would have been the first, and would answer with 129.
+    assert parent.wait(timeout=60) == 130
+    text = (tmp_path / "output.txt").read_text()
+    assert text.count("add --resume to go on from them") == 1
+    assert "Traceback" not in text
+    other = gora("precompute", "quickstart", "--resume", *settings, cwd=tmp_path)
+    assert other.returncode == 2
+    assert "was begun with 2 processes" in other.stderr
+    again = gora("precompute", "quickstart", "--resume", "--processes", "2", *settings, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert not (tmp_path / "run" / "gradients.partial").exists()
+    precompute(recipe(tmp_path / "one", "gora.steps=60"))
+    assert_same_plan(tmp_path / "run", tmp_path / "one")

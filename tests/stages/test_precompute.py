@@ -1,0 +1,263 @@
+"""The gradient pass as a stage: low memory, kept gradients, interruption, and the same plan by every way."""
+
+import json
+import os
+import signal
+
+import psutil
+import pytest
+import torch
+from test_gradients import collect, text_batches
+
+import gora.gradients.checkpoint as keeper
+from gora.core.importance import importance
+from gora.core.initial import draw_a, solve_b
+from gora.errors import GoraError, InputError, Interrupted
+from gora.gradients.attach import Attachment
+from gora.gradients.checkpoint import NoKeeper
+from gora.gradients.collect import Collection, Pace
+from gora.gradients.sampled import SampledStatistics
+from gora.gradients.statistics import Start
+from gora.models.targets import find_targets, weight_of, weight_shape
+from gora.plan import read_factors
+from gora.planning import gradient_pass as stage
+from gora.recipe import load_recipe
+from gora.runs.setup import Setup
+from gora.stages.precompute import plan_again, precompute
+
+SMALL = ("data.train.max_rows=64", "data.eval.max_rows=8", "data.max_length=128", "gora.steps=6")
+
+
+def recipe(output, *more):
+    return load_recipe("quickstart", [*SMALL, *more, f"output={output}"]).recipe
+
+
+def same(one, other, tolerance=0.0):
+    assert one.plan.modules == other.plan.modules if not tolerance else True
+    left, right = (read_factors(made.path, made.plan) for made in (one, other))
+    assert left.keys() == right.keys()
+    for name in left:
+        for mine, yours in zip(left[name], right[name], strict=True):
+            assert (mine - yours).norm() <= tolerance * yours.norm()
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kept") / "run"
+    return folder, precompute(recipe(folder), keep="fp32")
+
+
+def test_a_plan_from_kept_gradients_is_the_plan_of_the_pass(kept, tmp_path):
+    folder, made = kept
+    again = plan_again(recipe(tmp_path / "again"), folder / "gradients")
+    assert again.plan == made.plan
+    same(again, made)
+    assert again.path.read_bytes() == made.path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["adapter.rank=16", "gora.gamma=0.2", "adapter.alpha=32"],
+        ["gora.importance=nuclear-gradient"],
+        ["gora.importance=nuclear-product"],
+        ["gora.init_a=gradient"],
+        ["gora.rank_min=0", "gora.rank_max=unbounded", "gora.budget=parameters"],
+    ],
+)
+def test_another_plan_from_kept_gradients_is_the_plan_of_another_pass(kept, tmp_path, change):
+    folder, _ = kept
+    again = plan_again(recipe(tmp_path / "again", *change), folder / "gradients")
+    anew = precompute(recipe(tmp_path / "anew", *change))
+    assert [module.rank for module in again.plan.modules] == [module.rank for module in anew.plan.modules]
+    same(again, anew, tolerance=1e-6)
+
+
+def test_what_needs_whole_gradients_is_refused_with_low_memory_before_anything_begins(tmp_path):
+    asked = ("gora.init_a=gradient", "gora.importance=nuclear-product", "gora.rank_max=unbounded")
+    with pytest.raises(InputError, match="--low-memory never has whole gradients") as refused:
+        precompute(recipe(tmp_path, *asked), low_memory=True, keep="bf16")
+    assert [problem.split(":")[0] for problem in refused.value.problems] == [
+        "--keep-gradients",
+        "gora.init_a",
+        "gora.importance",
+        "gora.rank_max",
+    ]
+    assert not any(tmp_path.iterdir())
+
+
+def test_gradients_kept_in_bfloat16_are_as_good_as_bfloat16_is(kept, tmp_path):
+    _, made = kept
+    precompute(recipe(tmp_path / "run"), keep="bf16")
+    again = plan_again(recipe(tmp_path / "again"), tmp_path / "run" / "gradients")
+    assert [module.rank for module in again.plan.modules] == [module.rank for module in made.plan.modules]
+    same(again, made, tolerance=5e-3)
+
+
+def test_kept_gradients_of_another_pass_and_broken_ones_are_refused(kept, tmp_path):
+    folder, _ = kept
+    with pytest.raises(InputError, match="another pass") as refused:
+        plan_again(recipe(tmp_path / "a", "gora.steps=5", "seed=3"), folder / "gradients")
+    assert refused.value.problems == ("seed: 42 there, 3 in the recipe", "gora.steps: 6 there, 5 in the recipe")
+    with pytest.raises(InputError, match="cannot be read"):
+        plan_again(recipe(tmp_path / "b"), tmp_path / "none")
+    (tmp_path / "state.json").write_text(json.dumps({"tensors": {}}))
+    with pytest.raises(InputError, match="does not hold kept gradients"):
+        plan_again(recipe(tmp_path / "c"), tmp_path)
+
+
+def sampled(llama, share):
+    llama.requires_grad_(False)
+    targets = find_targets(llama, "all-linear")
+    attachment = Attachment(llama, targets)
+    shapes = {name: weight_shape(module) for name, module in targets.items()}
+    statistics = SampledStatistics(
+        shapes, 16, share, 0, torch.device("cpu"), attachment.keys, lambda name: weight_of(targets[name])
+    )
+    batches = list(text_batches(4))
+    llama.config.use_cache = False
+    run = Collection(attachment, statistics, batches.__getitem__, lambda b: llama(**b).loss, Pace.alone(4), NoKeeper())
+    statistics.counted = run.run().counted
+    means, _ = collect(llama, targets, batches)
+    return statistics, means, targets
+
+
+def test_low_memory_has_the_same_a_and_b_without_the_gradient(llama):
+    statistics, means, _ = sampled(llama, 1 / 8)
+    for name, mean in means.items():
+        for rank in (1, 5, 16):
+            factor_a, factor_b = statistics.factors(name, rank, Start(0, 0.05, 16.0))
+            assert torch.equal(factor_a, draw_a(name, rank, mean.shape[1], 0))
+            expected = solve_b(mean.float(), factor_a, 0.05, 16.0)
+            assert (factor_b - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_low_memory_with_every_row_sampled_is_exact_and_says_so(llama):
+    statistics, means, targets = sampled(llama, 1.0)
+    for name, mean in means.items():
+        expected = importance(targets[name].weight, mean.float())
+        assert statistics.importance(name, "sensitivity") == pytest.approx(expected, rel=1e-5)
+        assert statistics.gradient_norm(name) == pytest.approx(mean.norm().item(), rel=1e-5)
+        assert statistics.relative_error(name) == 0
+
+
+def test_the_reported_sampling_error_is_that_of_repeated_samples():
+    """Independent of the estimator's own formula: the spread of many samples of one known matrix."""
+    torch.manual_seed(0)
+    rows, columns = 512, 40
+    weight, gradient = torch.randn(rows, columns), torch.randn(rows, columns) * torch.rand(rows, 1)
+    exact = (weight * gradient).abs().mean().item()
+    estimates, errors = [], []
+    for seed in range(200):
+        statistics = SampledStatistics(
+            {"w": (rows, columns)}, 4, 1 / 8, seed, torch.device("cpu"), {"w": "w"}, lambda name: weight
+        )
+        statistics.add_matrix("w", gradient)
+        estimates.append(statistics.importance("w", "sensitivity"))
+        errors.append(statistics.relative_error("w"))
+    spread = torch.tensor(estimates).std().item() / exact
+    assert torch.tensor(estimates).mean().item() == pytest.approx(exact, rel=0.02)
+    assert torch.tensor(errors).mean().item() == pytest.approx(spread, rel=0.15)
+
+
+def test_low_memory_makes_a_plan_near_the_full_one_and_reports_its_error(kept, tmp_path, capsys):
+    _, made = kept
+    low = precompute(recipe(tmp_path / "run"), low_memory=True)
+    assert "standard error of the importances" in capsys.readouterr().out
+    for mine, yours in zip(low.plan.modules, made.plan.modules, strict=True):
+        assert abs(mine.rank - yours.rank) <= 3
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_an_interrupted_pass_says_what_it_kept_and_goes_on_to_the_same_plan(tmp_path, monkeypatch, low_memory):
+    unbroken = precompute(recipe(tmp_path / "unbroken"), low_memory=low_memory)
+    real = Setup.loss_of
+    calls = []
+
+    def loss_of(setup, model):
+        loss = real(setup, model)
+
+        def signalled(batch):
+            calls.append(1)
+            if len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return loss(batch)
+
+        return signalled
+
+    monkeypatch.setattr(Setup, "loss_of", loss_of)
+    mine = recipe(tmp_path / "run")
+    with pytest.raises(Interrupted, match=r"gradients.partial holds the sums of 3 of 6 micro-batches; add --resume"):
+        precompute(mine, low_memory=low_memory)
+    assert not (tmp_path / "run" / "plan.safetensors").exists()
+    with pytest.raises(InputError, match=r"already holds gradients.partial.*--resume"):
+        precompute(mine, low_memory=low_memory)
+    monkeypatch.setattr(Setup, "loss_of", real)
+    resumed = precompute(mine, resume=True, low_memory=low_memory)
+    assert resumed.path.read_bytes() == unbroken.path.read_bytes()
+    assert not (tmp_path / "run" / "gradients.partial").exists()
+
+
+def test_sums_are_saved_on_the_way_and_survive_a_killed_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(keeper, "_SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(keeper, "_TIMES_AS_LONG", 0.0)
+    real = Setup.loss_of
+    calls = []
+
+    def loss_of(setup, model):
+        loss = real(setup, model)
+
+        def dying(batch):
+            calls.append(1)
+            if len(calls) == 5:
+                raise GoraError("as if killed")
+            return loss(batch)
+
+        return dying
+
+    mine = recipe(tmp_path / "run")
+    monkeypatch.setattr(Setup, "loss_of", loss_of)
+    with pytest.raises(GoraError, match="as if killed"):
+        precompute(mine)
+    document = json.loads((tmp_path / "run" / "gradients.partial" / "state.json").read_text())
+    assert document["progress"]["cursor"] == 4
+    monkeypatch.setattr(Setup, "loss_of", real)
+    resumed = precompute(mine, resume=True)
+    same(resumed, precompute(recipe(tmp_path / "unbroken")))
+
+
+def test_a_micro_batch_that_cannot_be_used_is_named_with_its_rows(tmp_path, monkeypatch, capsys):
+    real = Setup.loss_of
+
+    def loss_of(setup, model):
+        loss = real(setup, model)
+        first = stage.MicroBatches(setup)[1]["input_ids"]
+        return lambda batch: loss(batch) * (float("nan") if torch.equal(batch["input_ids"], first) else 1)
+
+    monkeypatch.setattr(Setup, "loss_of", loss_of)
+    made = precompute(recipe(tmp_path / "run", "gora.steps=20", "gora.micro_batch_size=2"))
+    said = capsys.readouterr().out
+    assert "micro-batch 1 is left out: its loss is nan (rows builtin:gsm8k/train.jsonl:" in said
+    assert "19 micro-batches of 2 rows" in said
+    assert all(factor_b.isfinite().all() for _, factor_b in read_factors(made.path, made.plan).values())
+
+
+def test_what_cannot_fit_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch):
+    class Little:
+        available = 10**6
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Little)
+    monkeypatch.setattr(Setup, "load_model", lambda self: pytest.fail("the model was loaded"))
+    with pytest.raises(InputError, match=r"weights 21\.6 MB, gradient sums 4\.7 MB: more than the 1\.0 MB"):
+        precompute(recipe(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "told"),
+    [("AVX2", "bfloat16", 1), ("AVX512", "bfloat16", 0), ("DEFAULT", "bfloat16", 0), ("AVX2", "float32", 0)],
+)
+def test_a_processor_that_is_slow_in_bfloat16_is_named(tmp_path, monkeypatch, capsys, capability, dtype, told):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    Setup.of(recipe(tmp_path / "run", f"model.dtype={dtype}")).load_model()
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("Add --set model.dtype=float32") == told
