@@ -11,7 +11,7 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
-from gora.adapters.save import NOTE, BaseNote
+from gora.adapters.save import ADAPTER_NOTE, BaseNote
 from gora.errors import InputError
 from gora.models.head import head_modules, train_head
 
@@ -90,25 +90,25 @@ def tensor_names(adapter: Path) -> set[str]:
         raise InputError(f"{path}: not a whole safetensors file ({error}).") from None
 
 
-def read_origin(adapter: Path) -> BaseNote | None:
+def read_base_note(adapter: Path) -> BaseNote | None:
     """What gora noted beside the adapter; None for an adapter of another tool.
 
     Raises:
         InputError: the note cannot be read.
     """
-    path = adapter / NOTE
+    path = adapter / ADAPTER_NOTE
     if not path.exists():
         return None
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
         dtype, fingerprint = note["base_dtype"], note["base_fingerprint"]
         labels = tuple(map(str, note["labels"])) if "labels" in note else None
-        origin = BaseNote(dtype, note.get("base_quantization"), fingerprint, labels)
+        note = BaseNote(dtype=dtype, quantization=note.get("base_quantization"), fingerprint=fingerprint, labels=labels)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
-    if origin.dtype not in ("float32", "bfloat16"):
-        raise InputError(f"{path}: base_dtype {origin.dtype!r} is neither float32 nor bfloat16.")
-    return origin
+    if note.dtype not in ("float32", "bfloat16"):
+        raise InputError(f"{path}: base_dtype {note.dtype!r} is neither float32 nor bfloat16.")
+    return note
 
 
 def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:

@@ -16,14 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gora import __version__
 from gora.errors import GoraError
 from gora.files import publish, write_json
-from gora.models.sharding import whole
+from gora.models.sharding import gather
 from gora.plan import Factors
 
-NOTE = "gora.json"
+ADAPTER_NOTE = "gora.json"
 _WEIGHTS = "adapter_model.safetensors"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BaseNote:
     """The base model as it was in training.
 
@@ -46,7 +46,7 @@ def adapter_values(model: nn.Module) -> dict[str, torch.Tensor]:
     Where they are shared out, all processes have to ask together.
     """
     named = model.named_parameters()
-    return {name: whole(value).detach().cpu() for name, value in named if value.requires_grad or ".lora_" in name}
+    return {name: gather(value).detach().cpu() for name, value in named if value.requires_grad or ".lora_" in name}
 
 
 def save_adapter(
@@ -56,7 +56,7 @@ def save_adapter(
     *,
     method: str,
     base: BaseNote,
-    form: dict[str, Any],
+    prompt_format: dict[str, Any],
     values: dict[str, torch.Tensor] | None = None,
     initial: Factors | None = None,
 ) -> None:
@@ -68,7 +68,7 @@ def save_adapter(
         tokenizer: saved beside the adapter, with the chat template that was trained.
         method: the recipe's method.
         base: what the base model was before anything was done to it.
-        form: how rows became text, for whoever asks the adapter something; see `form_note`.
+        prompt_format: how rows became text, for whoever asks the adapter something; see `describe_prompt_format`.
         values: see `adapter_values`.
         initial: A and B that took their part from the base weights at the start; see `converted`.
 
@@ -82,7 +82,7 @@ def save_adapter(
         "base_dtype": base.dtype,
         "base_quantization": base.quantization,
         "base_fingerprint": base.fingerprint,
-        "form": form,
+        "prompt_format": prompt_format,
     } | ({} if base.labels is None else {"labels": list(base.labels)})
     with publish(path) as aside:
         if initial is None:
@@ -93,19 +93,25 @@ def save_adapter(
             config.save_pretrained(str(aside))
             save_file(held, aside / _WEIGHTS, metadata={"format": "pt"})
         tokenizer.save_pretrained(str(aside))
-        write_json(aside / NOTE, note)
+        write_json(aside / ADAPTER_NOTE, note)
         _check(load_file(aside / _WEIGHTS), held)
 
 
 def save_whole(
-    path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, form: dict[str, Any]
+    path: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    prompt_format: dict[str, Any],
 ) -> None:
     """Publish a model whose own weights were trained, in the type that its base had."""
     with publish(path) as aside:
         state = {name: value.detach().to(dtype) for name, value in model.state_dict().items()}
         model.save_pretrained(str(aside), safe_serialization=True, state_dict=state)
         tokenizer.save_pretrained(str(aside))
-        write_json(aside / NOTE, {"gora_version": __version__, "method": "full", "form": form})
+        write_json(
+            aside / ADAPTER_NOTE, {"gora_version": __version__, "method": "full", "prompt_format": prompt_format}
+        )
 
 
 def converted(

@@ -80,8 +80,28 @@ def evaluate_command(
 
     judge = None
     if judge_url and judge_model:
-        judge = JudgeSettings(judge_url, judge_model, judge_key_env, judge_parallel, judge_prompts)
-    options = Options(Path(), data, limit, seed, samples, temperature, max_new_tokens, allow_code_execution, judge)
+        judge = JudgeSettings(
+            base_url=judge_url,
+            model=judge_model,
+            api_key_env=judge_key_env,
+            parallel=judge_parallel,
+            prompts=judge_prompts,
+        )
+    options = Options(
+        folder=Path(),
+        data=data,
+        limit=limit,
+        seed=seed,
+        samples=samples,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        allow_code_execution=allow_code_execution,
+        judge=judge,
+    )
     which: Which = "both" if both else "base" if base else "trained"
     jobs = task_jobs(tasks, options, harness=harness)
-    evaluate(subject, Job(jobs, which, batch_size, backend, trust_remote_code), destination=destination)
+    evaluate(
+        subject,
+        Job(tasks=jobs, which=which, batch_size=batch_size, backend=backend, trust_remote_code=trust_remote_code),
+        destination=destination,
+    )

@@ -43,4 +43,6 @@ def started_elsewhere(
     """Run this very command in several processes, if the options or the GPUs here ask for it; see `Launch`."""
     from gora.runtime.launch import Launch
 
-    return Launch(gpus, processes, nodes, node_rank, rendezvous).start(sys.argv[1:])
+    return Launch(gpus=gpus, processes=processes, nodes=nodes, node_rank=node_rank, rendezvous=rendezvous).start(
+        sys.argv[1:]
+    )

@@ -18,14 +18,14 @@ _BACK = ("at the start", "trainable", "seconds", "peak memory")
 
 
 @dataclass(frozen=True)
-class Figure:
+class Statistic:
     """Mean and sample standard deviation over seeds; one seed has no deviation."""
 
     mean: float
     deviation: float | None
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Figure:
+    def of(cls, values: Sequence[float]) -> Statistic:
         """Of at least one value."""
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
@@ -33,7 +33,7 @@ class Figure:
         return f"{self.mean:.4f}" + (f" ± {self.deviation:.4f}" if self.deviation is not None else "")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What came of one run.
 
@@ -41,7 +41,7 @@ class Outcome:
         label: what is compared.
         seed: the run's seed.
         failure: why there is no result, or None.
-        result: what the run wrote as `evaluation.json`.
+        result: what the run wrote as `results.json`.
         curve: (step, training loss).
     """
 
@@ -52,8 +52,8 @@ class Outcome:
     curve: list[tuple[int, float]]
 
 
-@dataclass(frozen=True)
-class Row:
+@dataclass(frozen=True, kw_only=True)
+class TableRow:
     """All seeds of one label; without any that worked, the figures are None.
 
     Attributes:
@@ -70,8 +70,8 @@ class Row:
 
     label: str
     seeds: tuple[int, ...]
-    loss: Figure | None
-    tasks: dict[str, Figure]
+    loss: Statistic | None
+    tasks: dict[str, Statistic]
     initial: float | None
     trainable: float | None
     seconds: float | None
@@ -83,7 +83,7 @@ class Row:
         return asdict(self)
 
 
-def summarize(outcomes: Iterable[Outcome]) -> list[Row]:
+def summarize(outcomes: Iterable[Outcome]) -> list[TableRow]:
     """One row a label, in the order of their first run."""
     by_label: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
@@ -91,7 +91,7 @@ def summarize(outcomes: Iterable[Outcome]) -> list[Row]:
     return [_row(label, runs) for label, runs in by_label.items()]
 
 
-def comparison_table(rows: Sequence[Row]) -> Table:
+def comparison_table(rows: Sequence[TableRow]) -> Table:
     """For the terminal; in every column of results the best is bold and the second best underlined."""
     tasks = _tasks(rows)
     table = Table(*_FRONT, *tasks, *_BACK, title="Comparison")
@@ -106,7 +106,7 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[TableRow]) -> str:
     """The same as a Markdown table; the best is bold, the second best in italics."""
     tasks = _tasks(rows)
     titles = (*_FRONT, *tasks, *_BACK)
@@ -152,27 +152,37 @@ def plot_curves(outcomes: Sequence[Outcome], path: Path) -> bool:
     return True
 
 
-def _row(label: str, runs: Sequence[Outcome]) -> Row:
+def _row(label: str, runs: Sequence[Outcome]) -> TableRow:
     done = [run for run in runs if run.failure is None and "final" in run.result["loss"]]
     failures = [f"seed {run.seed}: {run.failure}" for run in runs if run.failure is not None]
     failures += [f"seed {run.seed}: no evaluation rows" for run in runs if run.failure is None and run not in done]
     if not done:
-        return Row(label, (), None, {}, None, None, None, None, tuple(failures))
+        return TableRow(
+            label=label,
+            seeds=(),
+            loss=None,
+            tasks={},
+            initial=None,
+            trainable=None,
+            seconds=None,
+            peak=None,
+            failures=tuple(failures),
+        )
 
     def mean(*keys: str) -> float:
         return statistics.fmean(_found(run, *keys) for run in done)
 
     peaks = [run.result["peak_bytes"].get("gpu", run.result["peak_bytes"]["host"]) for run in done]
-    return Row(
-        label,
-        tuple(run.seed for run in done),
-        Figure.of([_found(run, "loss", "final") for run in done]),
-        _task_figures(done),
-        mean("loss", "initial"),
-        mean("trainable_parameters"),
-        mean("seconds"),
-        max(peaks),
-        tuple(failures),
+    return TableRow(
+        label=label,
+        seeds=tuple(run.seed for run in done),
+        loss=Statistic.of([_found(run, "loss", "final") for run in done]),
+        tasks=_task_figures(done),
+        initial=mean("loss", "initial"),
+        trainable=mean("trainable_parameters"),
+        seconds=mean("seconds"),
+        peak=max(peaks),
+        failures=tuple(failures),
     )
 
 
@@ -183,21 +193,21 @@ def _found(run: Outcome, *keys: str) -> float:
     return float(value)
 
 
-def _task_figures(done: Sequence[Outcome]) -> dict[str, Figure]:
+def _task_figures(done: Sequence[Outcome]) -> dict[str, Statistic]:
     values: dict[str, list[float]] = {}
     for run in done:
         for task, sides in run.result.get("tasks", {}).items():
             if metrics := sides.get("trained", {}).get("metrics"):
                 name, value = next(iter(metrics.items()))
                 values.setdefault(f"{task} {name}", []).append(value)
-    return {title: Figure.of(each) for title, each in values.items() if len(each) == len(done)}
+    return {title: Statistic.of(each) for title, each in values.items() if len(each) == len(done)}
 
 
-def _tasks(rows: Sequence[Row]) -> list[str]:
+def _tasks(rows: Sequence[TableRow]) -> list[str]:
     return list(dict.fromkeys(title for row in rows for title in row.tasks))
 
 
-def _places(row: Row, rows: Sequence[Row], tasks: Sequence[str]) -> dict[int, str]:
+def _places(row: TableRow, rows: Sequence[TableRow], tasks: Sequence[str]) -> dict[int, str]:
     """In which columns a row is the best or the second best: the least loss, the greatest figure of a task."""
     found = {}
     results = [(2, {each.label: -each.loss.mean for each in rows if each.loss})]
@@ -212,7 +222,7 @@ def _places(row: Row, rows: Sequence[Row], tasks: Sequence[str]) -> dict[int, st
     return found
 
 
-def _cells(row: Row, tasks: Sequence[str]) -> list[str]:
+def _cells(row: TableRow, tasks: Sequence[str]) -> list[str]:
     if row.loss is None:
         return [row.label, *[""] * (len(_FRONT) + len(tasks) + len(_BACK) - 1)]
     return [

@@ -20,7 +20,7 @@ from gora.runs.results import read_results
 _AS_IT_IS = Variant("", (), "")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One run of a comparison.
 
@@ -41,7 +41,7 @@ class Trial:
     @property
     def finished(self) -> bool:
         """Whether an earlier comparison has run it to the end."""
-        done = read_results(self.folder.evaluation)
+        done = read_results(self.folder.results)
         return self.folder.evaluation.exists() and all(task.name in done for task in self.recipe.evaluation.tasks)
 
 
@@ -71,7 +71,15 @@ def make_trials(
             for seed in seeds:
                 folder = destination / "runs" / re.sub(r"[^\w.+=-]+", "_", f"{label} seed={seed}")
                 mine = (*overrides, *chosen, *variant.settings, *settings, f"seed={seed}", f"output={folder}")
-                trials.append(Trial(label, seed, mine, _load(reference, mine, variant), RunFolder.of(str(folder))))
+                trials.append(
+                    Trial(
+                        label=label,
+                        seed=seed,
+                        overrides=mine,
+                        recipe=_load(reference, mine, variant),
+                        folder=RunFolder.of(str(folder)),
+                    )
+                )
     _refuse_same_folder(trials)
     for trial in trials:
         _refuse_other_run(trial)

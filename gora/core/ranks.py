@@ -50,8 +50,19 @@ def allocate(
     Raises:
         ValueError: see `advantages`.
     """
-    budget = math.fsum(math.sqrt(sum(shape)) * reference_rank for shape in shapes)
-    return _allocate(budget, advantages(importances), shapes, bounds)
+    wanted = unclipped_ranks(advantages(importances), shapes, reference_rank)
+    return [bounds.clip(rank, shape) for rank, shape in zip(wanted, shapes, strict=True)]
+
+
+def unclipped_ranks(shares: Sequence[float], shapes: Sequence[Shape], reference_rank: int) -> list[int]:
+    """The paper's ranks before the bounds: round(b a_l / sqrt(m_l + n_l)), halves up.
+
+    Args:
+        shares: a_l, see `advantages`.
+        shapes: (m_l, n_l) of each layer, in either order.
+        reference_rank: r_ref.
+    """
+    return _unclipped(_paper_budget(shapes, reference_rank), shares, shapes)
 
 
 def allocate_parameters(
@@ -68,7 +79,7 @@ def allocate_parameters(
     shares = advantages(importances)
     aim = adapter_parameters(shapes, [reference_rank] * len(shapes))
     low = 0.0
-    high = math.fsum(math.sqrt(sum(shape)) * reference_rank for shape in shapes)
+    high = _paper_budget(shapes, reference_rank)
     largest = _allocate(math.inf, shares, shapes, bounds)
     while adapter_parameters(shapes, ranks := _allocate(high, shares, shapes, bounds)) < aim and ranks != largest:
         high *= 2
@@ -87,12 +98,21 @@ def adapter_parameters(shapes: Sequence[Shape], ranks: Sequence[int]) -> int:
     return sum(rank * sum(shape) for shape, rank in zip(shapes, ranks, strict=True))
 
 
+def _paper_budget(shapes: Sequence[Shape], reference_rank: int) -> float:
+    """b = sum_l sqrt(m_l + n_l) r_ref."""
+    return math.fsum(math.sqrt(sum(shape)) * reference_rank for shape in shapes)
+
+
 def _allocate(budget: float, shares: Sequence[float], shapes: Sequence[Shape], bounds: RankBounds) -> list[int]:
-    wanted = (
-        budget * share / math.sqrt(sum(shape)) if share > 0 else 0.0
+    wanted = _unclipped(budget, shares, shapes)
+    return [bounds.clip(rank, shape) for rank, shape in zip(wanted, shapes, strict=True)]
+
+
+def _unclipped(budget: float, shares: Sequence[float], shapes: Sequence[Shape]) -> list[int]:
+    return [
+        _round_half_up(budget * share / math.sqrt(sum(shape)) if share > 0 else 0.0)
         for share, shape in zip(shares, shapes, strict=True)
-    )
-    return [bounds.clip(_round_half_up(value), shape) for value, shape in zip(wanted, shapes, strict=True)]
+    ]
 
 
 def _round_half_up(value: float) -> int:

@@ -99,7 +99,7 @@ class Examples(torch.utils.data.Dataset[dict[str, list[int]]]):
         return digest.hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Counts:
     """What became of the rows of one set: `rows = used + bad + dropped + held_out + without_code`.
 
@@ -173,7 +173,18 @@ def count(
     truncated = sum(examples.truncated(index) for index in range(len(examples)))
     tokens, supervised = sum(examples.lengths), sum(examples.supervised)
     labels = examples.label_counts
-    return Counts(rows, len(examples), bad, dropped, held_out, truncated, tokens, supervised, labels, without_code)
+    return Counts(
+        rows=rows,
+        used=len(examples),
+        bad=bad,
+        dropped=dropped,
+        held_out=held_out,
+        truncated=truncated,
+        tokens=tokens,
+        supervised_tokens=supervised,
+        labels=labels,
+        without_code=without_code,
+    )
 
 
 def _little_endian(ids: array[int]) -> bytes:

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 _NOTED = ("format", "prompt", "prompt_pair", "response", "choices", "template", "messages", "system", "max_length")
 
 
-def form_note(data: DataSection) -> dict[str, Any]:
+def describe_prompt_format(data: DataSection) -> dict[str, Any]:
     """What of a recipe's `data` section says how rows become text, as JSON; the chat template is the tokenizer's."""
     values = data.model_dump(include=set(_NOTED))
     return {name: values[name] for name in _NOTED if name in values}
 
 
-def read_form(note: Mapping[str, Any]) -> DataSection:
+def read_prompt_format(note: Mapping[str, Any]) -> DataSection:
     """The `data` section of a note, whose rows are nowhere; raises pydantic's ValidationError."""
     return DataSection(train=SourceSection(path="-"), **note)
 
@@ -54,7 +54,7 @@ class Prompting:
         encoder_decoder: bool = False,
     ) -> None:
         if data is None and tokenizer.chat_template and head == "language":
-            data = read_form({"format": "chat"})
+            data = read_prompt_format({"format": "chat"})
         self.data = data
         self._format: Format | None = format_for(data, tokenizer, head=head) if data else None
         length = data.max_length if data else 1024

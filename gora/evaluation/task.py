@@ -11,7 +11,7 @@ Message = Mapping[str, str]
 """A turn of a conversation: `role` (system, user or assistant) and `content`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How answers are generated.
 
@@ -53,7 +53,7 @@ class Subject(Protocol):
         """Mean loss in nats on the rows that the options name, else on those of its own run, and how many they are."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JudgeSettings:
     """A model behind an OpenAI-compatible endpoint that rates answers.
 
@@ -76,7 +76,7 @@ class JudgeSettings:
     retries: int = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """What the user may say about an evaluation.
 

@@ -18,17 +18,17 @@ from gora.errors import InputError
 from gora.gradients.statistics import WholeStatistics
 from gora.gradients.storage import read_document, read_shard, write_shards
 
-KeptType = Literal["bf16", "fp32"]
+ArchiveType = Literal["bf16", "fp32"]
 _TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _WEIGHTED: tuple[Importance, ...] = ("sensitivity", "nuclear-product")
 
 
-def keep_gradients(
+def archive_gradients(
     folder: Path,
     statistics: WholeStatistics,
     names: Mapping[str, tuple[int, int]],
-    kind: KeptType,
-    origin: dict[str, Any],
+    kind: ArchiveType,
+    inputs: dict[str, Any],
     *,
     write: bool = True,
 ) -> None:
@@ -39,7 +39,7 @@ def keep_gradients(
         statistics: answers about the gradients.
         names: (out, in) of every layer.
         kind: type on disk; bf16 halves the room and rounds to three digits.
-        origin: what the gradients are of, for the plans made from them.
+        inputs: what the gradients are of, for the plans made from them.
         write: off in all of several processes but one; they take part in the answers.
     """
     layers = {
@@ -56,17 +56,17 @@ def keep_gradients(
             yield name, statistics.mean(name).to(_TYPES[kind])
 
     if write:
-        write_shards(folder, tensors(), {"origin": origin, "layers": layers})
+        write_shards(folder, tensors(), {"inputs": inputs, "layers": layers})
     else:
         for _ in tensors():
             pass
 
 
-class KeptStatistics:
+class ArchivedStatistics:
     """Statistics of gradients on disk; one layer is in memory at a time.
 
     Args:
-        folder: what `keep_gradients` published.
+        folder: what `archive_gradients` published.
 
     Raises:
         InputError: the folder cannot be read.
@@ -76,7 +76,7 @@ class KeptStatistics:
         document = read_document(folder)
         self._folder, self._document = folder, document
         try:
-            self.origin: dict[str, Any] = document["origin"]
+            self.inputs: dict[str, Any] = document["inputs"]
             self._layers: dict[str, dict[str, Any]] = document["layers"]
             self.shapes = {
                 name: (int(layer["shape"][0]), int(layer["shape"][1])) for name, layer in self._layers.items()

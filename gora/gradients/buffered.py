@@ -17,12 +17,12 @@ ENOUGH_TOKENS = 4096
 """From here on the products take about as long as the passage: more would take memory and save nothing."""
 
 
-def micro_batches_to_hold(tokens: int) -> int:
+def micro_batches_to_buffer(tokens: int) -> int:
     """How many micro-batches of `tokens` tokens are worth adding at once."""
     return max(1, ENOUGH_TOKENS // max(tokens, 1))
 
 
-def held_bytes(shape: Shape, tokens: int, count: int, width: int) -> int:
+def buffered_bytes(shape: Shape, tokens: int, count: int, width: int) -> int:
     """Bytes of what is held back for one sum, on average over the layers, whose turns are spread.
 
     Args:
@@ -34,7 +34,7 @@ def held_bytes(shape: Shape, tokens: int, count: int, width: int) -> int:
     return (count + 1) * tokens * sum(shape) * width // 2 if count > 1 else 0
 
 
-class HeldSums:
+class BufferedSums:
     """Sums that are added to once every `count` contributions. Layers take turns, so that the traffic is even.
 
     Args:

@@ -18,14 +18,14 @@ _SECONDS_BETWEEN = 180.0
 _TIMES_AS_LONG = 20.0
 
 
-class NoKeeper:
+class NoCheckpoint:
     """Saves nothing: an interrupted collection begins anew."""
 
     def due(self) -> bool:
         """Never."""
         return False
 
-    def keep(self, sums: Sums, progress: Progress) -> None:
+    def save(self, sums: Sums, progress: Progress) -> None:
         """Nothing is kept."""
 
     def restore(self, sums: Sums) -> Progress:
@@ -34,7 +34,7 @@ class NoKeeper:
         return Progress()
 
 
-class DiskKeeper:
+class PassCheckpoint:
     """Saves the sums every few minutes, and when a stop is asked for.
 
     Args:
@@ -60,7 +60,7 @@ class DiskKeeper:
         """Whether minutes have passed, or a stop is asked for."""
         return self._stop() is not None or time.monotonic() - self._last > self._pause
 
-    def keep(self, sums: Sums, progress: Progress) -> None:
+    def save(self, sums: Sums, progress: Progress) -> None:
         """Publish sums and progress; then end the collection if a stop is asked for."""
         start = time.monotonic()
         document = {"identity": self._identity, "progress": asdict(progress)}
@@ -88,7 +88,7 @@ class DiskKeeper:
         left_out = {int(index): reason for index, reason in saved["left_out"].items()}
         return Progress(saved["cursor"], left_out, saved["idle"])
 
-    def saved(self) -> int:
+    def saved_rounds(self) -> int:
         """How many rounds are in the sums that were saved last."""
         return int(read_document(self._folder)["progress"]["cursor"]) if self._folder.exists() else 0
 

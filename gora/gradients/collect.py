@@ -52,7 +52,7 @@ class Progress:
         return self.cursor - self.idle - len(self.left_out)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pace:
     """How the processes of a run go through the micro-batches.
 
@@ -73,17 +73,17 @@ class Pace:
     @classmethod
     def alone(cls, steps: int) -> Pace:
         """One process does everything."""
-        return cls(range(steps), steps, steps)
+        return cls(indices=range(steps), rounds=steps, total=steps)
 
 
-class Keeper(Protocol):
+class Checkpoint(Protocol):
     """Keeps the sums of an unfinished collection."""
 
     def due(self) -> bool:
         """Whether it is time to save, or to stop."""
         ...
 
-    def keep(self, sums: Sums, progress: Progress) -> None:
+    def save(self, sums: Sums, progress: Progress) -> None:
         """Save; may end the collection by raising."""
         ...
 
@@ -96,7 +96,7 @@ class _NotFiniteError(Exception):
     """Something in the sums is NaN or infinite."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Collection:
     """Everything that a collection needs.
 
@@ -106,7 +106,7 @@ class Collection:
         batch_of: the micro-batch of an index, on the model's device; the same at every call.
         loss_of: mean loss of a micro-batch, a scalar with a graph.
         pace: which micro-batches are run, and how far in step with other processes.
-        keeper: saves on the way.
+        checkpoint: saves on the way.
         on_step: told of every micro-batch once its loss is known.
         rows_of: names the rows of a micro-batch, for messages.
         recorder: records a faster way to run the micro-batch of an index, which adds it and gives its loss. May fail
@@ -118,7 +118,7 @@ class Collection:
     batch_of: Callable[[int], Batch]
     loss_of: Callable[[Batch], Tensor]
     pace: Pace
-    keeper: Keeper
+    checkpoint: Checkpoint
     on_step: Callable[[Step], Any] = lambda step: None
     rows_of: Callable[[int], str] = "micro-batch {}".format
     recorder: Callable[[], Callable[[int], Tensor]] | None = None
@@ -134,12 +134,12 @@ class Collection:
         Raises:
             GoraError: more than a tenth of them were left out, or no gradient reaches any target.
         """
-        progress = self.keeper.restore(self.sums)
+        progress = self.checkpoint.restore(self.sums)
         with self.attachment.attached():
             try:
                 return self._run_ahead(progress)
             except _NotFiniteError:
-                return self._run_carefully(self.keeper.restore(self.sums))
+                return self._run_carefully(self.checkpoint.restore(self.sums))
 
     def _run_ahead(self, progress: Progress) -> Progress:
         """The fast way, for micro-batches that are all in order."""
@@ -153,14 +153,14 @@ class Collection:
             if first and self.pace.agree(has_one and self.attachment.adopt_silent()):
                 self._refuse_passing_by()
                 # Layers that were passed by are now left to autograd; the first micro-batch is run again for them.
-                progress, replay = self.keeper.restore(self.sums), None
+                progress, replay = self.checkpoint.restore(self.sums), None
                 self._round(progress, Losses(), None)
             progress.cursor += 1
             self.sums.settle()
             self._refuse_not_finite(not self._tell(losses.ready()))
-            if self.pace.agree(self.keeper.due()):
+            if self.pace.agree(self.checkpoint.due()):
                 self._finish(losses)
-                self.keeper.keep(self.sums, progress)
+                self.checkpoint.save(self.sums, progress)
         self._finish(losses)
         return progress
 
@@ -243,9 +243,9 @@ class Collection:
                 self._add(index, Losses())
             progress.cursor += 1
             self.sums.settle()
-            if self.pace.agree(self.keeper.due()):
+            if self.pace.agree(self.checkpoint.due()):
                 self.sums.settle(now=True)
-                self.keeper.keep(self.sums, progress)
+                self.checkpoint.save(self.sums, progress)
         self._finish(Losses())
         return progress
 

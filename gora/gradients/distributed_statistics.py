@@ -14,7 +14,7 @@ from gora.gradients.statistics import SummedStatistics
 from gora.gradients.sums import Shape
 
 
-class AgreedStatistics:
+class DistributedStatistics:
     """The same answers in every process; every call is made by all of them, in the same order.
 
     Args:
@@ -74,7 +74,7 @@ class AgreedStatistics:
         return self._link.broadcast(factor_a, owner), self._link.broadcast(factor_b, owner)
 
     def _owns(self, name: str) -> bool:
-        return self._owners[name] == self._link.rank
+        return self._owners[name] == self._link.index
 
     def _merged(self, found: dict[str, float]) -> dict[str, float]:
         return {name: value for part in self._link.gather(found) for name, value in part.items()}

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from gora.errors import InputError
-from gora.gradients.buffered import HeldSums, held_bytes, micro_batches_to_hold
+from gora.gradients.buffered import BufferedSums, buffered_bytes, micro_batches_to_buffer
 from gora.gradients.host import HostSums, staging_bytes
 from gora.gradients.sums import DeviceSums, Shape, SplitSums, Sums
 
@@ -48,14 +48,14 @@ class Placement:
     shapes: Mapping[str, Shape]
     together: int = 1
 
-    def allocate(self, device: torch.device) -> Sums:
+    def make(self, device: torch.device) -> Sums:
         """Sums of zero, each in its place."""
         near = DeviceSums({key: self.shapes[key] for key in self.on_device}, device)
         if not self.on_host:
             return near
         far: Sums = HostSums({key: self.shapes[key] for key in self.on_host}, device)
         if self.together > 1:
-            far = HeldSums(far, self.together)
+            far = BufferedSums(far, self.together)
         return SplitSums(near, far) if self.on_device else far
 
     def text(self, device: torch.device) -> str:
@@ -116,7 +116,7 @@ def split(shapes: Mapping[str, Shape], free: float, operands: Operands) -> Place
     if sum_bytes(shapes) <= free:
         return Placement(tuple(shapes), (), shapes)
     free -= staging_bytes(shapes)
-    together = micro_batches_to_hold(operands.tokens)
+    together = micro_batches_to_buffer(operands.tokens)
     held = _held(shapes, operands, together)
     while together > 1 and sum(held.values()) > free:
         together //= 2
@@ -132,7 +132,7 @@ def split(shapes: Mapping[str, Shape], free: float, operands: Operands) -> Place
 
 
 def _held(shapes: Mapping[str, Shape], operands: Operands, together: int) -> dict[str, int]:
-    return {key: held_bytes(shape, operands.tokens, together, operands.width) for key, shape in shapes.items()}
+    return {key: buffered_bytes(shape, operands.tokens, together, operands.width) for key, shape in shapes.items()}
 
 
 def refuse_what_cannot_fit(

@@ -21,7 +21,7 @@ class Link(Protocol):
     """How processes talk to each other; every call is made by all of them, in the same order."""
 
     @property
-    def rank(self) -> int:
+    def index(self) -> int:
         """Which process this is."""
         ...
 
@@ -31,7 +31,7 @@ class Link(Protocol):
         ...
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process says, in order of rank."""
+        """What each process says, in order of index."""
         ...
 
     def broadcast(self, tensor: Tensor, source: int) -> Tensor:
@@ -43,7 +43,7 @@ class Link(Protocol):
         ...
 
 
-def share_out(shapes: Mapping[str, Shape], processes: int) -> dict[str, int]:
+def assign_owners(shapes: Mapping[str, Shape], processes: int) -> dict[str, int]:
     """The owner of every sum: about the same number of entries for each process.
 
     Args:
@@ -59,7 +59,7 @@ def share_out(shapes: Mapping[str, Shape], processes: int) -> dict[str, int]:
     return {key: owners[key] for key in shapes}
 
 
-def hand_over(sums: Sums, keys: Iterable[str], owners: Mapping[str, int], link: Link) -> None:
+def reduce_to_owners(sums: Sums, keys: Iterable[str], owners: Mapping[str, int], link: Link) -> None:
     """Add up what the processes have summed, each sum at its owner; the others forget it.
 
     Args:
@@ -72,13 +72,13 @@ def hand_over(sums: Sums, keys: Iterable[str], owners: Mapping[str, int], link: 
         # A copy: what `read` gives may be the sum itself, and communication overwrites it.
         total = sums.read(key).clone()
         link.sum_to(owners[key], total)
-        if owners[key] == link.rank:
+        if owners[key] == link.index:
             sums.write(key, total)
         else:
             sums.drop(key)
 
 
-class SharedSums:
+class ShardedSums:
     """Sums of which this process holds those it owns; contributions travel to their owners.
 
     What the backward pass says is held back until `settle`, in the same order in every process: one may have
@@ -127,7 +127,7 @@ class SharedSums:
         for key, owner in self._owners.items():
             product = self._product(key)
             self._link.sum_to(owner, product)
-            if owner == self._link.rank:
+            if owner == self._link.index:
                 self._own.add_matrix(key, product)
 
     def read(self, key: str) -> Tensor:

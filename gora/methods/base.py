@@ -19,7 +19,7 @@ from gora.plan import Factors, Plan
 ADAPTER = "default"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdapterSettings:
     """Settings that every low-rank method shares."""
 
@@ -29,7 +29,7 @@ class AdapterSettings:
     dora: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Wrapping:
     """What a method may use when it wraps a model.
 

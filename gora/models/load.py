@@ -31,7 +31,7 @@ from gora.models.head import in_head
 from gora.recipe.schema import Head, ModelSection
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """Where a base model lies and whether its own code may run."""
 
@@ -90,7 +90,9 @@ def find_model(
         make_classifier(settings.name, config, labels)
     else:
         refuse_encoder(settings.name, config)
-    return Source(path, settings.revision, trust_remote_code, config, settings.head)
+    return Source(
+        path=path, revision=settings.revision, trust_remote_code=trust_remote_code, config=config, head=settings.head
+    )
 
 
 def load_tokenizer(settings: ModelSection, source: Source) -> PreTrainedTokenizerBase:

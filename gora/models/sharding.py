@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather(tensor: Tensor) -> Tensor:
     """A parameter of which this process may hold a share only; all processes have to ask for it at the same time."""
     if isinstance(tensor, DTensor):
         return tensor.full_tensor()

@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gora.errors import InputError
 from gora.models.head import in_head
-from gora.models.sharding import whole
+from gora.models.sharding import gather
 
 _ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
 _PLAIN_NAME = re.compile(r"[\w.]+")
@@ -51,7 +51,7 @@ def weight_of(module: nn.Module) -> Tensor:
     from peft.utils.integrations import dequantize_module_weight
 
     weight: Tensor = dequantize_module_weight(module)
-    return as_out_in(module, whole(weight).detach())
+    return as_out_in(module, gather(weight).detach())
 
 
 def as_out_in(module: nn.Module, matrix: Tensor) -> Tensor:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from gora.errors import InputError, Interrupted
-from gora.gradients.checkpoint import DiskKeeper
+from gora.gradients.checkpoint import PassCheckpoint
 from gora.gradients.collect import Pace
 from gora.gradients.storage import read_document
 from gora.plan import ModelIdentity
-from gora.planning.decisions import micro_batch_size
+from gora.recipe.derived import micro_batch_size
 from gora.runs.folder import RunFolder
 from gora.runs.setup import Setup
 from gora.runtime.interrupt import StopRequest
 
 
-def begun_shared(setup: Setup, folder: RunFolder) -> bool | None:
+def saved_as_shards(setup: Setup, folder: RunFolder) -> bool | None:
     """Whether the processes of an unfinished pass held shares of the sums; None where there is none.
 
     Free memory decides at first. What is saved is of one kind, so that the pass goes on with it whatever is free now.
@@ -21,23 +21,23 @@ def begun_shared(setup: Setup, folder: RunFolder) -> bool | None:
     Raises:
         InputError: the pass had another number of processes, or what it has saved cannot be read.
     """
-    path = folder.partial_of(setup.world.rank, setup.world.size)
+    path = folder.pass_checkpoint_of(setup.world.index, setup.world.size)
     sums = read_document(path).get("identity", {}).get("sums") if path.exists() else None
     # A process may have been killed before it had saved anything.
     known = [each for each in setup.world.gather(sums) if each is not None]
-    return known[0] == "shared" if known else None
+    return known[0] == "sharded" if known else None
 
 
-def keeper_of(
+def pass_checkpoint(
     setup: Setup,
     folder: RunFolder,
     model: ModelIdentity,
     request: StopRequest,
     pace: Pace,
     *,
-    shared: bool,
+    sharded: bool,
     low_memory: bool,
-) -> DiskKeeper:
+) -> PassCheckpoint:
     """What saves the sums of a pass, and brings back those of an unfinished one."""
     world, steps = setup.world, setup.recipe.gora.steps
     identity = {
@@ -50,7 +50,7 @@ def keeper_of(
         "precision": setup.precision,
         "low_memory": low_memory,
         "processes": world.size,
-        "sums": "shared" if shared else "whole",
+        "sums": "sharded" if sharded else "whole",
         "distributed": "base weights shared out" if setup.engine.shards_weights else "base weights whole",
     }
     in_step = pace.agree is not bool
@@ -58,14 +58,16 @@ def keeper_of(
     def interrupt(number: int, cursor: int) -> None:
         done = min(cursor * world.size, steps)
         about = "about " if world.size > 1 else ""
-        kept = f"{folder.partial} holds the sums of {about}{done} of {steps} micro-batches"
+        kept = f"{folder.pass_checkpoint} holds the sums of {about}{done} of {steps} micro-batches"
         raise Interrupted(number, f"{kept}; add --resume to go on from them.")
 
     def stop() -> int | None:
         # Processes in step stop together, also where the signal has not yet reached all of them.
         return world.most(request.number or 0) or None if in_step else request.number
 
-    keeper = DiskKeeper(folder.partial_of(world.rank, world.size), identity, stop, interrupt)
-    if in_step and len(set(world.gather(keeper.saved()))) > 1:
-        raise InputError(f"{folder.partial} was being written when the run ended, and is not whole. Add --overwrite.")
-    return keeper
+    checkpoint = PassCheckpoint(folder.pass_checkpoint_of(world.index, world.size), identity, stop, interrupt)
+    if in_step and len(set(world.gather(checkpoint.saved_rounds()))) > 1:
+        raise InputError(
+            f"{folder.pass_checkpoint} was being written when the run ended, and is incomplete. Add --overwrite."
+        )
+    return checkpoint

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 
 from gora import __version__
 from gora.core.initial import Start, scaling
-from gora.core.ranks import RankBounds, allocate, allocate_parameters
+from gora.core.ranks import allocate, allocate_parameters
 from gora.errors import GoraError
 from gora.gradients.statistics import Statistics
 from gora.plan import DataIdentity, Factors, ModelIdentity, ModulePlan, Plan
-from gora.recipe.schema import AdapterSection, GoraSection, Recipe
+from gora.recipe.derived import rank_bounds
+from gora.recipe.schema import Recipe
 from gora.runtime.console import output
 from gora.runtime.progress import Meter
 
 
-@dataclass(frozen=True)
-class Origin:
+@dataclass(frozen=True, kw_only=True)
+class PassInputs:
     """What gradients were collected from.
 
     Attributes:
@@ -36,13 +37,13 @@ class Origin:
 
 
 def make_plan(
-    recipe: Recipe, origin: Origin, shapes: Mapping[str, tuple[int, int]], statistics: Statistics
+    recipe: Recipe, inputs: PassInputs, shapes: Mapping[str, tuple[int, int]], statistics: Statistics
 ) -> tuple[Plan, Factors]:
     """Ranks, scaling, A and B of every target.
 
     Args:
         recipe: gives the reference rank, the bounds, gamma, alpha and the importance.
-        origin: what the statistics are of.
+        inputs: what the statistics are of.
         shapes: (out, in) of every target.
         statistics: answers about their mean gradients.
 
@@ -52,9 +53,9 @@ def make_plan(
     settings, adapter = recipe.gora, recipe.adapter
     importances = [statistics.importance(name, settings.importance) for name in shapes]
     bounds = rank_bounds(settings, adapter)
-    share_out = allocate_parameters if settings.budget == "parameters" else allocate
+    choose_ranks = allocate_parameters if settings.budget == "parameters" else allocate
     try:
-        ranks = share_out(importances, list(shapes.values()), adapter.rank, bounds)
+        ranks = choose_ranks(importances, list(shapes.values()), adapter.rank, bounds)
     except ValueError as error:
         raise GoraError(f"No ranks can be chosen: {error}.") from None
 
@@ -74,10 +75,10 @@ def make_plan(
     factors = _factors(modules, statistics, Start(recipe.seed, settings.gamma, adapter.alpha, settings.init_a))
     plan = Plan(
         gora_version=__version__,
-        model=origin.model,
-        data=origin.data,
-        steps=origin.steps,
-        micro_batch_size=origin.micro_batch_size,
+        model=inputs.model,
+        data=inputs.data,
+        steps=inputs.steps,
+        micro_batch_size=inputs.micro_batch_size,
         seed=recipe.seed,
         gamma=settings.gamma,
         init_a=settings.init_a,
@@ -100,16 +101,3 @@ def _factors(modules: Sequence[ModulePlan], statistics: Statistics, start: Start
             factors[module.name] = statistics.factors(module.name, module.rank, start)
             meter.advance()
     return factors
-
-
-def rank_bounds(settings: GoraSection, adapter: AdapterSection) -> RankBounds:
-    """Resolve `auto`: r_min is half the reference rank, r_max four times it."""
-    smallest = max(1, adapter.rank // 2) if settings.rank_min == "auto" else settings.rank_min
-    if settings.rank_max == "unbounded":
-        return RankBounds(smallest, None)
-    return RankBounds(smallest, 4 * adapter.rank if settings.rank_max == "auto" else settings.rank_max)
-
-
-def micro_batch_size(recipe: Recipe) -> int:
-    """Rows in one micro-batch of the gradient pass."""
-    return recipe.gora.micro_batch_size or recipe.train.micro_batch_size

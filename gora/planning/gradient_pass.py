@@ -12,27 +12,27 @@ from torch import no_grad as without_gradients
 
 from gora.errors import InputError
 from gora.gradients.attach import Attachment
-from gora.gradients.checkpoint import DiskKeeper
+from gora.gradients.checkpoint import PassCheckpoint
 from gora.gradients.collect import Collection, Pace, Progress, Step, refuse_too_many
-from gora.gradients.distributed_statistics import AgreedStatistics
+from gora.gradients.distributed_statistics import DistributedStatistics
 from gora.gradients.replay import LONGEST, Replay
 from gora.gradients.sampled import SampledStatistics
-from gora.gradients.sharded import hand_over
+from gora.gradients.sharded import reduce_to_owners
 from gora.gradients.statistics import SummedStatistics
 from gora.gradients.sums import DeviceSums, Sums
 from gora.models.checkpointing import recomputing_activations
 from gora.models.targets import weight_of, weight_shape
 from gora.plan import ModelIdentity
-from gora.planning.checkpoint import begun_shared, keeper_of
+from gora.planning.checkpoint import pass_checkpoint, saved_as_shards
 from gora.planning.micro_batches import MicroBatches
-from gora.planning.placement import Allocation, allocate, allocate_sampled
+from gora.planning.placement import SumsPlacement, make_sampled_sums, make_sums
 from gora.runs.folder import RunFolder
 from gora.runs.setup import Setup
 from gora.runtime.console import output
 from gora.runtime.interrupt import stopping_between_steps
 from gora.runtime.progress import Meter
 
-Answers = SummedStatistics | SampledStatistics | AgreedStatistics
+Answers = SummedStatistics | SampledStatistics | DistributedStatistics
 
 
 @dataclass(frozen=True)
@@ -74,21 +74,21 @@ def collect_gradients(
     if setup.engine.shards_weights and not attachment.all_tapped:
         raise InputError(
             "adapter.targets: a target's weight is also used elsewhere, which cannot be followed while weights are "
-            f"shared out ({setup.engine.name}). Leave it out (adapter.exclude), or give distributed: ddp."
+            f"sharded ({setup.engine.name}). Leave it out (adapter.exclude), or give distributed: ddp."
         )
     with (
         recomputing_activations(model, setup.recipe.train.activation_checkpointing),
         stopping_between_steps() as request,
     ):
-        sampled = allocate_sampled(setup, attachment, targets) if low_memory else None
+        sampled = make_sampled_sums(setup, attachment, targets) if low_memory else None
         if sampled is not None:
-            allocation = Allocation(sampled, {}, shared=False)
+            placed = SumsPlacement(sampled, {}, sharded=False)
         else:
-            allocation = allocate(setup, attachment, targets, batches, begun_shared(setup, folder))
-        pace, shared = _pace(setup, batches, allocation.shared), allocation.shared
-        keeper = keeper_of(setup, folder, identity, request, pace, shared=shared, low_memory=low_memory)
+            placed = make_sums(setup, attachment, targets, batches, saved_as_shards(setup, folder))
+        pace, sharded = _pace(setup, batches, placed.sharded), placed.sharded
+        checkpoint = pass_checkpoint(setup, folder, identity, request, pace, sharded=sharded, low_memory=low_memory)
         start = time.monotonic()
-        progress, rate = _run(setup, attachment, batches, allocation.sums, pace, keeper)
+        progress, rate = _run(setup, attachment, batches, placed.sums, pace, checkpoint)
     counted, left_out = _all_together(setup, progress)
     for index, reason in sorted(left_out.items()):
         output.warn(f"micro-batch {index} is left out: {reason}")
@@ -101,12 +101,12 @@ def collect_gradients(
             setup.world.sum_everywhere(total)
             sampled.write(key, total)
         sampled.counted = counted
-    statistics = sampled or _statistics(setup, attachment, targets, allocation, counted)
+    statistics = sampled or _statistics(setup, attachment, targets, placed, counted)
     return Collected(statistics, counted, time.monotonic() - start)
 
 
 def _run(
-    setup: Setup, attachment: Attachment, batches: MicroBatches, sums: Sums, pace: Pace, keeper: DiskKeeper
+    setup: Setup, attachment: Attachment, batches: MicroBatches, sums: Sums, pace: Pace, checkpoint: PassCheckpoint
 ) -> tuple[Progress, float]:
     """Run this process's micro-batches; the rate is that of all processes, in tokens a second."""
     loss_of = setup.loss_of(attachment.model)
@@ -115,19 +115,28 @@ def _run(
         def on_step(step: Step) -> None:
             meter.advance(batches.tokens(step.index), f"loss {step.loss:.4f}")
 
-        run = Collection(attachment, sums, batches.__getitem__, loss_of, pace, keeper, on_step, batches.where)
+        run = Collection(
+            attachment=attachment,
+            sums=sums,
+            batch_of=batches.__getitem__,
+            loss_of=loss_of,
+            pace=pace,
+            checkpoint=checkpoint,
+            on_step=on_step,
+            rows_of=batches.where,
+        )
         run.recorder = _recorder(setup, attachment, batches, sums, loss_of)
         progress = run.run()
         return progress, setup.world.total(meter.tokens_per_second)
 
 
-def _pace(setup: Setup, batches: MicroBatches, shared: bool) -> Pace:
-    together = shared or setup.engine.shards_weights
+def _pace(setup: Setup, batches: MicroBatches, sharded: bool) -> Pace:
+    together = sharded or setup.engine.shards_weights
     return Pace(
-        batches.indices,
-        batches.rounds if together else len(batches.indices),
-        batches.steps,
-        setup.world.any if together else bool,
+        indices=batches.indices,
+        rounds=batches.rounds if together else len(batches.indices),
+        total=batches.steps,
+        agree=setup.world.any if together else bool,
         computes_together=setup.engine.shards_weights,
     )
 
@@ -140,19 +149,19 @@ def _all_together(setup: Setup, progress: Progress) -> tuple[int, dict[int, str]
 
 
 def _statistics(
-    setup: Setup, attachment: Attachment, targets: Mapping[str, nn.Module], allocation: Allocation, counted: int
-) -> SummedStatistics | AgreedStatistics:
+    setup: Setup, attachment: Attachment, targets: Mapping[str, nn.Module], placed: SumsPlacement, counted: int
+) -> SummedStatistics | DistributedStatistics:
     def weight(name: str) -> Tensor:
         return weight_of(targets[name])
 
-    own = SummedStatistics(allocation.sums, attachment.keys, weight, counted)
+    own = SummedStatistics(placed.sums, attachment.keys, weight, counted)
     if setup.world.size == 1:
         return own
-    if not allocation.shared:
-        hand_over(allocation.sums, allocation.owners, allocation.owners, setup.world)
-    owners = {name: allocation.owners[key] for name, key in attachment.keys.items()}
+    if not placed.sharded:
+        reduce_to_owners(placed.sums, placed.owners, placed.owners, setup.world)
+    owners = {name: placed.owners[key] for name, key in attachment.keys.items()}
     shapes = {name: weight_shape(module) for name, module in targets.items()}
-    return AgreedStatistics(own, shapes, owners, weight, setup.world, setup.device)
+    return DistributedStatistics(own, shapes, owners, weight, setup.world, setup.device)
 
 
 def _recorder(

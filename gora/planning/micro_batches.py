@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from gora.data import draw_rows
-from gora.planning.decisions import micro_batch_size
+from gora.recipe.derived import micro_batch_size
 from gora.runs.setup import Setup
 
 
@@ -22,7 +22,7 @@ class MicroBatches:
         self._setup = setup
         self.size = micro_batch_size(setup.recipe)
         self.steps = setup.recipe.gora.steps
-        self.indices = range(setup.world.rank, self.steps, setup.world.size)
+        self.indices = range(setup.world.index, self.steps, setup.world.size)
         """Which of them this process runs: they are dealt out in turn."""
         self.rounds = math.ceil(self.steps / setup.world.size)
         self._order = draw_rows(len(setup.data.train), self.steps * self.size, setup.recipe.seed)

@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 from gora.gradients.attach import Attachment
-from gora.gradients.buffered import micro_batches_to_hold
+from gora.gradients.buffered import micro_batches_to_buffer
 from gora.gradients.placement import Operands, place, refuse_what_cannot_fit, size_text, sum_bytes
 from gora.gradients.probe import Probe
 from gora.gradients.sampled import SampledStatistics
-from gora.gradients.sharded import SharedSums, share_out
+from gora.gradients.sharded import ShardedSums, assign_owners
 from gora.gradients.sums import DeviceSums, Shape, Sums
 from gora.models.load import empty_model, weight_bytes
 from gora.models.targets import find_targets, weight_of, weight_shape
-from gora.planning.decisions import rank_bounds
 from gora.planning.micro_batches import MicroBatches
+from gora.recipe.derived import rank_bounds
 from gora.runs.setup import Setup
 from gora.runtime.console import output
 
@@ -29,7 +29,7 @@ _HOST_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Allocation:
+class SumsPlacement:
     """Sums of zero.
 
     Attributes:
@@ -40,7 +40,7 @@ class Allocation:
 
     sums: Sums
     owners: Mapping[str, int]
-    shared: bool
+    sharded: bool
 
 
 def check_memory(setup: Setup, low_memory: bool) -> None:
@@ -69,7 +69,7 @@ def check_memory(setup: Setup, low_memory: bool) -> None:
     output.say(f"memory    {estimate}" + (", at least, in each process" if setup.world.size > 1 else ""))
 
 
-def allocate_sampled(setup: Setup, attachment: Attachment, targets: Mapping[str, nn.Module]) -> SampledStatistics:
+def make_sampled_sums(setup: Setup, attachment: Attachment, targets: Mapping[str, nn.Module]) -> SampledStatistics:
     """What `--low-memory` sums, which is refused before where ranks have no upper bound."""
     largest = rank_bounds(setup.recipe.gora, setup.recipe.adapter).largest
     assert largest is not None
@@ -85,13 +85,13 @@ def allocate_sampled(setup: Setup, attachment: Attachment, targets: Mapping[str,
     )
 
 
-def allocate(
+def make_sums(
     setup: Setup,
     attachment: Attachment,
     targets: Mapping[str, nn.Module],
     batches: MicroBatches,
-    shared: bool | None = None,
-) -> Allocation:
+    sharded: bool | None = None,
+) -> SumsPlacement:
     """Whole sums in every process where memory allows, else a share of them in each.
 
     Args:
@@ -99,26 +99,26 @@ def allocate(
         attachment: knows which layers share a weight.
         targets: the layers.
         batches: the micro-batches.
-        shared: what is the case already, in a pass that is taken up again.
+        sharded: what is the case already, in a pass that is taken up again.
     """
     shapes = _shapes(attachment, targets)
-    owners = share_out(shapes, setup.world.size)
+    owners = assign_owners(shapes, setup.world.size)
     free = _Free(setup, attachment, batches)
     operands = Operands(batches.most_tokens, 2 if setup.precision == "bf16" else 4)
     wanted = setup.recipe.gora.offload
     offload = "cpu" if setup.engine.offloads and wanted == "auto" else wanted
-    if not (setup.world.any(_has_to_share(setup, shapes, offload, free)) if shared is None else shared):
+    if not (setup.world.any(_has_to_share(setup, shapes, offload, free)) if sharded is None else sharded):
         placement = place(offload, shapes, setup.device, operands, free)
         each = f", in each of {setup.world.size} processes" if setup.world.size > 1 else ""
         output.say(f"sums      {placement.text(setup.device)}{each}")
-        return Allocation(placement.allocate(setup.device), owners, shared=False)
-    mine = {key: shape for key, shape in shapes.items() if owners[key] == setup.world.rank}
+        return SumsPlacement(placement.make(setup.device), owners, sharded=False)
+    mine = {key: shape for key, shape in shapes.items() if owners[key] == setup.world.index}
     together, held = _held_for_owners(setup, shapes, operands, free)
     placement = place(offload, mine, setup.device, operands, lambda: free() - held)
     whole = size_text(sum_bytes(shapes))
     output.say(f"sums      {placement.text(setup.device)}, a share of {whole}, in each of {setup.world.size} processes")
-    own = placement.allocate(setup.device) if mine else DeviceSums({}, setup.device)
-    return Allocation(SharedSums(own, shapes, owners, setup.world, setup.device, together), owners, shared=True)
+    own = placement.make(setup.device) if mine else DeviceSums({}, setup.device)
+    return SumsPlacement(ShardedSums(own, shapes, owners, setup.world, setup.device, together), owners, sharded=True)
 
 
 def _held_for_owners(
@@ -129,7 +129,7 @@ def _held_for_owners(
     largest = max(sum_bytes({key: shape}) for key, shape in shapes.items())
     if setup.device.type == "cpu":
         return 1, each + largest
-    together = micro_batches_to_hold(operands.tokens)
+    together = micro_batches_to_buffer(operands.tokens)
     while together > 1 and together * each + largest > free():
         together //= 2
     # Memory differs from process to process, but all of them have to send at the same time.

@@ -84,7 +84,7 @@ class Problem:
         return f"{self.place}: {dotted(self.key)}: {self.text}" if self.key else f"{self.place}: {self.text}"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Document:
     """The values of a recipe as they were written, where each was written, and what is wrong so far.
 
@@ -128,7 +128,7 @@ def read_document(path: Path) -> Document:
     Raises:
         InputError: the file cannot be read, is not YAML, is empty, or is not a mapping at the top.
     """
-    document = Document(str(path))
+    document = Document(origin=str(path))
     try:
         node = compose(_read(path))
         if node is None or node.tag == f"{_TAG}null":

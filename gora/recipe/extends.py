@@ -56,11 +56,11 @@ def _refusal(document: Document, text: str) -> InputError:
 def _merge(document: Document, base: Document) -> Document:
     kept = {key: place for key, place in base.places.items() if not _replaced(document, key)}
     return Document(
-        document.origin,
-        _merged(document.values, base.values),
-        {**kept, **document.places},
-        [*document.problems, *base.problems],
-        [*document.files, *base.files],
+        origin=document.origin,
+        values=_merged(document.values, base.values),
+        places={**kept, **document.places},
+        problems=[*document.problems, *base.problems],
+        files=[*document.files, *base.files],
     )
 
 

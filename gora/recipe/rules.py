@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import PurePath
 
 from gora.errors import InputError
+from gora.recipe.derived import rank_bounds
 from gora.recipe.schema import DataSection, Recipe, SourceSection, TrainSection
 
 TEMPLATES = ("plain", "alpaca", "qa")
@@ -87,10 +88,9 @@ def _ranks(recipe: Recipe) -> Iterator[Contradiction]:
     if isinstance(high, int) and high < rank:
         text = f"rank_max ({high}) is below adapter.rank ({rank}), whose budget can then not be used up"
         yield Contradiction(("gora.rank_max", *concerned), text)
-    lowest = max(1, rank // 2) if low == "auto" else low
-    highest = 4 * rank if high == "auto" else high
-    if isinstance(highest, int) and lowest > highest:
-        text = f"rank_min ({_resolved(low, lowest)}) is above rank_max ({_resolved(high, highest)})"
+    bounds = rank_bounds(recipe.gora, recipe.adapter)
+    if bounds.largest is not None and bounds.smallest > bounds.largest:
+        text = f"rank_min ({_resolved(low, bounds.smallest)}) is above rank_max ({_resolved(high, bounds.largest)})"
         yield Contradiction(("gora.rank_min", "gora.rank_max", *concerned), text)
 
 

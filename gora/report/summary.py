@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from gora.core.ranks import RankBounds
+from gora.core.ranks import RankBounds, unclipped_ranks
 from gora.plan import ModulePlan, Plan
 from gora.report.grid import Grid
 
 Bound = Literal["rank_min", "rank_max"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KindSummary:
     """All modules of one kind."""
 
@@ -39,10 +39,10 @@ def parameter_ratio(plan: Plan) -> float | None:
 
 
 def wanted_ranks(plan: Plan) -> dict[str, int]:
-    """Rank of each module before clipping under the budget of the paper: b a_l / sqrt(m_l + n_l), halves up."""
-    weights = {module.name: math.sqrt(sum(module.shape)) for module in plan.modules}
-    budget = math.fsum(weights.values()) * plan.reference_rank
-    return {m.name: math.floor(budget * m.advantage / weights[m.name] + 0.5) for m in plan.modules}
+    """Rank of each module before clipping under the budget of the paper; see `unclipped_ranks`."""
+    shares, shapes = [module.advantage for module in plan.modules], [module.shape for module in plan.modules]
+    ranks = unclipped_ranks(shares, shapes, plan.reference_rank)
+    return {module.name: rank for module, rank in zip(plan.modules, ranks, strict=True)}
 
 
 def clipped(plan: Plan) -> dict[str, Bound]:

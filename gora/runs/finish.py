@@ -43,28 +43,28 @@ def note_before_saving(folder: RunFolder, data: str, result: dict[str, Any]) -> 
     Args:
         folder: where.
         data: fingerprint of the rows.
-        result: `evaluation.json` without the final loss.
+        result: `results.json` without the final loss.
     """
     shutil.rmtree(folder.merged, ignore_errors=True)
     folder.evaluation.unlink(missing_ok=True)
-    write_json(folder.measured, {"data": data, "result": result})
+    write_json(folder.pending_results, {"data": data, "result": result})
 
 
 def complete(folder: RunFolder, world: World, final: float | None) -> dict[str, float]:
-    """Write `evaluation.json` from what was noted and the final loss, if there are rows for one; returns all losses."""
+    """Write `results.json` from what was noted and the final loss, if there are rows for one; returns all losses."""
 
     def write() -> dict[str, float]:
         result = _noted(folder)["result"]
         losses: dict[str, float] = result["loss"] | ({} if final is None else {"final": final})
-        write_json(folder.evaluation, {**result, "loss": losses})
-        folder.measured.unlink()
+        write_json(folder.results, {**result, "loss": losses})
+        folder.pending_results.unlink()
         return losses
 
     return world.from_main(write)
 
 
 def finish(recipe: Recipe, folder: RunFolder, trained: Path, *, trust_remote_code: bool = False) -> dict[str, float]:
-    """Evaluate what an earlier run has trained, and write `evaluation.json`.
+    """Evaluate what an earlier run has trained, and write `results.json`.
 
     Args:
         recipe: the recipe.
@@ -104,9 +104,9 @@ def _final_loss(setup: Setup, folder: RunFolder, trained: Path) -> float | None:
 
 def _noted(folder: RunFolder) -> dict[str, Any]:
     try:
-        noted = json.loads(folder.measured.read_text(encoding="utf-8"))
+        noted = json.loads(folder.pending_results.read_text(encoding="utf-8"))
         return {"data": noted["data"], "result": {**noted["result"]}}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{folder.measured}, which the evaluation goes on from, cannot be read: {error}. Use --overwrite."
+            f"{folder.pending_results}, which the evaluation goes on from, cannot be read: {error}. Use --overwrite."
         ) from None

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from gora.errors import InputError
 
+PROVENANCE = "provenance.json"
+"""In a checkpoint: recipe, plan and rows of its run."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -38,9 +41,9 @@ class RunFolder:
         return self.path / "plan.safetensors"
 
     @property
-    def partial(self) -> Path:
+    def pass_checkpoint(self) -> Path:
         """Gradient sums of an unfinished pass."""
-        return self.path / "gradients.partial"
+        return self.path / "gradients.checkpoint"
 
     @property
     def gradients(self) -> Path:
@@ -78,19 +81,19 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
-    def evaluation(self) -> Path:
+    def results(self) -> Path:
         """Losses before and after, and the figures of tasks."""
-        return self.path / "evaluation.json"
+        return self.path / "results.json"
 
     @property
-    def tasks(self) -> Path:
+    def evaluation(self) -> Path:
         """What was asked and answered, a folder for each task."""
         return self.path / "evaluation"
 
     @property
-    def measured(self) -> Path:
-        """What `evaluation.json` will hold, before the last evaluation."""
-        return self.path / "evaluation.partial"
+    def pending_results(self) -> Path:
+        """What `results.json` will hold, before the last evaluation."""
+        return self.path / "results.partial"
 
     @property
     def merged(self) -> Path:
@@ -118,25 +121,25 @@ class RunFolder:
         newest = self.newest_checkpoint()
         self.refuse_to_replace(*made, *([newest] if newest else []), how=how)
 
-    def partial_of(self, rank: int, size: int) -> Path:
+    def pass_checkpoint_of(self, index: int, size: int) -> Path:
         """Where one of several processes keeps its gradient sums.
 
         Raises:
             InputError: the unfinished pass that lies here had another number of processes.
         """
-        begun = {int(path.name.rpartition("-")[2]) for path in self.partial.glob("process-*-of-*")}
-        if (self.partial / "state.json").exists():
+        begun = {int(path.name.rpartition("-")[2]) for path in self.pass_checkpoint.glob("process-*-of-*")}
+        if (self.pass_checkpoint / "state.json").exists():
             begun.add(1)
         if begun - {size}:
             raise InputError(
-                f"{self.partial} was begun with {min(begun)} processes, and {size} go on: start as many again, or "
-                "begin anew with --overwrite."
+                f"{self.pass_checkpoint} was begun with {min(begun)} processes; this run has {size}. "
+                "Start as many again, or start over with --overwrite."
             )
-        return self.partial / f"process-{rank}-of-{size}" if size > 1 else self.partial
+        return self.pass_checkpoint / f"process-{index}-of-{size}" if size > 1 else self.pass_checkpoint
 
-    def drop_partial(self) -> None:
+    def drop_pass_checkpoint(self) -> None:
         """Delete the gradient sums of an unfinished pass."""
-        shutil.rmtree(self.partial, ignore_errors=True)
+        shutil.rmtree(self.pass_checkpoint, ignore_errors=True)
 
     def newest_checkpoint(self) -> Path | None:
         """The checkpoint with the highest step, if there is one."""

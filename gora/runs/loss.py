@@ -23,7 +23,7 @@ def evaluate_loss(model: nn.Module, setup: Setup) -> float:
     # Rows of similar length share a micro-batch: less padding, and the sum stays the same.
     order = sorted(range(len(rows)), key=lambda index: rows.lengths[index])
     batches = [order[start : start + size] for start in range(0, len(order), size)]
-    mine = batches[world.rank :: world.size]
+    mine = batches[world.index :: world.size]
     was_training = model.training
     model.eval()
     # AdaLoRA adds its penalty to the loss outside the base model, which has the adapted layers inside.

@@ -13,13 +13,12 @@ from pydantic import ValidationError
 
 from gora.errors import InputError
 from gora.plan import Plan
-from gora.planning.decisions import micro_batch_size, rank_bounds
+from gora.recipe.derived import micro_batch_size, rank_bounds
 from gora.recipe.schema import Recipe
-from gora.runs.folder import RunFolder
+from gora.runs.folder import PROVENANCE, RunFolder
 from gora.runtime.console import output
 from gora.runtime.engine import Engine
 from gora.runtime.world import World
-from gora.training.trainer import ORIGIN
 
 # Settings that change how a run is watched or kept, not what it computes.
 _FREE_TO_CHANGE = {
@@ -62,13 +61,13 @@ def starting_point(
 
 def clear(folder: RunFolder) -> None:
     """Delete what training left here before; the plan and the log stay."""
-    for path in (folder.adapter, folder.model, folder.checkpoints, folder.tasks, folder.merged):
+    for path in (folder.adapter, folder.model, folder.checkpoints, folder.evaluation, folder.merged):
         shutil.rmtree(path, ignore_errors=True)
-    for path in (folder.metrics, folder.evaluation, folder.measured, folder.initial):
+    for path in (folder.metrics, folder.results, folder.pending_results, folder.initial):
         path.unlink(missing_ok=True)
 
 
-def origin_of(recipe: Recipe, folder: RunFolder, data: str, world: World) -> dict[str, Any]:
+def provenance_of(recipe: Recipe, folder: RunFolder, data: str, world: World) -> dict[str, Any]:
     """What a run is of: saved with its checkpoints, and compared before one is resumed."""
     settings = recipe.model_dump(mode="json")
     return {"recipe": settings, "plan": _plan_hash(folder), "data": data, "processes": world.size}
@@ -80,9 +79,9 @@ def check_same_recipe(checkpoint: Path, recipe: Recipe, folder: RunFolder) -> No
     Raises:
         InputError: listing what differs.
     """
-    origin = _read_origin(checkpoint)
-    differing = _differing(origin["recipe"], recipe)
-    if origin["plan"] != _plan_hash(folder):
+    provenance = _read_provenance(checkpoint)
+    differing = _differing(provenance["recipe"], recipe)
+    if provenance["plan"] != _plan_hash(folder):
         differing.append(f"{folder.plan} is not the plan that the run began with")
     _refuse(differing)
 
@@ -128,7 +127,7 @@ def check_same_rows(checkpoint: Path, data: str) -> None:
     Raises:
         InputError: the rows are others than those the run began with.
     """
-    if _read_origin(checkpoint)["data"] != data:
+    if _read_provenance(checkpoint)["data"] != data:
         raise InputError(
             f"The training rows are not those that {checkpoint} was trained on. Use --overwrite to begin anew."
         )
@@ -136,7 +135,7 @@ def check_same_rows(checkpoint: Path, data: str) -> None:
 
 def _check_processes(checkpoint: Path, engine: Engine, world: World) -> None:
     """Every step sees the same rows with any number of processes, but some engines share out the optimizer's state."""
-    begun = _read_origin(checkpoint)["processes"]
+    begun = _read_provenance(checkpoint)["processes"]
     if begun != world.size and engine.kind != "ddp":
         raise InputError(
             f"{checkpoint} holds the optimizer's state in {begun} shares, one a process, as {engine.name} keeps it; "
@@ -144,12 +143,12 @@ def _check_processes(checkpoint: Path, engine: Engine, world: World) -> None:
         )
 
 
-def _read_origin(checkpoint: Path) -> dict[str, Any]:
+def _read_provenance(checkpoint: Path) -> dict[str, Any]:
     try:
-        origin = json.loads((checkpoint / ORIGIN).read_text(encoding="utf-8"))
-        return {key: origin[key] for key in ("recipe", "plan", "data", "processes")}
+        provenance = json.loads((checkpoint / PROVENANCE).read_text(encoding="utf-8"))
+        return {key: provenance[key] for key in ("recipe", "plan", "data", "processes")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{checkpoint / ORIGIN} does not say what the checkpoint is of: {error}") from None
+        raise InputError(f"{checkpoint / PROVENANCE} does not say what the checkpoint is of: {error}") from None
 
 
 def _plan_hash(folder: RunFolder) -> str | None:

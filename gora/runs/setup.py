@@ -58,7 +58,7 @@ def begin(recipe: Recipe) -> tuple[World, Engine]:
     return world, engine
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setup:
     """A recipe with its rows ready, before the model is loaded."""
 
@@ -110,7 +110,17 @@ class Setup:
         collator = _collator(tokenizer, source)
         # From here on process 0 may change the run folder, which all have looked at.
         world.barrier()
-        return cls(recipe, world, engine, device, precision, source, tokenizer, data, collator)
+        return cls(
+            recipe=recipe,
+            world=world,
+            engine=engine,
+            device=device,
+            precision=precision,
+            source=source,
+            tokenizer=tokenizer,
+            data=data,
+            collator=collator,
+        )
 
     def load_model(self) -> PreTrainedModel:
         """Load the base model, frozen; what it lacks of a classifier's head is the same at every call."""
@@ -156,7 +166,7 @@ class Setup:
         output.say(
             f"targets   {len(targets)} layers: " + ", ".join(f"{kind} x{count}" for kind, count in kinds.items())
         )
-        output.note("\n".join(targets))
+        output.log("\n".join(targets))
         return targets
 
     def identify(self, model: PreTrainedModel, targets: Mapping[str, nn.Module]) -> ModelIdentity:

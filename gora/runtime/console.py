@@ -29,12 +29,12 @@ class Output:
     def say(self, content: RenderableType = "") -> None:
         """Print a line, a table or any other renderable; text is printed as it is, without markup."""
         _print(self.terminal, content)
-        self.note(content)
+        self.log(content)
 
     def warn(self, text: str) -> None:
         """Print a line that asks for attention."""
         self.terminal.print(f"warning: {text}", style="yellow", soft_wrap=True)
-        self.note(f"warning: {text}")
+        self.log(f"warning: {text}")
 
     def warn_once(self, text: str) -> None:
         """Print such a line, unless it has been printed before."""
@@ -42,7 +42,7 @@ class Output:
             self._warned.add(text)
             self.warn(text)
 
-    def note(self, content: RenderableType) -> None:
+    def log(self, content: RenderableType) -> None:
         """Write to the log only."""
         if self._log is not None:
             _print(self._log, content)
@@ -58,7 +58,7 @@ class Output:
             outer, self._log = self._log, _console(file=stream, width=_LOG_WIDTH, no_color=True)
             try:
                 if outer is None:
-                    self.note(f"== {datetime.now().astimezone().isoformat(timespec='seconds')} {command}")
+                    self.log(f"== {datetime.now().astimezone().isoformat(timespec='seconds')} {command}")
                 yield
             finally:
                 self._log = outer

@@ -29,7 +29,7 @@ _OWN = {"optimizer": "train.learning_rate and its neighbours", "scheduler": "tra
 _BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Engine:
     """An engine and its configuration.
 
@@ -90,7 +90,7 @@ def _read(name: str, path: Path) -> Engine:
         section = _section(path, document, "deepspeed_config")
         return replace(_deepspeed(name, path, _settings_of(path, section)), unread={**document, **section})
     settings = {key.removeprefix("fsdp_"): value for key, value in _section(path, document, "fsdp_config").items()}
-    return Engine(name, kind, settings if kind == "fsdp" else {}, document)
+    return Engine(name=name, kind=kind, settings=settings if kind == "fsdp" else {}, unread=document)
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -149,4 +149,4 @@ def _deepspeed(name: str, path: Path, document: dict[str, Any]) -> Engine:
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 10**9,
     }
-    return Engine(name, "deepspeed", {**common, **settings})
+    return Engine(name=name, kind="deepspeed", settings={**common, **settings})

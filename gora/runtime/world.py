@@ -26,26 +26,26 @@ SRUN_TASKS = "SLURM_STEP_NUM_TASKS"
 """The variable in which srun says how many tasks it has started."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class World:
     """This process among all of a run.
 
     Attributes:
-        rank: which one this is, from 0.
+        index: which one this is, from 0.
         size: how many there are.
-        local_rank: which one on this host.
+        local_index: which one on this host.
         local_size: how many on this host.
     """
 
-    rank: int = 0
+    index: int = 0
     size: int = 1
-    local_rank: int = 0
+    local_index: int = 0
     local_size: int = 1
 
     @property
     def main(self) -> bool:
         """Whether this process writes and prints."""
-        return self.rank == 0
+        return self.index == 0
 
     def barrier(self) -> None:
         """Wait until every process is here."""
@@ -69,7 +69,7 @@ class World:
         return self.total(float(value)) > 0
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process says, in order of rank; anything JSON can say, bit for bit."""
+        """What each process says, in order of their index; anything JSON can say, bit for bit."""
         if self.size == 1:
             return [value]
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -114,14 +114,14 @@ def join(*, alone_too: bool = False) -> World:
     world = find()
     if torch.cuda.is_available():
         # srun may show each task a single GPU, which is then its first.
-        torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(world.local_index % torch.cuda.device_count())
     else:
         # DeepSpeed looks for an accelerator otherwise, and says at length that it finds none.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if (world.size > 1 or alone_too) and not dist.is_initialized():
         _complete_environment(world)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=_PATIENCE)
+        dist.init_process_group(backend, rank=world.index, world_size=world.size, timeout=_PATIENCE)
         if torch.cuda.is_available():
             # GPUs that cannot reach each other are better noticed here than after the first hour.
             dist.all_reduce(torch.zeros(1, device="cuda"))
@@ -143,11 +143,13 @@ def find() -> World:
         rank, size = number("RANK"), number("WORLD_SIZE")
         # The second name is DeepSpeed's.
         local_size = number("LOCAL_WORLD_SIZE", number("LOCAL_SIZE", size))
-        return World(rank, size, number("LOCAL_RANK"), local_size)
+        return World(index=rank, size=size, local_index=number("LOCAL_RANK"), local_size=local_size)
     # SLURM_NTASKS may be of the whole job, in which this is a shell; the step's own number is of what srun started.
     size = number(SRUN_TASKS, 1)
     if size > 1:
-        return World(number("SLURM_PROCID"), size, number("SLURM_LOCALID"), _tasks_here(size))
+        return World(
+            index=number("SLURM_PROCID"), size=size, local_index=number("SLURM_LOCALID"), local_size=_tasks_here(size)
+        )
     return World()
 
 
@@ -165,9 +167,9 @@ def _number(name: str, otherwise: int = 0) -> int:
 def _complete_environment(world: World) -> None:
     """The variables by which torch, Accelerate and DeepSpeed find each other, where the launcher has not set them."""
     known = {
-        "RANK": world.rank,
+        "RANK": world.index,
         "WORLD_SIZE": world.size,
-        "LOCAL_RANK": torch.cuda.current_device() if torch.cuda.is_available() else world.local_rank,
+        "LOCAL_RANK": torch.cuda.current_device() if torch.cuda.is_available() else world.local_index,
         "LOCAL_WORLD_SIZE": world.local_size,
         "MASTER_ADDR": _first_host(),
         "MASTER_PORT": _port(world),

@@ -44,7 +44,7 @@ main()
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """What a program may take.
 
@@ -67,7 +67,7 @@ class Limits:
     output: int = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """How a program ended.
 
@@ -203,15 +203,17 @@ def _run(source: str, limits: Limits, walls: Walls, lifeline: int) -> Verdict:
             cwd=tempfile.gettempdir(),
             env=_environment(folder),
             start_new_session=True,
-        ) as warden:
-            said, complaint = warden.communicate(json.dumps({**request, "lifeline": lifeline}).encode())
+        ) as supervisor:
+            said, complaint = supervisor.communicate(json.dumps({**request, "lifeline": lifeline}).encode())
     finally:
         remove(folder)
     try:
         return Verdict(**json.loads(said))
     except ValueError:
-        last = complaint.decode(errors="replace").strip().splitlines()[-1:] or [f"exit code {warden.returncode}"]
-        return Verdict("crashed", f"the process that watched it has ended: {last[0]}", 0.0, "")
+        last = complaint.decode(errors="replace").strip().splitlines()[-1:] or [f"exit code {supervisor.returncode}"]
+        return Verdict(
+            outcome="crashed", detail=f"the process that watched it has ended: {last[0]}", seconds=0.0, output=""
+        )
 
 
 def _environment(folder: str) -> dict[str, str]:
@@ -223,7 +225,7 @@ def _environment(folder: str) -> dict[str, str]:
 
 @contextmanager
 def _lifeline() -> Iterator[tuple[int, Callable[[], None]]]:
-    """A pipe that tells wardens when to stop: its end to read, and what closes the other one.
+    """A pipe that tells supervisors when to stop: its end to read, and what closes the other one.
 
     It also closes when this process is killed.
     """

@@ -28,8 +28,8 @@ from gora.runtime.interrupt import StopSignal
 from gora.runtime.progress import Meter
 
 
-@dataclass(frozen=True)
-class Job:
+@dataclass(frozen=True, kw_only=True)
+class Command:
     """One command in a process of its own.
 
     Attributes:
@@ -105,7 +105,11 @@ def compare(
         output.say(tuning_table(tuning.name, tuned))
         write_json(destination / "tuning.json", [each.as_json() for each in tuned])
         outcomes = run(tuning.chosen(tuned, trials), destination)
-        outcomes += [Outcome(each.label, tuning.seed, each.reason, {}, []) for each in tuned if each.best is None]
+        outcomes += [
+            Outcome(label=each.label, seed=tuning.seed, failure=each.reason, result={}, curve=[])
+            for each in tuned
+            if each.best is None
+        ]
     _publish(outcomes, destination)
     return outcomes
 
@@ -121,38 +125,42 @@ def _run_what_is_open(
     if needed:
         passes_needed = "1 pass" if len(needed) == 1 else f"{len(needed)} passes"
         output.say(f"gradients {passes_needed} for {sum(len(shared.trials) for shared in needed)} runs")
-    failures = _run_all("passes", [_pass_job(reference, shared) for shared in needed], jobs)
+    failures = _run_all("passes", [_pass_run_command(reference, shared) for shared in needed], jobs)
     for shared in needed:
         if reason := failures.pop(shared.folder.path, None):
             failures |= {trial.folder.path: f"its gradient pass failed: {reason}" for trial in shared.trials}
     shared_by = {trial.folder.path: shared for shared in passes for trial in shared.trials}
     ready = [trial for trial in unfinished if trial.folder.path not in failures]
-    failures |= _run_all("runs", [_job(reference, trial, shared_by.get(trial.folder.path)) for trial in ready], jobs)
+    failures |= _run_all(
+        "runs", [_run_command(reference, trial, shared_by.get(trial.folder.path)) for trial in ready], jobs
+    )
     for shared in passes:
         if shared.drop_if_done():
             output.say(f"gradients {shared.folder.gradients} is deleted: every run that starts from it is finished")
     return failures
 
 
-def _job(reference: str, trial: Trial, shared: SharedPass | None) -> Job:
+def _run_command(reference: str, trial: Trial, shared: SharedPass | None) -> Command:
     folder = trial.folder
     begun = folder.plan.exists() or folder.newest_checkpoint() is not None or folder.trained is not None
     kept = ("--from-gradients", str(shared.folder.gradients)) if shared else ()
     how = "--resume" if begun else "--overwrite"
-    return Job(trial.label, trial.folder, ("run", reference, *_set(trial.overrides), how, *kept))
+    return Command(
+        label=trial.label, folder=trial.folder, arguments=("run", reference, *_set(trial.overrides), how, *kept)
+    )
 
 
-def _pass_job(reference: str, shared: SharedPass) -> Job:
-    how = "--resume" if shared.folder.partial.exists() and not shared.folder.plan.exists() else "--overwrite"
+def _pass_run_command(reference: str, shared: SharedPass) -> Command:
+    how = "--resume" if shared.folder.pass_checkpoint.exists() and not shared.folder.plan.exists() else "--overwrite"
     arguments = ("precompute", reference, *_set(shared.overrides), "--keep-gradients", "fp32", how)
-    return Job(f"seed {shared.trials[0].seed}", shared.folder, arguments)
+    return Command(label=f"seed {shared.trials[0].seed}", folder=shared.folder, arguments=arguments)
 
 
 def _set(overrides: Sequence[str]) -> list[str]:
     return [part for setting in overrides for part in ("--set", setting)]
 
 
-def _run_all(what: str, jobs: Sequence[Job], at_once: int) -> dict[Path, str]:
+def _run_all(what: str, jobs: Sequence[Command], at_once: int) -> dict[Path, str]:
     """Run the commands; returns why those that failed did, by folder."""
     from torch.cuda import device_count
 
@@ -162,23 +170,23 @@ def _run_all(what: str, jobs: Sequence[Job], at_once: int) -> dict[Path, str]:
     free, failures, running = list(places), {}, []
     lock, stopping = threading.Lock(), threading.Event()
 
-    def run(job: Job) -> None:
+    def run(command: Command) -> None:
         with lock:
             place = free.pop(0)
         try:
-            process = _start(job, place, len(places))
+            process = _start(command, place, len(places))
             running.append(process)
             code = process.wait()
             if code:
-                failures[job.folder.path] = _reason(job, code)
+                failures[command.folder.path] = _reason(command, code)
         finally:
             with lock:
                 free.append(place)
                 if not stopping.is_set():
-                    meter.advance(facts=job.label)
+                    meter.advance(facts=command.label)
 
     with Meter(output, what, len(jobs)) as meter, ThreadPoolExecutor(len(places)) as pool:
-        waiting = [pool.submit(run, job) for job in jobs]
+        waiting = [pool.submit(run, command) for command in jobs]
         try:
             for each in waiting:
                 each.result()
@@ -193,29 +201,39 @@ def _run_all(what: str, jobs: Sequence[Job], at_once: int) -> dict[Path, str]:
     return failures
 
 
-def _start(job: Job, place: int, places: int) -> subprocess.Popen[str]:
-    job.folder.path.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "gora", *job.arguments]
+def _start(command: Command, place: int, places: int) -> subprocess.Popen[str]:
+    command.folder.path.mkdir(parents=True, exist_ok=True)
+    line = [sys.executable, "-m", "gora", *command.arguments]
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // places)), **os.environ}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[place] if visible else str(place)
-    with open(job.folder.path / "output.txt", "w", encoding="utf-8") as stream:
-        return subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, text=True)
+    with open(command.folder.path / "output.txt", "w", encoding="utf-8") as stream:
+        return subprocess.Popen(line, env=environment, stdout=stream, stderr=stream, text=True)
 
 
-def _reason(job: Job, code: int) -> str:
-    lines = (job.folder.path / "output.txt").read_text(encoding="utf-8").strip().splitlines()
+def _reason(command: Command, code: int) -> str:
+    lines = (command.folder.path / "output.txt").read_text(encoding="utf-8").strip().splitlines()
     said = [line.removeprefix("gora: ") for line in lines if line.startswith("gora: ")]
     return (said or lines or [f"exit code {code}"])[-1]
 
 
 def _outcome(trial: Trial, failures: dict[Path, str]) -> Outcome:
     if not trial.finished:
-        return Outcome(trial.label, trial.seed, failures.get(trial.folder.path, "it was not run"), {}, [])
+        return Outcome(
+            label=trial.label,
+            seed=trial.seed,
+            failure=failures.get(trial.folder.path, "it was not run"),
+            result={},
+            curve=[],
+        )
     result: dict[str, Any] = json.loads(trial.folder.evaluation.read_text(encoding="utf-8"))
     lines = [json.loads(line) for line in trial.folder.metrics.read_text(encoding="utf-8").splitlines()]
     return Outcome(
-        trial.label, trial.seed, None, result, [(line["step"], line["loss"]) for line in lines if "loss" in line]
+        label=trial.label,
+        seed=trial.seed,
+        failure=None,
+        result=result,
+        curve=[(line["step"], line["loss"]) for line in lines if "loss" in line],
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from gora.errors import InputError
 from gora.evaluation.models.load import BackendName, load_subject
 from gora.evaluation.models.locate import Named, find_subject
-from gora.evaluation.models.subject import LocalSubject, Shared
+from gora.evaluation.models.subject import DistributedBackend, LocalSubject
 from gora.evaluation.registry import task_named
 from gora.evaluation.task import Options, Scores, Task
 from gora.evaluation.tasks.harness import PREFIX, Foreign, check_place, second_opinion
@@ -32,7 +32,7 @@ from gora.runtime.world import World, join
 Which = Literal["trained", "base", "both"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """What to ask, and how.
 
@@ -62,7 +62,7 @@ def evaluate(reference: str, job: Job, *, destination: Path | None = None) -> di
     Args:
         reference: a run folder, an adapter folder, or a model (folder or hub id).
         job: what to ask.
-        destination: where `evaluation.json` and the folder `evaluation` go; None is the run's folder, or one in `runs`.
+        destination: where `results.json` and the folder `evaluation` go; None is the run's folder, or one in `runs`.
 
     Returns:
         Scores by task and side (`trained`, `base`), in process 0; nothing in the others.
@@ -87,7 +87,7 @@ def evaluate(reference: str, job: Job, *, destination: Path | None = None) -> di
             figures = {name: {side: scores.metrics for side, scores in sides.items()} for name, sides in found.items()}
             if any(scores.metrics for sides in found.values() for scores in sides.values()):
                 output.say(scores_table(figures))
-            output.say(f"results   {folder.evaluation}, {folder.tasks}")
+            output.say(f"results   {folder.results}, {folder.evaluation}")
     return found
 
 
@@ -117,7 +117,7 @@ def closing_job(recipe: Recipe, *, allow_code_execution: bool, trust_remote_code
     tasks = []
     for section in recipe.evaluation.tasks:
         options = Options(
-            Path(),
+            folder=Path(),
             data=section.path,
             limit=section.max_rows,
             seed=recipe.seed,
@@ -125,12 +125,12 @@ def closing_job(recipe: Recipe, *, allow_code_execution: bool, trust_remote_code
             allow_code_execution=allow_code_execution,
         )
         tasks.append((task_named(section.name), options))
-    return Job(tasks, batch_size=recipe.evaluation.batch_size, trust_remote_code=trust_remote_code)
+    return Job(tasks=tasks, batch_size=recipe.evaluation.batch_size, trust_remote_code=trust_remote_code)
 
 
 def unfinished(job: Job, folder: RunFolder, world: World) -> Job:
     """What of a job an earlier run has not finished in this folder; the same in every process."""
-    results = world.from_main(lambda: read_results(folder.evaluation))
+    results = world.from_main(lambda: read_results(folder.results))
     done = [name for name, sides in results.items() if "trained" in sides]
     return replace(job, tasks=[(task, options) for task, options in job.tasks if task.name not in done])
 
@@ -156,7 +156,7 @@ def _ask(
     output.say(f"subject   {named.name}: {subject.prompting.title}")
     if world.size == 1:
         return _run_all(named, subject, sides, job, folder)
-    shared = Shared(subject.backend, world)
+    shared = DistributedBackend(subject.backend, world)
     if not world.main:
         shared.serve()
         return []
@@ -179,7 +179,7 @@ def _run_all(
 
 
 def _one(named: Named, subject: LocalSubject, side: str, task: Task, options: Options, folder: RunFolder) -> Scores:
-    place = folder.tasks / f"{task.name.replace('/', '-')}-{side}"
+    place = folder.evaluation / f"{task.name.replace('/', '-')}-{side}"
     place.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     mine = replace(options, folder=place, model_name=named.name, model_fingerprint=subject.identity)
@@ -196,7 +196,7 @@ def _one(named: Named, subject: LocalSubject, side: str, task: Task, options: Op
         "subject": named.name,
         "model": named.model.name,
         "adapter": None if subject.base or named.adapter is None else str(named.adapter),
-        "form": subject.prompting.title,
+        "prompt_format": subject.prompting.title,
         "seed": options.seed,
         "limit": options.limit,
         **subject.backend.facts,
@@ -205,7 +205,7 @@ def _one(named: Named, subject: LocalSubject, side: str, task: Task, options: Op
         "rows": str(rows),
         "versions": versions(),
     }
-    record(folder.evaluation, task.name, side, {"metrics": scores.metrics, **facts})
+    record(folder.results, task.name, side, {"metrics": scores.metrics, **facts})
     return scores
 
 

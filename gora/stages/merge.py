@@ -22,11 +22,11 @@ from gora.adapters.load import (
     first_of,
     is_classifier,
     load_adapter,
+    read_base_note,
     read_config,
-    read_origin,
     tensor_names,
 )
-from gora.adapters.save import NOTE, BaseNote
+from gora.adapters.save import ADAPTER_NOTE, BaseNote
 from gora.data import padding_id
 from gora.errors import GoraError, InputError
 from gora.files import publish
@@ -96,9 +96,9 @@ def merge(
     with publish(destination) as aside, output.terminal.status("writing and comparing"):
         merged.save_pretrained(str(aside), safe_serialization=True)
         job.tokenizer.save_pretrained(str(aside))
-        if (adapter / NOTE).exists():
+        if (adapter / ADAPTER_NOTE).exists():
             # Whoever asks the merged model something needs the form that was trained.
-            shutil.copyfile(adapter / NOTE, aside / NOTE)
+            shutil.copyfile(adapter / ADAPTER_NOTE, aside / ADAPTER_NOTE)
         del merged
         gc.collect()
         found = _probe_folder(aside, job)
@@ -111,7 +111,7 @@ def merge(
     return result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Job:
     """All that is known before the base model is loaded."""
 
@@ -126,7 +126,7 @@ class _Job:
 
     @classmethod
     def of(cls, adapter: Path, config: PeftConfig, name: str, dtype: str, trust_remote_code: bool) -> _Job:
-        origin = read_origin(adapter)
+        origin = read_base_note(adapter)
         # A broken file is named before anything is loaded.
         tensor_names(adapter)
         # The revision is one of the model that the adapter names.
@@ -139,7 +139,14 @@ class _Job:
         loaded = origin.dtype if origin else _own_dtype(source)
         settings = settings.model_copy(update={"dtype": loaded})
         tokenizer = _find_tokenizer(adapter, settings, source)
-        return cls(adapter, origin, source, settings, loaded if dtype == "auto" else dtype, tokenizer)
+        return cls(
+            adapter=adapter,
+            origin=origin,
+            source=source,
+            settings=settings,
+            dtype=loaded if dtype == "auto" else dtype,
+            tokenizer=tokenizer,
+        )
 
     @property
     def tolerance(self) -> float:

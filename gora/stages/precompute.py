@@ -9,15 +9,16 @@ from pathlib import Path
 
 from gora.errors import InputError
 from gora.files import write_text
-from gora.gradients.archive import KeptStatistics, KeptType, keep_gradients
+from gora.gradients.archive import ArchivedStatistics, ArchiveType, archive_gradients
 from gora.gradients.sampled import SampledStatistics
 from gora.models.sharding import shard_weights
 from gora.models.targets import weight_shape
 from gora.plan import DataIdentity, Factors, ModelIdentity, Plan, write_plan
-from gora.planning.decisions import Origin, make_plan, micro_batch_size
+from gora.planning.decisions import PassInputs, make_plan
 from gora.planning.gradient_pass import Collected, collect_gradients
 from gora.planning.placement import check_memory
 from gora.recipe import dump_recipe
+from gora.recipe.derived import micro_batch_size
 from gora.recipe.schema import Recipe
 from gora.report.ranks import rank_report
 from gora.runs.folder import RunFolder
@@ -42,7 +43,7 @@ def precompute(
     resume: bool = False,
     overwrite: bool = False,
     low_memory: bool = False,
-    keep: KeptType | None = None,
+    keep: ArchiveType | None = None,
     trust_remote_code: bool = False,
 ) -> Precomputed:
     """Collect gradients and write `<output>/plan.safetensors`.
@@ -78,17 +79,17 @@ def precompute(
         collected = collect_gradients(setup, folder, model, targets, identity, low_memory=low_memory)
         summed = time.monotonic()
         shapes = {name: weight_shape(module) for name, module in targets.items()}
-        origin = _origin(setup, identity)
-        plan, factors = make_plan(recipe, origin, shapes, collected.statistics)
+        inputs = _inputs(setup, identity)
+        plan, factors = make_plan(recipe, inputs, shapes, collected.statistics)
         _report_sampling(collected, shapes)
         if keep and not isinstance(collected.statistics, SampledStatistics):
-            keep_gradients(folder.gradients, collected.statistics, shapes, keep, _as_json(origin), write=world.main)
+            archive_gradients(folder.gradients, collected.statistics, shapes, keep, _as_json(inputs), write=world.main)
             output.say(f"kept      {folder.gradients} ({keep})")
         if world.main:
             if overwrite:
                 clear(folder)
             _publish(folder, recipe, plan, factors)
-            folder.drop_partial()
+            folder.drop_pass_checkpoint()
         # Another process may go on to read the plan.
         world.barrier()
         done = time.monotonic()
@@ -116,10 +117,10 @@ def plan_again(recipe: Recipe, gradients: Path, *, overwrite: bool = False) -> P
     _check_folder(folder, resume=False, overwrite=overwrite)
     start = time.monotonic()
     with output.logging_to(folder.log, "precompute"):
-        statistics = KeptStatistics(gradients)
-        origin = _from_json(statistics.origin)
-        _refuse_other_pass(recipe, gradients, origin)
-        plan, factors = make_plan(recipe, origin, statistics.shapes, statistics)
+        statistics = ArchivedStatistics(gradients)
+        inputs = _from_json(statistics.inputs)
+        _refuse_other_pass(recipe, gradients, inputs)
+        plan, factors = make_plan(recipe, inputs, statistics.shapes, statistics)
         _publish(folder, recipe, plan, factors)
         output.say(f"plan      {folder.plan}, from {gradients}")
     return Precomputed(plan, folder.plan, time.monotonic() - start)
@@ -129,15 +130,15 @@ def _check_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise InputError("--resume goes on with an earlier run and --overwrite deletes it: give one of the two.")
     if overwrite:
-        folder.drop_partial()
+        folder.drop_pass_checkpoint()
     else:
         folder.refuse_to_replace(folder.plan, how="Add --overwrite to replace it, or give another --set output=FOLDER.")
     if not resume:
         how = "Add --resume to go on with it, or --overwrite to begin anew."
-        folder.refuse_to_replace(folder.partial, how=how)
+        folder.refuse_to_replace(folder.pass_checkpoint, how=how)
 
 
-def _refuse_what_needs_whole_gradients(recipe: Recipe, keep: KeptType | None) -> None:
+def _refuse_what_needs_whole_gradients(recipe: Recipe, keep: ArchiveType | None) -> None:
     settings, wanted = recipe.gora, []
     if keep:
         wanted.append("--keep-gradients: there is nothing to keep")
@@ -151,27 +152,29 @@ def _refuse_what_needs_whole_gradients(recipe: Recipe, keep: KeptType | None) ->
         raise InputError("--low-memory never has whole gradients. Leave it out, or change what needs them.", wanted)
 
 
-def _origin(setup: Setup, model: ModelIdentity) -> Origin:
+def _inputs(setup: Setup, model: ModelIdentity) -> PassInputs:
     data = DataIdentity(fingerprint=setup.data.fingerprint)
     recipe = setup.recipe
-    return Origin(model, data, recipe.gora.steps, micro_batch_size(recipe), recipe.seed)
+    return PassInputs(
+        model=model, data=data, steps=recipe.gora.steps, micro_batch_size=micro_batch_size(recipe), seed=recipe.seed
+    )
 
 
-def _as_json(origin: Origin) -> dict[str, object]:
-    return {**asdict(origin), "model": origin.model.model_dump(), "data": origin.data.model_dump()}
+def _as_json(inputs: PassInputs) -> dict[str, object]:
+    return {**asdict(inputs), "model": inputs.model.model_dump(), "data": inputs.data.model_dump()}
 
 
-def _from_json(document: Mapping[str, object]) -> Origin:
+def _from_json(document: Mapping[str, object]) -> PassInputs:
     values = dict(document)
     model, data = ModelIdentity.model_validate(values.pop("model")), DataIdentity.model_validate(values.pop("data"))
-    return Origin(model, data, **values)  # type: ignore[arg-type]
+    return PassInputs(model=model, data=data, **values)  # type: ignore[arg-type]
 
 
-def _refuse_other_pass(recipe: Recipe, gradients: Path, origin: Origin) -> None:
+def _refuse_other_pass(recipe: Recipe, gradients: Path, inputs: PassInputs) -> None:
     pairs = {
-        "seed": (origin.seed, recipe.seed),
-        "gora.steps": (origin.steps, recipe.gora.steps),
-        "gora.micro_batch_size": (origin.micro_batch_size, micro_batch_size(recipe)),
+        "seed": (inputs.seed, recipe.seed),
+        "gora.steps": (inputs.steps, recipe.gora.steps),
+        "gora.micro_batch_size": (inputs.micro_batch_size, micro_batch_size(recipe)),
     }
     if differing := [f"{key}: {old} there, {new} in the recipe" for key, (old, new) in pairs.items() if old != new]:
         raise InputError(f"{gradients} holds the gradients of another pass.", differing)

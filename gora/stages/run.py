@@ -92,7 +92,7 @@ def _check_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
         raise InputError("--resume goes on with an earlier run and --overwrite deletes it: give one of the two.")
     if not resume and not overwrite:
         how = "Add --resume to go on with it, --overwrite to replace it, or give another --set output=FOLDER."
-        folder.refuse_earlier_run(folder.plan, folder.partial, folder.adapter, folder.model, how=how)
+        folder.refuse_earlier_run(folder.plan, folder.pass_checkpoint, folder.adapter, folder.model, how=how)
 
 
 def _summary(folder: RunFolder, trained: Trained, merged: bool, seconds: float) -> Table:
@@ -100,7 +100,7 @@ def _summary(folder: RunFolder, trained: Trained, merged: bool, seconds: float) 
     if trained.losses:
         base, final = trained.losses["base"], trained.losses["final"]
         table.add_row("evaluation loss", f"{base:.4f} with the base model, {final:.4f} with the adapter")
-    for task, sides in read_results(folder.evaluation).items():
+    for task, sides in read_results(folder.results).items():
         figures = sides["trained"]["metrics"] if "trained" in sides else {}
         table.add_row(task, ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
     table.add_row("adapter", str(trained.adapter))

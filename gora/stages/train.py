@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from gora.adapters.save import BaseNote, adapter_values, save_adapter, save_whole
-from gora.data.prompting import form_note
+from gora.data.prompting import describe_prompt_format
 from gora.errors import GoraError, InputError, Interrupted
 from gora.files import write_text
 from gora.methods import METHODS
@@ -21,7 +21,7 @@ from gora.runs.finish import complete, finish, is_finished, note_before_saving
 from gora.runs.folder import RunFolder
 from gora.runs.loss import evaluate_loss
 from gora.runs.results import versions
-from gora.runs.resume import check_same_rows, clear, origin_of, plan_differences, starting_point
+from gora.runs.resume import check_same_rows, clear, plan_differences, provenance_of, starting_point
 from gora.runs.setup import Setup, begin
 from gora.runtime.console import output
 from gora.runtime.interrupt import StopRequest, stopping_between_steps
@@ -159,7 +159,7 @@ def _run_trainer(
             StopWhenAsked(request, world),
             RefuseNaN(world, lambda: gradient_norm(trainer)),
         ],
-        origin=origin_of(setup.recipe, folder, setup.data.fingerprint, world),
+        provenance=provenance_of(setup.recipe, folder, setup.data.fingerprint, world),
     )
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -181,14 +181,16 @@ def _save(setup: Setup, folder: RunFolder, start: Wrapped) -> Path:
         raise GoraError(
             "The base weights changed during training. The adapter would not fit the base model, so it is not saved."
         )
-    values, form = adapter_values(model), form_note(setup.recipe.data)
+    values, prompt_format = adapter_values(model), describe_prompt_format(setup.recipe.data)
     if not isinstance(model, PeftModel):
         if setup.world.main:
-            save_whole(folder.model, model, setup.tokenizer, model.dtype, form)
+            save_whole(folder.model, model, setup.tokenizer, model.dtype, prompt_format)
         return folder.model
     dtype = str(model.dtype).removeprefix("torch.")
     labels = tuple(setup.recipe.data.choices or ()) if setup.source.head == "classification" else None
-    base = BaseNote(dtype, setup.recipe.model.quantization, start.original, labels)
+    base = BaseNote(
+        dtype=dtype, quantization=setup.recipe.model.quantization, fingerprint=start.original, labels=labels
+    )
     if setup.world.main:
         save_adapter(
             folder.adapter,
@@ -196,7 +198,7 @@ def _save(setup: Setup, folder: RunFolder, start: Wrapped) -> Path:
             setup.tokenizer,
             method=adapter.method,
             base=base,
-            form=form,
+            prompt_format=prompt_format,
             values=values,
             initial=start.initial,
         )

@@ -22,13 +22,13 @@ class DealtBatches(Sampler[list[int]]):
     Args:
         rows: how many there are.
         size: rows of a micro-batch.
-        rank: which process this is.
+        index: which process this is.
         processes: how many there are.
         seed: of the order, which is another one in each epoch.
     """
 
-    def __init__(self, rows: int, size: int, rank: int, processes: int, seed: int) -> None:
-        self._rows, self._size, self._rank, self._processes, self._seed = rows, size, rank, processes, seed
+    def __init__(self, rows: int, size: int, index: int, processes: int, seed: int) -> None:
+        self._rows, self._size, self._index, self._processes, self._seed = rows, size, index, processes, seed
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -42,7 +42,7 @@ class DealtBatches(Sampler[list[int]]):
         generator = torch.Generator().manual_seed(self._seed + self._epoch)
         order = torch.randperm(self._rows, generator=generator).tolist()
         for turn in range(len(self)):
-            first = (turn * self._processes + self._rank) * self._size
+            first = (turn * self._processes + self._index) * self._size
             yield order[first : first + self._size] or [self._rows]
 
 

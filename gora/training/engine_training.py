@@ -138,7 +138,7 @@ def _innermost(optimizer: Any) -> str:
 def _builds(world: World) -> bool:
     """Whether DeepSpeed's CPU Adam can be built; one process of each host builds it, the others take what it left."""
     reason = ""
-    for builds in (world.local_rank == 0, world.local_rank != 0):
+    for builds in (world.local_index == 0, world.local_index != 0):
         if builds:
             try:
                 from deepspeed.ops.op_builder import CPUAdamBuilder

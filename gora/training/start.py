@@ -16,7 +16,7 @@ from gora.files import publish
 from gora.methods import METHODS, AdapterSettings, Method, Wrapping
 from gora.methods.base import factors_of
 from gora.models.fingerprint import base_weights, weights_fingerprint
-from gora.models.sharding import whole
+from gora.models.sharding import gather
 from gora.models.targets import weight_shape
 from gora.plan import Factors, Plan, identity_differences, read_factors
 from gora.planning.gradient_pass import collect_gradients
@@ -28,7 +28,7 @@ from gora.runtime.console import output
 from gora.runtime.world import World
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Wrapped:
     """What training starts from.
 
@@ -82,12 +82,12 @@ def wrap_model(setup: Setup, folder: RunFolder, plan: Plan | None, *, steps: int
     if losses:
         with_each = f"{losses['base']:.4f} with the base model, {losses['initial']:.4f} with the initial adapter"
         output.say(f"loss      {with_each}, on {len(setup.data.eval or ()):,} evaluation rows")
-    return Wrapped(wrapped, original, frozen, initial, trainable, losses)
+    return Wrapped(model=wrapped, original=original, frozen=frozen, initial=initial, trainable=trainable, losses=losses)
 
 
 def fingerprint(model: nn.Module, world: World) -> str:
     """Fingerprint of all frozen base weights, taken by process 0; the others hand it their shares."""
-    weights = ((name, whole(weight)) for name, weight in base_weights(model) if not weight.requires_grad)
+    weights = ((name, gather(weight)) for name, weight in base_weights(model) if not weight.requires_grad)
     if world.main:
         return world.from_main(lambda: weights_fingerprint(weights))
     for _ in weights:
@@ -111,19 +111,21 @@ def _wrapping(
         identity = setup.identify(model, targets)
         collected = collect_gradients(setup, folder, model, targets, identity, low_memory=False)
         if setup.world.main:
-            folder.drop_partial()
+            folder.drop_pass_checkpoint()
         return collected.statistics.mean  # type: ignore[union-attr]
 
     batches = MicroBatches(setup)
     return Wrapping(
-        targets,
-        AdapterSettings(settings.rank, settings.alpha, settings.dropout, settings.dora),
-        steps,
-        plan,
-        read_factors(folder.plan, plan) if plan else {},
-        gradients,
-        lambda: (batches[index] for index in range(batches.steps)),
-        _read_initial(folder) if method.moves_weights and resumed else None,
+        targets=targets,
+        settings=AdapterSettings(
+            rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, dora=settings.dora
+        ),
+        steps=steps,
+        plan=plan,
+        factors=read_factors(folder.plan, plan) if plan else {},
+        gradients=gradients,
+        batches=lambda: (batches[index] for index in range(batches.steps)),
+        initial=_read_initial(folder) if method.moves_weights and resumed else None,
     )
 
 

@@ -21,7 +21,7 @@ from gora.methods import Method
 from gora.models.checkpointing import recompute_activations
 from gora.models.load import default_device
 from gora.recipe.schema import Recipe
-from gora.runs.folder import RunFolder
+from gora.runs.folder import PROVENANCE, RunFolder
 from gora.runtime.engine import Engine
 from gora.runtime.precision import Precision, autocast
 from gora.runtime.world import World
@@ -30,9 +30,6 @@ from gora.training.engine_training import engine_arguments, make_optimizer
 from gora.training.groups import parameter_groups
 from gora.training.rows_checksum import rows_checksum
 from gora.training.schedule import make_schedule
-
-ORIGIN = "gora.json"
-"""What a checkpoint is of: recipe, plan and rows."""
 
 
 class GoraTrainer(Trainer):
@@ -54,7 +51,7 @@ class GoraTrainer(Trainer):
         all_used: whether every trained parameter is known to get a gradient.
         evaluate_loss: mean loss per token on the evaluation rows; None where there are none.
         callbacks: told of what happens.
-        origin: what the run is of, saved with every checkpoint.
+        provenance: what the run is of, saved with every checkpoint.
     """
 
     def __init__(
@@ -75,9 +72,9 @@ class GoraTrainer(Trainer):
         all_used: bool,
         evaluate_loss: Callable[[], float] | None,
         callbacks: list[TrainerCallback],
-        origin: dict[str, Any],
+        provenance: dict[str, Any],
     ) -> None:
-        self._wrapped, self._recipe, self._folder, self._origin = model, recipe, folder, origin
+        self._wrapped, self._recipe, self._folder, self._provenance = model, recipe, folder, provenance
         self._precision, self._world, self._engine = precision, world, engine
         self._supervised = collator.supervised
         self._method, self._lr_ratio, self._evaluate_loss = method, lr_ratio, evaluate_loss
@@ -105,7 +102,7 @@ class GoraTrainer(Trainer):
         """The micro-batches of this process."""
         rows: Any = self.train_dataset
         size, world = self.args.per_device_train_batch_size, self._world
-        batches = DealtBatches(len(rows), size, world.rank, world.size, self._recipe.seed)
+        batches = DealtBatches(len(rows), size, world.index, world.size, self._recipe.seed)
         pin = self.args.dataloader_pin_memory
         loader = DataLoader(rows, batch_sampler=batches, collate_fn=self.data_collator, pin_memory=pin)
         # They are dealt out already: Accelerate is only to bring them to the device.
@@ -208,7 +205,7 @@ class GoraTrainer(Trainer):
                 for file in (aside / final.name).iterdir():
                     file.rename(aside / file.name)
                 (aside / final.name).rmdir()
-                write_json(aside / ORIGIN, self._origin)
+                write_json(aside / PROVENANCE, self._provenance)
         if self._world.main:
             self._drop_old_checkpoints()
         self._world.barrier()

@@ -22,7 +22,7 @@ def measure(way: str) -> None:
     import torch
 
     from gora.gradients.attach import Attachment
-    from gora.gradients.checkpoint import NoKeeper
+    from gora.gradients.checkpoint import NoCheckpoint
     from gora.gradients.collect import Collection, Pace
     from gora.gradients.sums import DeviceSums
     from gora.models.targets import weight_shape
@@ -46,7 +46,14 @@ def measure(way: str) -> None:
             loss_of(batches[index]).backward()
     else:
         sums = DeviceSums({name: weight_shape(module) for name, module in targets.items()}, setup.device)
-        Collection(Attachment(model, targets), sums, batches.__getitem__, loss_of, Pace.alone(STEPS), NoKeeper()).run()
+        Collection(
+            attachment=Attachment(model, targets),
+            sums=sums,
+            batch_of=batches.__getitem__,
+            loss_of=loss_of,
+            pace=Pace.alone(STEPS),
+            checkpoint=NoCheckpoint(),
+        ).run()
     seconds = time.perf_counter() - start
     print("measured", seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 

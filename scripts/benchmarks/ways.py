@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gora.gradients.attach import Attachment
-from gora.gradients.buffered import HeldSums, micro_batches_to_hold
+from gora.gradients.buffered import BufferedSums, micro_batches_to_buffer
 from gora.gradients.host import HostSums
 from gora.gradients.replay import LONGEST, Replay
 from gora.gradients.sums import DeviceSums, Sums
@@ -98,7 +98,7 @@ def gora_on_host(model: nn.Module, layers: dict[str, nn.Module], tokens: int) ->
 
 def gora_held(model: nn.Module, layers: dict[str, nn.Module], tokens: int) -> AbstractContextManager[Step]:
     """The collector with its sums in pinned host memory, several micro-batches at a time."""
-    return _gora(model, layers, HeldSums(HostSums(shapes_of(layers), DEVICE), micro_batches_to_hold(tokens)))
+    return _gora(model, layers, BufferedSums(HostSums(shapes_of(layers), DEVICE), micro_batches_to_buffer(tokens)))
 
 
 @contextmanager

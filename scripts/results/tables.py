@@ -115,7 +115,7 @@ def rate_that_counts(seeds: dict[float, int], losses: dict[str, float | None]) -
 def read_runs(folder: Path) -> Iterator[tuple[str, float, Run]]:
     """Method, learning rate and result of the finished runs of a comparison."""
     names = {re.sub(r"[^\w.+=-]+", "_", name): name for name in (*METHODS, *CHANGED)}
-    for path in sorted(folder.glob("runs/*/evaluation.json")):
+    for path in sorted(folder.glob("runs/*/results.json")):
         parts = re.fullmatch(r"(.*)_at_([\d.e-]+)_seed=(\d+)", path.parent.name)
         assert parts is not None, path
         result = json.loads(path.read_text())

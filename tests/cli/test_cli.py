@@ -157,12 +157,12 @@ def test_a_run_leaves_every_file_of_the_design_and_says_what_is_next(ran):
         "plan.safetensors",
         "adapter",
         "metrics.jsonl",
-        "evaluation.json",
+        "results.json",
         "log.txt",
         "merged",
     }
     assert not [name for name in names if name.startswith(".")]
-    losses = json.loads((folder / "runs" / "quickstart" / "evaluation.json").read_text())["loss"]
+    losses = json.loads((folder / "runs" / "quickstart" / "results.json").read_text())["loss"]
     assert f"{losses['base']:.4f} with the base model, {losses['final']:.4f} with the adapter" in done.stdout
     assert losses["final"] < losses["base"]
     assert "gora inspect-ranks runs/quickstart/plan.safetensors" in done.stdout
@@ -254,10 +254,10 @@ def test_ctrl_c_in_precompute_keeps_the_sums_and_nothing_half_made(tmp_path):
         ["precompute", "quickstart", *settings("gora.steps=500")], tmp_path, "sums      ", signal.SIGINT
     )
     assert code == 130
-    assert re.search(r"Stopped by signal 2. .*gradients.partial holds the sums of \d+ of 500 .* add --resume", said)
+    assert re.search(r"Stopped by signal 2. .*gradients.checkpoint holds the sums of \d+ of 500 .* add --resume", said)
     assert "Traceback" not in said
     names = sorted(path.name for path in (tmp_path / "runs" / "quickstart").iterdir())
-    assert names == ["gradients.partial", "log.txt"]
+    assert names == ["gradients.checkpoint", "log.txt"]
 
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -54,7 +54,7 @@ def test_methods_are_compared_in_processes_of_their_own_and_finished_runs_are_no
     for name in ("gora", "lora"):
         row = rows[f"{name} max_length=128"]
         folder = tmp_path / "made" / "runs" / f"{name}_max_length=128_seed=0"
-        result = json.loads((folder / "evaluation.json").read_text())
+        result = json.loads((folder / "results.json").read_text())
         assert row["loss"]["mean"] == result["loss"]["final"]
         assert row["trainable"] == result["trainable_parameters"] > 0
         assert row["seeds"] == [0]
@@ -64,7 +64,7 @@ def test_methods_are_compared_in_processes_of_their_own_and_finished_runs_are_no
     assert (tmp_path / "made" / "comparison.png").stat().st_size > 1000
     table = (tmp_path / "made" / "comparison.md").read_text()
     assert "| failed: seed 0: " in table
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "made" / "runs").glob("*/evaluation.json")}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "made" / "runs").glob("*/results.json")}
     assert len(before) == 2
     once_more = gora(*arguments, "--vary", "data.max_length=128", cwd=tmp_path)
     assert "compare   2 runs, 2 of them finished before" in once_more.stdout
@@ -97,7 +97,10 @@ def test_a_stopped_comparison_does_not_count_what_it_stopped(tmp_path, monkeypat
         raise StopSignal(signal.SIGINT)
 
     monkeypatch.setattr(comparing, "_start", start)
-    jobs = [comparing.Job(label, RunFolder(tmp_path / label), ()) for label in ("short", "long", "longer")]
+    jobs = [
+        comparing.Command(label=label, folder=RunFolder(tmp_path / label), arguments=())
+        for label in ("short", "long", "longer")
+    ]
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, 3)
     try:
@@ -330,7 +333,7 @@ def outcome(label, seed, final, failure=None):
         "seconds": 2.0,
         "peak_bytes": {"host": 10**9},
     }
-    return Outcome(label, seed, failure, {} if failure else result, [(1, final)])
+    return Outcome(label=label, seed=seed, failure=failure, result={} if failure else result, curve=[(1, final)])
 
 
 def test_rows_hold_mean_and_sample_deviation_and_a_failed_seed_is_named():

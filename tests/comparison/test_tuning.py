@@ -27,7 +27,7 @@ def test_a_value_is_chosen_on_another_seed_and_the_seeds_that_count_are_run_at_i
     assert (tuned["label"], tuned["best"], tuned["at_an_end"]) == ("lora", "5e-3", True)
     for value, loss in tuned["losses"].items():
         run = made / "tuning" / "runs" / f"lora_learning_rate={value}_seed=1"
-        assert json.loads((run / "evaluation.json").read_text())["loss"]["final"] == loss
+        assert json.loads((run / "results.json").read_text())["loss"]["final"] == loss
     (row,) = json.loads((made / "comparison.json").read_text())
     assert (row["label"], row["seeds"]) == ("lora learning_rate=5e-3", [0])
     assert [run.name for run in (made / "runs").iterdir()] == ["lora_learning_rate=5e-3_seed=0"]

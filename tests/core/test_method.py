@@ -38,7 +38,7 @@ def planned(tmp_path_factory):
 
 
 def wrapping(model, plan, factors):
-    return Wrapping(find_targets(model, "attention"), SHARED, plan=plan, factors=factors)
+    return Wrapping(targets=find_targets(model, "attention"), settings=SHARED, plan=plan, factors=factors)
 
 
 def loss_with(setup, plan, factors, change=lambda factor_b: factor_b):

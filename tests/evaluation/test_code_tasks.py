@@ -48,7 +48,7 @@ class Oracle:
 
 
 def options(tmp_path, data, **more):
-    return Options(tmp_path, str(data), allow_code_execution=True, **more)
+    return Options(folder=tmp_path, data=str(data), allow_code_execution=True, **more)
 
 
 def fenced(code):
@@ -261,9 +261,9 @@ def test_several_samples_are_drawn_and_counted(tmp_path):
 @pytest.mark.parametrize("task", [HumanEval(), Mbpp()], ids=lambda task: task.name)
 def test_programs_are_run_only_where_the_user_allows_it(tmp_path, task):
     with pytest.raises(InputError, match="--allow-code-execution"):
-        task.check(Options(tmp_path, str(FIXTURES / task.name)))
+        task.check(Options(folder=tmp_path, data=str(FIXTURES / task.name)))
     with pytest.raises(InputError, match="--allow-code-execution"):
-        task.evaluate(Oracle([], converses=True), Options(tmp_path, str(FIXTURES / task.name)))
+        task.evaluate(Oracle([], converses=True), Options(folder=tmp_path, data=str(FIXTURES / task.name)))
     task.check(options(tmp_path, FIXTURES / task.name))
 
 

@@ -14,7 +14,7 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gora.data import prepare
-from gora.data.prompting import Prompting, form_note, read_form
+from gora.data.prompting import Prompting, describe_prompt_format, read_prompt_format
 from gora.errors import InputError
 from gora.evaluation.models.generate import Generator
 from gora.evaluation.models.load import load_subject
@@ -102,7 +102,7 @@ def test_a_prompt_is_what_stood_before_the_response_in_training(form, tokenizer,
 
 def test_the_form_survives_its_note(tokenizer):
     data = load_recipe("quickstart", ["data.template='Q {question}: '"]).recipe.data
-    again = read_form(json.loads(json.dumps(form_note(data))))
+    again = read_prompt_format(json.loads(json.dumps(describe_prompt_format(data))))
     row = {"question": "one?", "answer": "1"}
     assert Prompting(again, tokenizer).row(row) == Prompting(data, tokenizer).row(row) == "Q one?:"
 
@@ -133,22 +133,26 @@ def test_answers_of_a_padded_batch_are_those_of_plain_decoding(model, tokenizer)
     prompts = Prompting(None, tokenizer).ids(texts)
     expected = [tokenizer.decode(plainly(model, tokenizer, ids, 12), skip_special_tokens=True) for ids in prompts]
     for size in (1, 3, 4):
-        found = Generator(model, tokenizer, size).generate(prompts, Sampling(12), ignore, base=False)
+        found = Generator(model, tokenizer, size).generate(prompts, Sampling(max_new_tokens=12), ignore, base=False)
         assert [answer for (answer,) in found] == expected
 
 
 def test_an_answer_ends_before_a_stop_text(model, tokenizer):
     prompts = Prompting(None, tokenizer).ids(["Once upon a time"])
-    ((whole,),) = Generator(model, tokenizer, 1).generate(prompts, Sampling(30), ignore, base=False)
+    ((whole,),) = Generator(model, tokenizer, 1).generate(prompts, Sampling(max_new_tokens=30), ignore, base=False)
     word = whole.split()[3]
-    ((cut,),) = Generator(model, tokenizer, 1).generate(prompts, Sampling(30, stop=(word,)), ignore, base=False)
+    ((cut,),) = Generator(model, tokenizer, 1).generate(
+        prompts, Sampling(max_new_tokens=30, stop=(word,)), ignore, base=False
+    )
     assert cut == whole[: whole.index(word)]
 
 
 def test_samples_differ_from_each_other_and_come_again_with_their_seed(model, tokenizer):
     prompts = Prompting(None, tokenizer).ids(["Once upon a time", "The"])
     drawn = [
-        Generator(model, tokenizer, 4).generate(prompts, Sampling(10, 1.0, 3, seed), ignore, base=False)
+        Generator(model, tokenizer, 4).generate(
+            prompts, Sampling(max_new_tokens=10, temperature=1.0, samples=3, seed=seed), ignore, base=False
+        )
         for seed in (1, 1, 2)
     ]
     assert [len(each) for each in drawn[0]] == [3, 3]
@@ -159,7 +163,7 @@ def test_samples_differ_from_each_other_and_come_again_with_their_seed(model, to
 def test_a_prompt_that_fills_the_context_gets_no_answer_and_is_counted(model, tokenizer):
     full = [5] * model.config.max_position_embeddings
     generator = Generator(model, tokenizer, 1)
-    ((empty,), (short,)) = generator.generate([full, full[:-3]], Sampling(10), ignore, base=False)
+    ((empty,), (short,)) = generator.generate([full, full[:-3]], Sampling(max_new_tokens=10), ignore, base=False)
     assert empty == ""
     assert short == tokenizer.decode(plainly(model, tokenizer, full[:-3], 3), skip_special_tokens=True)
     assert generator.facts["cut_short"] == 2
@@ -185,7 +189,7 @@ def test_an_encoder_decoder_answers_from_its_decoder(t5, tokenizer):
                 logits = t5(input_ids=torch.tensor([ids]), decoder_input_ids=torch.tensor([made])).logits
             made.append(int(logits[0, -1].argmax()))
         expected.append([" ".join(str(one) for one in made if one > 1)])
-    assert Generator(t5, Small(), 2).generate(prompts, Sampling(6), ignore, base=False) == expected
+    assert Generator(t5, Small(), 2).generate(prompts, Sampling(max_new_tokens=6), ignore, base=False) == expected
 
 
 def test_memory_that_does_not_suffice_halves_the_batch(model, tokenizer, monkeypatch):
@@ -199,15 +203,15 @@ def test_memory_that_does_not_suffice_halves_the_batch(model, tokenizer, monkeyp
         return generate(self, prompts, sampling)
 
     prompts = Prompting(None, tokenizer).ids(["One", "Two", "Three", "Four", "Five"])
-    expected = Generator(model, tokenizer, 8).generate(prompts, Sampling(4), ignore, base=False)
+    expected = Generator(model, tokenizer, 8).generate(prompts, Sampling(max_new_tokens=4), ignore, base=False)
     monkeypatch.setattr(Generator, "_batch", scarce)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    assert Generator(model, tokenizer, 8).generate(prompts, Sampling(4), ignore, base=False) == expected
+    assert Generator(model, tokenizer, 8).generate(prompts, Sampling(max_new_tokens=4), ignore, base=False) == expected
     assert sizes == [5, 4, 2, 2, 1]
 
 
 def test_a_run_closes_with_its_tasks(trained):
-    results = json.loads((trained / "evaluation.json").read_text())
+    results = json.loads((trained / "results.json").read_text())
     assert set(results["loss"]) == {"base", "initial", "final"}
     figures = results["tasks"]["gsm8k"]["trained"]
     rows = [json.loads(line) for line in Path(figures["rows"]).read_text().splitlines()]
@@ -220,13 +224,15 @@ def test_the_base_answers_as_the_untouched_model_and_the_adapter_as_the_merged_o
     loaded = load_subject(find_subject(str(trained)))
     backend = loaded.backend
     texts = [f"Question: {number} pens and {number} more?\nAnswer:" for number in (3, 5, 8)]
-    base = LocalSubject(loaded.prompting, backend, base=True).complete(texts, Sampling(10))
-    adapted = LocalSubject(loaded.prompting, backend).complete(texts, Sampling(10))
+    base = LocalSubject(prompting=loaded.prompting, backend=backend, base=True).complete(
+        texts, Sampling(max_new_tokens=10)
+    )
+    adapted = LocalSubject(prompting=loaded.prompting, backend=backend).complete(texts, Sampling(max_new_tokens=10))
     merge(trained / "adapter", tmp_path / "merged")
     merged = load_subject(find_subject(str(tmp_path / "merged")))
     ids = loaded.prompting.ids(texts)
-    assert base == Generator(model, tokenizer, 4).generate(ids, Sampling(10), ignore, base=False)
-    assert adapted == merged.backend.generate(ids, Sampling(10), ignore, base=False)
+    assert base == Generator(model, tokenizer, 4).generate(ids, Sampling(max_new_tokens=10), ignore, base=False)
+    assert adapted == merged.backend.generate(ids, Sampling(max_new_tokens=10), ignore, base=False)
     assert base != adapted
 
 
@@ -240,27 +246,27 @@ def test_adapter_and_merged_model_remember_the_form_that_was_trained(trained, tm
 
 
 def test_both_sides_are_recorded_beside_what_was_there(trained):
-    before = json.loads((trained / "evaluation.json").read_text())
-    options = Options(Path(), QUESTIONS, limit=2, max_new_tokens=4)
-    found = evaluate(str(trained), Job(task_jobs(["gsm8k"], options), "both"))
-    after = json.loads((trained / "evaluation.json").read_text())
+    before = json.loads((trained / "results.json").read_text())
+    options = Options(folder=Path(), data=QUESTIONS, limit=2, max_new_tokens=4)
+    found = evaluate(str(trained), Job(tasks=task_jobs(["gsm8k"], options), which="both"))
+    after = json.loads((trained / "results.json").read_text())
     assert set(found["gsm8k"]) == {"base", "trained"} == set(after["tasks"]["gsm8k"])
     assert after["loss"] == before["loss"]
     assert after["tasks"]["gsm8k"]["base"]["adapter"] is None
 
 
 def test_losses_are_those_that_training_reported(trained, tmp_path):
-    reported = json.loads((trained / "evaluation.json").read_text())["loss"]
-    job = Job(task_jobs(["loss"], Options(Path())), "both", batch_size=4)
+    reported = json.loads((trained / "results.json").read_text())["loss"]
+    job = Job(tasks=task_jobs(["loss"], Options(folder=Path())), which="both", batch_size=4)
     found = evaluate(str(trained), job, destination=tmp_path)["loss"]
     assert found["base"].metrics["loss"] == pytest.approx(reported["base"], rel=1e-6)
     assert found["trained"].metrics["loss"] == pytest.approx(reported["final"], rel=1e-6)
     # The adapter alone says how rows become text, but not which.
-    alone = Job(task_jobs(["loss"], Options(Path(), data=QUESTIONS, limit=4)))
+    alone = Job(tasks=task_jobs(["loss"], Options(folder=Path(), data=QUESTIONS, limit=4)))
     scores = evaluate(str(trained / "adapter"), alone, destination=tmp_path)["loss"]["trained"]
     assert scores.metrics["loss"] == pytest.approx(reported["final"], rel=1e-6)
     with pytest.raises(InputError, match="--data"):
-        evaluate(str(trained / "adapter"), Job(task_jobs(["loss"], Options(Path()))), destination=tmp_path)
+        evaluate(str(trained / "adapter"), Job(tasks=task_jobs(["loss"], Options(folder=Path()))), destination=tmp_path)
 
 
 def test_several_processes_give_the_answers_of_one(trained, tmp_path):
@@ -273,7 +279,7 @@ def test_several_processes_give_the_answers_of_one(trained, tmp_path):
         assert done.returncode == 0, done.stderr
         rows[count] = (folder / "evaluation" / "gsm8k-trained" / "rows.jsonl").read_text()
         assert done.stdout.count("exact_match 0.") + done.stdout.count("exact_match 1.") == 1
-        losses[count] = json.loads((folder / "evaluation.json").read_text())["tasks"]["loss"]["trained"]["metrics"]
+        losses[count] = json.loads((folder / "results.json").read_text())["tasks"]["loss"]["trained"]["metrics"]
     assert rows[1] == rows[2]
     assert losses[1] == losses[2]
 
@@ -318,7 +324,7 @@ def test_the_other_backend_is_given_what_it_needs_to_answer_the_same(trained, st
     named = find_subject(str(trained))
     ours, other = load_subject(named), load_subject(named, backend="vllm")
     for base in (False, True):
-        asked = [replace(subject, base=base).complete(texts, Sampling(8)) for subject in (ours, other)]
+        asked = [replace(subject, base=base).complete(texts, Sampling(max_new_tokens=8)) for subject in (ours, other)]
         assert asked[0] == asked[1]
 
 
@@ -348,7 +354,7 @@ def test_glue_scores_rows_as_its_metrics_say(tmp_path):
     rows = [{"sentence": f"s{number}", "label": label, "idx": number} for number, label in enumerate(labels)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     subject = Answering(["good", "bad", "bad", "maybe"], ["bad", "good"])
-    options = Options(tmp_path, str(tmp_path / "rows.jsonl"))
+    options = Options(folder=tmp_path, data=str(tmp_path / "rows.jsonl"))
     assert task_named("glue/sst2").evaluate(subject, options).metrics == {"accuracy": 0.5}
     scores = task_named("glue/mrpc").evaluate(subject, options)
     # Class 1: one of one predicted is right, of three in all.
@@ -370,10 +376,14 @@ def test_labels_are_the_texts_that_were_trained(tokenizer):
 
     prompting = Prompting(data, tokenizer)
     rows = [(f"rows.jsonl:{number}", {"sentence": text}) for number, text in enumerate(("a", "b", "c"), start=1)]
-    assert LocalSubject(prompting, Backend()).label(rows) == [(1, "good"), (0, "bad"), (None, "goods")]
+    assert LocalSubject(prompting=prompting, backend=Backend()).label(rows) == [
+        (1, "good"),
+        (0, "bad"),
+        (None, "goods"),
+    ]
     assert asked == prompting.ids([f"sst2 sentence: {text}" for text in "abc"])
     with pytest.raises(InputError, match=r"rows\.jsonl:9.*sentence"):
-        LocalSubject(prompting, Backend()).label([("rows.jsonl:9", {"text": "x"})])
+        LocalSubject(prompting=prompting, backend=Backend()).label([("rows.jsonl:9", {"text": "x"})])
 
 
 @pytest.mark.parametrize(
@@ -402,6 +412,6 @@ def test_a_run_that_never_finished_is_not_evaluated(trained, tmp_path):
 
 
 def test_a_model_of_its_own_has_no_base(tmp_path):
-    options = Options(Path(), QUESTIONS, limit=1)
+    options = Options(folder=Path(), data=QUESTIONS, limit=1)
     with pytest.raises(InputError, match="there is no base"):
-        evaluate(str(TINY), Job(task_jobs(["gsm8k"], options), "both"), destination=tmp_path)
+        evaluate(str(TINY), Job(tasks=task_jobs(["gsm8k"], options), which="both"), destination=tmp_path)

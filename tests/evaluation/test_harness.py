@@ -9,9 +9,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
 
-from gora.adapters.save import NOTE
+from gora.adapters.save import ADAPTER_NOTE
 from gora.data import prepare
-from gora.data.prompting import Prompting, form_note
+from gora.data.prompting import Prompting, describe_prompt_format
 from gora.errors import InputError
 from gora.evaluation.models.generate import Generator
 from gora.evaluation.models.subject import LocalSubject
@@ -55,8 +55,10 @@ def asked_twice(name, subject, options):
 @installed
 @pytest.mark.parametrize(("form", "base", "count"), [("qa", True, 24), ("qa", False, 12), ("chat", False, 6)])
 def test_the_same_rows_get_the_same_answers_and_judgements(form, base, count, adapted, tokenizer):
-    subject = LocalSubject(Prompting(FORMS[form], tokenizer), Generator(adapted, tokenizer, 5), base=base)
-    ours, theirs = asked_twice("gsm8k", subject, Options(Path(), QUESTIONS, limit=count, max_new_tokens=32))
+    subject = LocalSubject(
+        prompting=Prompting(FORMS[form], tokenizer), backend=Generator(adapted, tokenizer, 5), base=base
+    )
+    ours, theirs = asked_twice("gsm8k", subject, Options(folder=Path(), data=QUESTIONS, limit=count, max_new_tokens=32))
     assert theirs.facts["prompts_in_other_tokens"] == 0 == theirs.facts["cut_short"]
     for mine, other in zip(ours.rows, theirs.rows, strict=True):
         assert other["question"] == mine["question"]
@@ -71,9 +73,12 @@ def test_the_same_rows_get_the_same_answers_and_judgements(form, base, count, ad
 @installed
 def test_an_adapter_answers_otherwise_than_its_base(adapted, tokenizer):
     prompting, generator = Prompting(FORMS["qa"], tokenizer), Generator(adapted, tokenizer, 4)
-    opinion, options = harness.second_opinion(task_named("gsm8k")), Options(Path(), QUESTIONS, limit=2)
+    opinion, options = harness.second_opinion(task_named("gsm8k")), Options(folder=Path(), data=QUESTIONS, limit=2)
     answers = [
-        [row["output"] for row in opinion.evaluate(LocalSubject(prompting, generator, base=base), options).rows]
+        [
+            row["output"]
+            for row in opinion.evaluate(LocalSubject(prompting=prompting, backend=generator, base=base), options).rows
+        ]
         for base in (False, True)
     ]
     assert answers[0] != answers[1]
@@ -96,8 +101,8 @@ def answering(monkeypatch):
 def test_gold_answers_are_right_for_both(adapted, tokenizer, answering):
     rows = (TINY.parent.parent / "data" / "gsm8k" / "test.jsonl").read_text().splitlines()
     answering([json.loads(row)["answer"] for row in rows])
-    subject = LocalSubject(Prompting(FORMS["qa"], tokenizer), Generator(adapted, tokenizer, 5))
-    ours, theirs = asked_twice("gsm8k", subject, Options(Path(), QUESTIONS))
+    subject = LocalSubject(prompting=Prompting(FORMS["qa"], tokenizer), backend=Generator(adapted, tokenizer, 5))
+    ours, theirs = asked_twice("gsm8k", subject, Options(folder=Path(), data=QUESTIONS))
     assert len(ours.rows) == len(theirs.rows) == len(rows) == 200
     assert ours.metrics["exact_match"] == 1
     assert set(theirs.metrics.values()) == {1.0}
@@ -132,8 +137,8 @@ def test_where_judgements_differ_is_known(adapted, tokenizer, answering, tmp_pat
     question = {"question": "What is 9 * 2?", "answer": "#### 18"}
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(question) + "\n" for _ in JUDGED))
     answering([answer for answer, *_ in JUDGED])
-    subject = LocalSubject(Prompting(FORMS["qa"], tokenizer), Generator(adapted, tokenizer, 5))
-    ours, theirs = asked_twice("gsm8k", subject, Options(tmp_path, str(tmp_path / "rows.jsonl")))
+    subject = LocalSubject(prompting=Prompting(FORMS["qa"], tokenizer), backend=Generator(adapted, tokenizer, 5))
+    ours, theirs = asked_twice("gsm8k", subject, Options(folder=tmp_path, data=str(tmp_path / "rows.jsonl")))
     found = [
         (mine["output"], mine["correct"], *(other[name]["exact_match"] == 1 for name in FILTERS))
         for mine, other in zip(ours.rows, theirs.rows, strict=True)
@@ -148,8 +153,8 @@ def test_an_encoder_decoder_answers_the_same(tokenizer):
     config.pad_token_id = config.decoder_start_token_id = tokenizer.pad_token_id or 0
     model = T5ForConditionalGeneration(config).eval()
     prompting = Prompting(FORMS["qa"], tokenizer, encoder_decoder=True)
-    subject = LocalSubject(prompting, Generator(model, tokenizer, 3))
-    ours, theirs = asked_twice("gsm8k", subject, Options(Path(), QUESTIONS, limit=5, max_new_tokens=7))
+    subject = LocalSubject(prompting=prompting, backend=Generator(model, tokenizer, 3))
+    ours, theirs = asked_twice("gsm8k", subject, Options(folder=Path(), data=QUESTIONS, limit=5, max_new_tokens=7))
     assert theirs.facts["prompts_in_other_tokens"] == 0
     assert [row["output"] for row in theirs.rows] == [row["output"] for row in ours.rows]
     assert len({row["output"] for row in ours.rows}) > 1
@@ -164,8 +169,8 @@ def test_prompts_are_never_cut(room, adapted, tokenizer, tmp_path):
         question["question"] = question["question"][4:]
     (tmp_path / "rows.jsonl").write_text(json.dumps(question) + "\n")
     subject, options = (
-        LocalSubject(prompting, Generator(adapted, tokenizer, 1)),
-        Options(tmp_path, str(tmp_path / "rows.jsonl")),
+        LocalSubject(prompting=prompting, backend=Generator(adapted, tokenizer, 1)),
+        Options(folder=tmp_path, data=str(tmp_path / "rows.jsonl")),
     )
     if room < 0:
         with pytest.raises(InputError, match="fills the model's context"):
@@ -191,8 +196,8 @@ def test_labels_are_weighed_as_they_were_trained(adapted, tokenizer, tmp_path):
         response="label",
         choices=["bad", "very good"],
     )
-    subject = LocalSubject(Prompting(data, tokenizer), Generator(adapted, tokenizer, 2))
-    scores = harness.second_opinion(task_named("glue/sst2")).evaluate(subject, Options(tmp_path, str(path)))
+    subject = LocalSubject(prompting=Prompting(data, tokenizer), backend=Generator(adapted, tokenizer, 2))
+    scores = harness.second_opinion(task_named("glue/sst2")).evaluate(subject, Options(folder=tmp_path, data=str(path)))
 
     right = []
     for row, scored in zip(rows, scores.rows, strict=True):
@@ -222,16 +227,16 @@ def adapter(adapted, tokenizer, tmp_path_factory):
     adapted.peft_config["default"].base_model_name_or_path = "builtin:tiny-6m"
     adapted.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    note = {"base_dtype": "float32", "base_fingerprint": "", "form": form_note(FORMS["qa"])}
-    (folder / NOTE).write_text(json.dumps(note))
+    note = {"base_dtype": "float32", "base_fingerprint": "", "form": describe_prompt_format(FORMS["qa"])}
+    (folder / ADAPTER_NOTE).write_text(json.dumps(note))
     return folder
 
 
 @installed
 def test_figures_stand_beside_ours(adapter, tmp_path):
-    jobs = task_jobs(["gsm8k"], Options(Path(), QUESTIONS, limit=2, max_new_tokens=6), harness=True)
-    evaluate(str(adapter), Job(jobs, "both"), destination=tmp_path)
-    tasks = json.loads((tmp_path / "evaluation.json").read_text())["tasks"]
+    jobs = task_jobs(["gsm8k"], Options(folder=Path(), data=QUESTIONS, limit=2, max_new_tokens=6), harness=True)
+    evaluate(str(adapter), Job(tasks=jobs, which="both"), destination=tmp_path)
+    tasks = json.loads((tmp_path / "results.json").read_text())["tasks"]
     assert {name: set(sides) for name, sides in tasks.items()} == {
         "gsm8k": {"base", "trained"},
         "gsm8k/harness": {"base", "trained"},
@@ -260,8 +265,8 @@ def test_a_file_of_a_task_of_its_own_is_run_as_it_comes(adapter, tmp_path, monke
         "doc_to_text: '{{text}}'\ndoc_to_choice: ['0', '2', '4', '6', '8']\n"
         "doc_to_target: '{{sum}}'\nmetric_list: [{metric: acc}]\n"
     )
-    jobs = task_jobs([f"harness:{tmp_path / 'sums.yaml'}"], Options(Path(), limit=3), harness=True)
-    found = evaluate(str(adapter), Job(jobs), destination=tmp_path / "out")
+    jobs = task_jobs([f"harness:{tmp_path / 'sums.yaml'}"], Options(folder=Path(), limit=3), harness=True)
+    found = evaluate(str(adapter), Job(tasks=jobs), destination=tmp_path / "out")
     assert set(found["harness:sums"]["trained"].metrics) == {"acc"}
     assert [row["prompt"] for row in found["harness:sums"]["trained"].rows] == [row["text"] for row in rows[:3]]
 
@@ -277,22 +282,22 @@ def test_programs_are_not_run_without_a_sandbox(adapter, tmp_path, monkeypatch):
         f"doc_to_target: text\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'rows.jsonl'}}}}}\n"
         "metric_list: [{metric: exact_match}]\n"
     )
-    jobs = task_jobs([f"harness:{tmp_path / 'unsafe.yaml'}"], Options(Path(), allow_code_execution=True))
+    jobs = task_jobs([f"harness:{tmp_path / 'unsafe.yaml'}"], Options(folder=Path(), allow_code_execution=True))
     with pytest.raises(InputError, match="without a sandbox"):
-        evaluate(str(adapter), Job(jobs), destination=tmp_path / "out")
+        evaluate(str(adapter), Job(tasks=jobs), destination=tmp_path / "out")
 
 
 @installed
 def test_what_is_no_task_of_its_own_is_named():
     with pytest.raises(InputError, match="did you mean 'hellaswag'"):
-        harness.Foreign("helaswag").check(Options(Path()))
+        harness.Foreign("helaswag").check(Options(folder=Path()))
 
 
 def test_what_a_task_of_its_own_settles_by_itself_is_refused(monkeypatch):
     monkeypatch.setattr(lm_harness, "find_spec", lambda name: name)
     for options, said in (
-        (Options(Path(), data=QUESTIONS), "leave --data out"),
-        (Options(Path(), temperature=0.0, max_new_tokens=5), "leave --max-new-tokens, --temperature out"),
+        (Options(folder=Path(), data=QUESTIONS), "leave --data out"),
+        (Options(folder=Path(), temperature=0.0, max_new_tokens=5), "leave --max-new-tokens, --temperature out"),
     ):
         with pytest.raises(InputError, match=said):
             harness.Foreign("hellaswag").check(options)
@@ -300,7 +305,7 @@ def test_what_a_task_of_its_own_settles_by_itself_is_refused(monkeypatch):
 
 def test_without_the_package_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setattr(lm_harness, "find_spec", lambda name: None)
-    foreign, _, opinion = task_jobs(["harness:hellaswag", "gsm8k"], Options(Path()), harness=True)
+    foreign, _, opinion = task_jobs(["harness:hellaswag", "gsm8k"], Options(folder=Path()), harness=True)
     for task, options in (foreign, opinion):
         with pytest.raises(InputError, match=r"gora\[lm-eval\]"):
             task.check(options)
@@ -320,10 +325,10 @@ def test_the_harness_has_the_model_to_itself():
 
 def test_a_task_without_counterpart_is_named():
     with pytest.raises(InputError, match="not on mtbench"):
-        task_jobs(["mtbench"], Options(Path()), harness=True)
+        task_jobs(["mtbench"], Options(folder=Path()), harness=True)
 
 
 def test_a_temperature_is_not_for_the_harness(monkeypatch):
     monkeypatch.setattr(lm_harness, "find_spec", lambda name: name)
     with pytest.raises(InputError, match="leave --temperature"):
-        harness.second_opinion(task_named("gsm8k")).check(Options(Path(), temperature=0.7))
+        harness.second_opinion(task_named("gsm8k")).check(Options(folder=Path(), temperature=0.7))

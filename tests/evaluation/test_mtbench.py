@@ -138,7 +138,7 @@ def serve(monkeypatch):
 
 
 def options(folder, server=None, *, limit=None, **settings):
-    judge = JudgeSettings(server.url, "the-judge", **{"timeout": 5.0, **settings}) if server else None
+    judge = JudgeSettings(base_url=server.url, model="the-judge", **{"timeout": 5.0, **settings}) if server else None
     folder.mkdir(exist_ok=True)
     return Options(folder=folder, limit=limit, judge=judge, model_name="mine", model_fingerprint="weights")
 
@@ -170,9 +170,9 @@ def test_answers_are_written_as_fastchat_writes_them_and_judged_later(tmp_path, 
     for conversations, sampling in subject.calls:
         samplings[sampling] += len(conversations)
     assert samplings == {
-        Sampling(1024, 0.7): 2 * 20,
-        Sampling(1024, 0.0): 2 * 40,
-        Sampling(1024, 0.1): 2 * 20,
+        Sampling(max_new_tokens=1024, temperature=0.7): 2 * 20,
+        Sampling(max_new_tokens=1024, temperature=0.0): 2 * 40,
+        Sampling(max_new_tokens=1024, temperature=0.1): 2 * 20,
     }
     second = [talk for conversations, _ in subject.calls for talk in conversations if len(talk) == 3]
     assert [message["role"] for message in second[0]] == ["user", "assistant", "user"]
@@ -530,7 +530,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_asked(tmp_path
     monkeypatch.setenv("ODD_KEY", "two\nlines")
     if "prompts" in change:
         change = {"prompts": tmp_path / change["prompts"]}
-    settings = replace(JudgeSettings("http://localhost:1/v1", "the-judge"), **change)
+    settings = replace(JudgeSettings(base_url="http://localhost:1/v1", model="the-judge"), **change)
     with pytest.raises(InputError, match=re.escape(message)) as caught:
         MTBench().check(replace(options(tmp_path), judge=settings))
     assert "two" not in str(caught.value)
@@ -558,7 +558,7 @@ def test_a_question_without_the_reference_answer_it_needs_is_refused_only_where_
     chosen = replace(options(tmp_path), data=str(tmp_path / "q.jsonl"))
     MTBench().check(chosen)
     with pytest.raises(InputError, match="there are none to question 7"):
-        MTBench().check(replace(chosen, judge=JudgeSettings("http://localhost:1/v1", "the-judge")))
+        MTBench().check(replace(chosen, judge=JudgeSettings(base_url="http://localhost:1/v1", model="the-judge")))
     with pytest.raises(InputError, match="one answer to each question, not 3"):
         MTBench().check(replace(chosen, samples=3))
 

@@ -19,12 +19,12 @@ from transformers.pytorch_utils import Conv1D
 
 from gora.errors import GoraError, InputError
 from gora.gradients.attach import Attachment
-from gora.gradients.buffered import ENOUGH_TOKENS, HeldSums, held_bytes
-from gora.gradients.checkpoint import DiskKeeper, NoKeeper
+from gora.gradients.buffered import ENOUGH_TOKENS, BufferedSums, buffered_bytes
+from gora.gradients.checkpoint import NoCheckpoint, PassCheckpoint
 from gora.gradients.collect import Collection, Pace
 from gora.gradients.host import staging_bytes
 from gora.gradients.placement import Operands, place, refuse_what_cannot_fit, split, sum_bytes
-from gora.gradients.sharded import hand_over
+from gora.gradients.sharded import reduce_to_owners
 from gora.gradients.sums import DeviceSums, SplitSums
 from gora.gradients.taps import tapped
 from gora.models.checkpointing import recomputing_activations
@@ -114,7 +114,7 @@ def make_sums(attachment, targets, where="device", device="cpu"):
     if where == "host":
         return HostSums(shapes, device)
     if where == "held":
-        return HeldSums(HostSums(shapes, device), 3)
+        return BufferedSums(HostSums(shapes, device), 3)
     half = dict(list(shapes.items())[::2])
     rest = {key: shape for key, shape in shapes.items() if key not in half}
     return SplitSums(DeviceSums(half, device), HostSums(rest, device))
@@ -125,12 +125,12 @@ def collect(model, targets, batches, where="device", device="cpu", loss=None, **
     attachment = Attachment(model, targets)
     sums = make_sums(attachment, targets, where, device)
     run = Collection(
-        attachment,
-        sums,
-        batches.__getitem__,
-        loss or loss_of(model),
-        Pace.alone(len(batches)),
-        **{"keeper": NoKeeper(), **more},
+        attachment=attachment,
+        sums=sums,
+        batch_of=batches.__getitem__,
+        loss_of=loss or loss_of(model),
+        pace=Pace.alone(len(batches)),
+        **{"keeper": NoCheckpoint(), **more},
     )
     progress = run.run()
     means = {name: sums.read(attachment.keys[name]).double().cpu() / progress.counted for name in targets}
@@ -330,7 +330,14 @@ def test_a_layer_that_is_passed_by_is_left_to_autograd_and_an_unused_one_has_non
     batches = [torch.randn(4, 6, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     attachment = Attachment(model, targets)
     sums = make_sums(attachment, targets)
-    run = Collection(attachment, sums, batches.__getitem__, model, Pace.alone(3), NoKeeper())
+    run = Collection(
+        attachment=attachment,
+        sums=sums,
+        batch_of=batches.__getitem__,
+        loss_of=model,
+        pace=Pace.alone(3),
+        checkpoint=NoCheckpoint(),
+    )
     assert run.run().counted == 3
     weights = [model.called.weight, model.passed_by.weight]
     expected = torch.autograd.grad(sum(model(batch) for batch in batches), weights)
@@ -416,7 +423,7 @@ def test_more_than_a_tenth_with_nan_is_an_error_that_names_them(llama):
         )
 
 
-class StopAfter(DiskKeeper):
+class StopAfter(PassCheckpoint):
     """Asks to stop after so many micro-batches."""
 
     def __init__(self, folder, identity, after):
@@ -515,7 +522,7 @@ def test_what_is_held_back_and_what_stays_on_the_device_never_exceed_what_is_fre
     shapes = {f"layer {index}": (4096, 1024 if index % 2 else 4096) for index in range(40)}
     free = share * sum_bytes(shapes)
     placed = split(shapes, free, Operands(tokens, 2))
-    held = sum(held_bytes(shapes[key], tokens, placed.together, 2) for key in placed.on_host)
+    held = sum(buffered_bytes(shapes[key], tokens, placed.together, 2) for key in placed.on_host)
     near = sum_bytes({key: shapes[key] for key in placed.on_device})
     assert near + held + staging_bytes(shapes) <= free
     assert set(placed.on_device) | set(placed.on_host) == set(shapes)
@@ -543,8 +550,15 @@ def test_contributions_that_are_held_back_add_up_to_float64_autograd(name, toget
     model.float()
     attachment = Attachment(model, targets)
     inner = Counted({attachment.keys[name]: weight_shape(layer) for name, layer in targets.items()}, "cpu")
-    sums = HeldSums(inner, together)
-    Collection(attachment, sums, batches.__getitem__, loss_of(model), Pace.alone(len(batches)), NoKeeper()).run()
+    sums = BufferedSums(inner, together)
+    Collection(
+        attachment=attachment,
+        sums=sums,
+        batch_of=batches.__getitem__,
+        loss_of=loss_of(model),
+        pace=Pace.alone(len(batches)),
+        checkpoint=NoCheckpoint(),
+    ).run()
     found = {name: sums.read(attachment.keys[name]).double() / len(batches) for name in targets}
     assert_equal(found, expected, 1e-6)
     # Turns are spread: a layer's first one comes earlier than its last, which the reading at the end brings about.
@@ -554,7 +568,7 @@ def test_contributions_that_are_held_back_add_up_to_float64_autograd(name, toget
 
 def test_sums_that_are_replaced_or_cleared_forget_what_was_held_back():
     inner = DeviceSums({"a": (2, 3), "b": (2, 3)}, torch.device("cpu"))
-    sums = HeldSums(inner, 4)
+    sums = BufferedSums(inner, 4)
     for key in sums.keys():  # noqa: SIM118
         sums.write(key, torch.ones(2, 3))
     sums.add("b", torch.ones(1, 2), torch.ones(1, 3))
@@ -579,7 +593,7 @@ def test_communication_does_not_reach_what_was_read_from_sums(owner):
     sums = DeviceSums({"a": (2, 3), "b": (2, 3)}, torch.device("cpu"))
     sums.write("a", torch.ones(2, 3))
     before = sums.read("b" if owner else "a")
-    hand_over(sums, ["a", "b"], {"a": 0, "b": owner}, Other())
+    reduce_to_owners(sums, ["a", "b"], {"a": 0, "b": owner}, Other())
     assert torch.equal(sums.read("a"), torch.full((2, 3), 2.0))
     assert list(sums.keys()) == (["a"] if owner else ["a", "b"])
     assert before.isfinite().all()
@@ -640,7 +654,14 @@ def test_reentrant_segments_of_the_caller_s_own_are_exact():
         return checkpoint(lambda x: torch.tanh(layer(x)), batch, use_reentrant=True).square().mean()
 
     sums = DeviceSums({"layer": (6, 6)}, torch.device("cpu"))
-    Collection(Attachment(layer, {"layer": layer}), sums, [rows].__getitem__, loss, Pace.alone(1), NoKeeper()).run()
+    Collection(
+        attachment=Attachment(layer, {"layer": layer}),
+        sums=sums,
+        batch_of=[rows].__getitem__,
+        loss_of=loss,
+        pace=Pace.alone(1),
+        checkpoint=NoCheckpoint(),
+    ).run()
     (expected,) = torch.autograd.grad(torch.tanh(layer(rows)).square().mean(), layer.weight)
     assert (sums.read("layer") - expected).norm() <= 1e-6 * expected.norm()
 
@@ -660,7 +681,14 @@ def test_replayed_micro_batches_add_what_eager_ones_add(llama, dtype):
     expected, _ = collect(llama, targets, batches, device="cuda")
     attachment = Attachment(llama, targets)
     sums = make_sums(attachment, targets, device="cuda")
-    run = Collection(attachment, sums, batches.__getitem__, loss_of(llama), 4, NoKeeper())
+    run = Collection(
+        attachment=attachment,
+        sums=sums,
+        batch_of=batches.__getitem__,
+        loss_of=loss_of(llama),
+        pace=4,
+        checkpoint=NoCheckpoint(),
+    )
     recorded = []
 
     def record():

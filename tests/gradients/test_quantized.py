@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from gora.core.importance import importance
 from gora.errors import InputError
 from gora.gradients.attach import Attachment
-from gora.gradients.checkpoint import NoKeeper
+from gora.gradients.checkpoint import NoCheckpoint
 from gora.gradients.collect import Collection, Pace
 from gora.gradients.statistics import SummedStatistics
 from gora.gradients.sums import DeviceSums
@@ -61,7 +61,14 @@ def test_a_quantised_layer_gives_the_products_of_its_own_operands_and_the_import
         for batch in batches:
             loss_of(batch).backward()
     sums = DeviceSums({name: weight_shape(layer) for name, layer in targets.items()}, DEVICE)
-    progress = Collection(attachment, sums, batches.__getitem__, loss_of, Pace.alone(len(batches)), NoKeeper()).run()
+    progress = Collection(
+        attachment=attachment,
+        sums=sums,
+        batch_of=batches.__getitem__,
+        loss_of=loss_of,
+        pace=Pace.alone(len(batches)),
+        checkpoint=NoCheckpoint(),
+    ).run()
     statistics = SummedStatistics(sums, attachment.keys, lambda name: weight_of(targets[name]), progress.counted)
     assert progress.counted == 3
     assert len(targets) == len(exact) > 0
@@ -84,7 +91,12 @@ def test_the_gradient_is_that_of_autograd_with_the_dequantised_weights(kind):
     sums = DeviceSums({name: weight_shape(layer) for name, layer in targets.items()}, DEVICE)
     attachment = Attachment(model, targets)
     Collection(
-        attachment, sums, lambda index: batch, lambda b: model(**b, use_cache=False).loss, Pace.alone(1), NoKeeper()
+        attachment=attachment,
+        sums=sums,
+        batch_of=lambda index: batch,
+        loss_of=lambda b: model(**b, use_cache=False).loss,
+        pace=Pace.alone(1),
+        checkpoint=NoCheckpoint(),
     ).run()
     plain = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).to(DEVICE).requires_grad_(False)
     linear = dict(model.named_modules())

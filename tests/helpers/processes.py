@@ -14,9 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from gora.errors import GoraError, Interrupted
 from gora.gradients.attach import Attachment
-from gora.gradients.checkpoint import NoKeeper
+from gora.gradients.checkpoint import NoCheckpoint
 from gora.gradients.collect import Collection, Pace
-from gora.gradients.sharded import SharedSums, share_out
+from gora.gradients.sharded import ShardedSums, share_out
 from gora.gradients.sums import DeviceSums
 from gora.models.targets import find_targets, weight_shape
 from gora.planning.micro_batches import MicroBatches
@@ -109,7 +109,7 @@ def nan_in_training(folder):
 
     def poisoned(self, model, inputs, *arguments, **named):
         loss = compute(self, model, inputs, *arguments, **named)
-        return loss * (float("nan") if self.state.global_step == 2 and join().rank == last else 1.0)
+        return loss * (float("nan") if self.state.global_step == 2 and join().index == last else 1.0)
 
     GoraTrainer.compute_loss = poisoned
     for name in ("ddp", "zero2"):
@@ -211,28 +211,35 @@ def memory(folder):
     targets = find_targets(model, "all-linear")
     shapes = {name: weight_shape(layer) for name, layer in targets.items()}
     owners = share_out(shapes, world.size)
-    mine = {key: shape for key, shape in shapes.items() if owners[key] == world.rank}
+    mine = {key: shape for key, shape in shapes.items() if owners[key] == world.index}
     batch = {"input_ids": torch.arange(32)[None], "labels": torch.arange(32)[None]}
     device, grown = torch.device("cpu"), {}
 
     def collect(sums, pace):
         loss_of = lambda batch: model(**batch, use_cache=False).loss  # noqa: E731
-        Collection(Attachment(model, targets), sums, lambda index: batch, loss_of, pace, NoKeeper()).run()
+        Collection(
+            attachment=Attachment(model, targets),
+            sums=sums,
+            batch_of=lambda index: batch,
+            loss_of=loss_of,
+            pace=pace,
+            checkpoint=NoCheckpoint(),
+        ).run()
 
     collect(DeviceSums({}, device), Pace.alone(0))
     model(**batch, use_cache=False)
     for name in ("shared", "whole"):
         before = psutil.Process().memory_info().rss
         if name == "shared":
-            sums = SharedSums(DeviceSums(mine, device), shapes, owners, world, device)
-            collect(sums, Pace([world.rank], 1, world.size, world.any))
+            sums = ShardedSums(DeviceSums(mine, device), shapes, owners, world, device)
+            collect(sums, Pace(indices=[world.index], rounds=1, total=world.size, agree=world.any))
         else:
             sums = DeviceSums(shapes, device)
-            collect(sums, Pace([world.rank], 1, world.size))
+            collect(sums, Pace(indices=[world.index], rounds=1, total=world.size))
         grown[name] = psutil.Process().memory_info().rss - before
         del sums
     whole = 4 * sum(rows * columns for rows, columns in shapes.values())
-    (folder / f"memory-{world.rank}.json").write_text(json.dumps({**grown, "sums": whole}))
+    (folder / f"memory-{world.index}.json").write_text(json.dumps({**grown, "sums": whole}))
 
 
 if __name__ == "__main__":

@@ -60,8 +60,8 @@ def wrapped(name, rank=4, dtype=torch.float32, **more):
     torch.manual_seed(0)
     gradients = {layer: decaying(*weight_of(module).shape) for layer, module in targets.items()}
     wrapping = Wrapping(
-        targets,
-        AdapterSettings(rank, 16.0, 0.0, **more),
+        targets=targets,
+        settings=AdapterSettings(rank=rank, alpha=16.0, dropout=0.0, **more),
         steps=100,
         gradients=lambda: gradients.__getitem__,
         batches=lambda: [{"input_ids": IDS + shift, "attention_mask": torch.ones_like(IDS)} for shift in range(8)],
@@ -151,7 +151,9 @@ def test_a_bfloat16_base_changes_nothing_in_what_is_trained_nor_in_its_precision
 
 def test_adalora_says_how_many_steps_it_needs():
     model = base().requires_grad_(False)
-    few = Wrapping(find_targets(model, "attention"), AdapterSettings(4, 16.0, 0.0), steps=2)
+    few = Wrapping(
+        targets=find_targets(model, "attention"), settings=AdapterSettings(rank=4, alpha=16.0, dropout=0.0), steps=2
+    )
     with pytest.raises(InputError, match="at least 3 optimizer steps"):
         METHODS["adalora"].wrap(model, few)
 

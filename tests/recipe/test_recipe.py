@@ -72,7 +72,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def plain(text: str) -> Any:
-    document = Document("text")
+    document = Document(origin="text")
     node = compose(text)
     assert node is not None
     return Builder(document, "text").value(node, ())

@@ -73,7 +73,7 @@ def settings(name, tiny_t5, *more):
 def has_run(folder, recipe):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]
-    result = json.loads((folder / "evaluation.json").read_text())
+    result = json.loads((folder / "results.json").read_text())
     assert result["loss"]["final"] != result["loss"]["base"]
     adapter = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert set(adapter["rank_pattern"].values()) | {adapter["r"]} != {recipe.adapter.rank}

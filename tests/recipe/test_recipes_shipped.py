@@ -16,9 +16,9 @@ from gora.core.ranks import adapter_parameters, allocate
 from gora.methods.gora import plan_config
 from gora.models.targets import find_targets, weight_shape
 from gora.plan import DataIdentity, ModelIdentity, ModulePlan, Plan
-from gora.planning.decisions import rank_bounds
 from gora.recipe import accumulation_steps, json_schema, load_recipe
 from gora.recipe.builtin import builtin_comparisons, builtin_paths, builtin_recipes
+from gora.recipe.derived import rank_bounds
 from tests.conftest import ROOT
 from tests.helpers.architectures import BY_HUB_ID, clip_vit_b_16
 

@@ -516,7 +516,7 @@ def test_reports_need_neither_torch_nor_pyplot(tmp_path: Path) -> None:
 
     pytest.importorskip("matplotlib")
     code = (
-        "import sys; from tests.test_report import llama, render; from pathlib import Path\n"
+        "import sys; from tests.report.test_report import llama, render; from pathlib import Path\n"
         "from gora.report.ranks import rank_report; from gora.report.plot import plot_ranks\n"
         "render(rank_report(llama(1)))\n"
         "assert not {'torch', 'matplotlib'} & sys.modules.keys()\n"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gora.gradients.archive import KeptStatistics
+from gora.gradients.archive import ArchivedStatistics
 from gora.plan import read_factors, read_plan
 from gora.stages.precompute import plan_again, precompute
 from gora.stages.train import train
@@ -78,7 +78,7 @@ def assert_same_plan(found, expected):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_each_engine_makes_the_plan_of_one_process(one, two, engine):
     assert_same_plan(two / engine, one)
-    kept, expected = KeptStatistics(two / engine / "gradients"), KeptStatistics(one / "gradients")
+    kept, expected = ArchivedStatistics(two / engine / "gradients"), ArchivedStatistics(one / "gradients")
     assert kept.shapes == expected.shapes
     for name in expected.shapes:
         difference = (kept._read(name) - expected._read(name)).norm()
@@ -104,7 +104,7 @@ def test_each_engine_really_runs_and_trains_as_one_process_does(one, two, engine
         assert mine[loss] == pytest.approx(other[loss], rel=1e-3)
         for rate in ("learning_rate_a", "learning_rate_b", "tokens"):
             assert mine.get(rate) == other.get(rate)
-    losses, others = (json.loads((f / "evaluation.json").read_text())["loss"] for f in (two / engine, one))
+    losses, others = (json.loads((f / "results.json").read_text())["loss"] for f in (two / engine, one))
     assert losses == pytest.approx(others, rel=1e-3)
 
 
@@ -200,7 +200,7 @@ def test_a_last_step_that_leaves_a_process_without_rows_is_the_step_of_one_proce
 def test_a_stop_that_reaches_one_process_ends_all_after_the_same_step_and_any_number_may_go_on(scenarios):
     """Data parallelism goes on in one process; ZeRO went on in two."""
     checkpoint = scenarios / "ddp" / "checkpoints" / f"checkpoint-{STOP_AFTER}"
-    assert json.loads((checkpoint / "gora.json").read_text())["processes"] == 2
+    assert json.loads((checkpoint / "provenance.json").read_text())["processes"] == 2
     assert not (scenarios / "ddp" / "adapter").exists()
     train(recipe(scenarios / "ddp", "adapter.method=lora"), resume=True)
     resumed, other = lines(scenarios / "ddp"), lines(scenarios / "zero2")
@@ -261,7 +261,7 @@ def test_killing_one_process_ends_the_run_at_once_and_leaves_nothing_under_a_fin
     assert "Process 1 was ended by signal 9 (SIGKILL)" in (tmp_path / "output.txt").read_text()
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
     left = {path.relative_to(tmp_path / "run").parts[0] for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert left <= {"log.txt", "gradients.partial" if verb == "precompute" else "metrics.jsonl", "recipe.yaml"}
+    assert left <= {"log.txt", "gradients.checkpoint" if verb == "precompute" else "metrics.jsonl", "recipe.yaml"}
 
 
 def test_ctrl_c_saves_the_sums_of_all_processes_and_resuming_makes_the_plan_of_an_unbroken_pass(tmp_path):
@@ -281,6 +281,6 @@ def test_ctrl_c_saves_the_sums_of_all_processes_and_resuming_makes_the_plan_of_a
     assert "was begun with 2 processes" in other.stderr
     again = gora("precompute", "quickstart", "--resume", "--processes", "2", *settings, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert not (tmp_path / "run" / "gradients.partial").exists()
+    assert not (tmp_path / "run" / "gradients.checkpoint").exists()
     precompute(recipe(tmp_path / "one", "gora.steps=60"))
     assert_same_plan(tmp_path / "run", tmp_path / "one")

@@ -108,9 +108,15 @@ def test_a_launch_that_does_not_fit_ends_the_command_with_code_2(tmp_path):
             {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", **SRUN},
             World(rank=5, size=8, local_rank=1, local_size=4),
         ),
-        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"}, World(5, 8, 1, 4)),
+        (
+            {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"},
+            World(index=5, size=8, local_index=1, local_size=4),
+        ),
         (SRUN, World(rank=6, size=9, local_rank=2, local_size=4)),
-        (SRUN | {"SLURM_PROCID": "8", "SLURM_LOCALID": "0", "SLURM_NODEID": "2"}, World(8, 9, 0, 1)),
+        (
+            SRUN | {"SLURM_PROCID": "8", "SLURM_LOCALID": "0", "SLURM_NODEID": "2"},
+            World(index=8, size=9, local_index=0, local_size=1),
+        ),
         # A shell in a job of several tasks.
         ({"SLURM_NTASKS": "8", "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"}, World()),
     ],
@@ -119,7 +125,7 @@ def test_a_launch_that_does_not_fit_ends_the_command_with_code_2(tmp_path):
 def test_a_process_finds_its_place_in_its_launchers_environment(environment, variables, world):
     environment(**variables)
     assert find() == world
-    assert find().main == (world.rank == 0)
+    assert find().main == (world.index == 0)
 
 
 @pytest.mark.parametrize(

@@ -430,7 +430,7 @@ def test_the_strongest_walls_are_taken_and_named(monkeypatch):
     refused: list[frozenset[str]] = []
 
     def run(source, limits, walls):
-        return Verdict("broken" if walls & set(refused) else "passed", "refused", 0.0, "")
+        return Verdict(outcome="broken" if walls & set(refused) else "passed", detail="refused", seconds=0.0, output="")
 
     monkeypatch.setattr(sandbox, "_run_alone", run)
     find = isolation.__wrapped__
@@ -451,7 +451,9 @@ def test_the_strongest_walls_are_taken_and_named(monkeypatch):
 
 
 def test_what_cannot_be_run_apart_is_not_run(place, monkeypatch):
-    monkeypatch.setattr(sandbox, "_run", lambda *arguments: Verdict("broken", "no such wall", 0.0, ""))
+    monkeypatch.setattr(
+        sandbox, "_run", lambda *arguments: Verdict(outcome="broken", detail="no such wall", seconds=0.0, output="")
+    )
     with pytest.raises(GoraError, match="no such wall"):
         run_program("", LIMITS, frozenset({"guard"}))
     with pytest.raises(GoraError, match="no such wall"):

@@ -101,7 +101,7 @@ def test_runs_are_found_by_method_rate_and_seed(tmp_path, method):
     trial = re.sub(r"[^\w.+=-]+", "_", f"{method} at 0.018 seed=3")
     folder = tmp_path / "runs" / trial
     folder.mkdir(parents=True)
-    (folder / "evaluation.json").write_text('{"loss": {"final": 1.0}}')
+    (folder / "results.json").write_text('{"loss": {"final": 1.0}}')
     assert list(results_tables.read_runs(tmp_path)) == [(method, 0.018, {"seed": 3, "loss": {"final": 1.0}})]
 
 
@@ -115,7 +115,7 @@ def test_the_rate_with_the_most_seeds_counts_and_among_equals_the_best():
 def test_sets_that_were_not_run_are_neither_in_the_file_nor_in_the_tables(tmp_path, monkeypatch, capsys):
     run = tmp_path / "runs" / "code" / "final" / "runs" / "LoRA_at_0.01_seed=1"
     run.mkdir(parents=True)
-    (run / "evaluation.json").write_text('{"loss": {"final": 1.25}}')
+    (run / "results.json").write_text('{"loss": {"final": 1.25}}')
     (tmp_path / "runs" / "code" / "search.json").write_text('{"LoRA": {"0.01": 1.5}}')
     arguments = ["tables.py", str(tmp_path / "found.json"), str(tmp_path / "runs"), "--seeds", "1"]
     monkeypatch.setattr(sys, "argv", arguments)

@@ -19,7 +19,7 @@ from gora.data import LabelCollator, LabelledText, TextEncoder, format_for, samp
 from gora.errors import InputError
 from gora.evaluation.models.classify import class_logits, predict
 from gora.evaluation.task import Options
-from gora.gradients.archive import KeptStatistics
+from gora.gradients.archive import ArchivedStatistics
 from gora.methods import METHODS
 from gora.models.encoders import longest_input
 from gora.models.fingerprint import base_weights, weights_fingerprint
@@ -85,7 +85,7 @@ def finished(home):
 
 def test_the_loss_falls_and_the_head_learns(finished, home):
     folder, printed = finished
-    losses = json.loads((folder / "evaluation.json").read_text())["loss"]
+    losses = json.loads((folder / "results.json").read_text())["loss"]
     assert losses["final"] < 0.5 * losses["base"]
     recipe = recipe_of(home / "bert.yaml", folder)
     drawn = Setup.of(recipe).load_model().classifier.weight
@@ -139,7 +139,7 @@ def test_run_adapter_and_merged_model_are_evaluated_by_their_likeliest_class(fin
     its_tokenizer = AutoTokenizer.from_pretrained(folder / "adapter")
     expected = predict(loaded, its_tokenizer, [row["text"] for row in rows])
     for subject in (folder, folder / "adapter", folder / "merged"):
-        job = Job(task_jobs(["glue/sst2", "loss"], Options(tmp_path, data=str(tmp_path / "rows.jsonl"))))
+        job = Job(tasks=task_jobs(["glue/sst2", "loss"], Options(folder=tmp_path, data=str(tmp_path / "rows.jsonl"))))
         found = evaluate(str(subject), job, destination=tmp_path / subject.name)
         scores = found["glue/sst2"]["trained"]
         assert [row["predicted"] for row in scores.rows] == expected
@@ -149,7 +149,7 @@ def test_run_adapter_and_merged_model_are_evaluated_by_their_likeliest_class(fin
         loss = torch.nn.functional.cross_entropy(logits, torch.tensor([row["label"] for row in rows]))
         assert found["loss"]["trained"].metrics["loss"] == pytest.approx(float(loss), rel=1e-4)
     with pytest.raises(InputError, match="no place for one"):
-        job = Job(task_jobs(["gsm8k"], Options(tmp_path, data="builtin:gsm8k/test.jsonl", limit=1)))
+        job = Job(tasks=task_jobs(["gsm8k"], Options(folder=tmp_path, data="builtin:gsm8k/test.jsonl", limit=1)))
         evaluate(str(folder), job, destination=tmp_path)
 
 
@@ -304,7 +304,7 @@ def test_the_evaluation_loss_is_the_mean_over_rows(home, tmp_path):
 def test_gradient_sums_equal_autograd_in_float64(home, tmp_path, kind):
     recipe = recipe_of(home / f"{kind}.yaml", tmp_path / "run")
     precompute(recipe, keep="fp32")
-    kept = KeptStatistics(tmp_path / "run" / "gradients")
+    kept = ArchivedStatistics(tmp_path / "run" / "gradients")
     setup = Setup.of(recipe)
     model = setup.load_model().double()
     targets = find_targets(model, "all-linear")
@@ -328,7 +328,7 @@ def test_two_processes_train_as_one(home, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     plans = [read_plan(tmp_path / name / "plan.safetensors") for name in ("one", "two")]
     assert [module.rank for module in plans[0].modules] == [module.rank for module in plans[1].modules]
-    first, second = (json.loads((tmp_path / name / "evaluation.json").read_text())["loss"] for name in ("one", "two"))
+    first, second = (json.loads((tmp_path / name / "results.json").read_text())["loss"] for name in ("one", "two"))
     assert (first["base"], first["initial"]) == pytest.approx((second["base"], second["initial"]), rel=1e-5)
     # Dropout of the base draws other values in each process, but the first step's loss has not moved far.
     assert lines(tmp_path / "one")[0]["tokens"] == lines(tmp_path / "two")[0]["tokens"]

@@ -50,7 +50,7 @@ def stopped(tmp_path_factory):
         patch.setattr(train_stage, "_final_loss", stop)
         with pytest.raises(StopSignal):
             run(recipe(folder))
-    assert not (folder / "evaluation.json").exists()
+    assert not (folder / "results.json").exists()
     return folder
 
 
@@ -65,7 +65,7 @@ def weights(folder):
 
 
 def facts(folder):
-    return json.loads((folder / "evaluation.json").read_text())
+    return json.loads((folder / "results.json").read_text())
 
 
 def steps(folder):
@@ -154,7 +154,7 @@ def test_another_recipe_or_other_rows_do_not_finish_a_run(again):
     with pytest.raises(InputError, match="rows are not those"):
         train(recipe(again.path), resume=True)
     again.measured.unlink()
-    with pytest.raises(InputError, match=r"evaluation.partial, which the evaluation goes on from"):
+    with pytest.raises(InputError, match=r"results.partial, which the evaluation goes on from"):
         train(recipe(again.path), resume=True)
     again.evaluation.write_text('{"loss": {}}')
     with pytest.raises(InputError, match="other settings"):

@@ -88,10 +88,20 @@ def adapt(base, folder, tokenizer, dtype=torch.float32):
     """An adapter as gora's training leaves it, with a B that is far from zero."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     fingerprint = weights_fingerprint(base_weights(model))
-    wrapped = METHODS["lora"].wrap(model, Wrapping(find_targets(model, "all-linear"), AdapterSettings(4, 8.0, 0.0)))
+    wrapped = METHODS["lora"].wrap(
+        model,
+        Wrapping(targets=find_targets(model, "all-linear"), settings=AdapterSettings(rank=4, alpha=8.0, dropout=0.0)),
+    )
     shake(wrapped)
     name = str(dtype).removeprefix("torch.")
-    save_adapter(folder, wrapped, tokenizer, method="lora", base=BaseNote(name, None, fingerprint), form={})
+    save_adapter(
+        folder,
+        wrapped,
+        tokenizer,
+        method="lora",
+        base=BaseNote(dtype=name, quantization=None, fingerprint=fingerprint),
+        form={},
+    )
     return folder
 
 

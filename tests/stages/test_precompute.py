@@ -14,7 +14,7 @@ from gora.core.importance import importance
 from gora.core.initial import draw_a, solve_b
 from gora.errors import GoraError, InputError, Interrupted
 from gora.gradients.attach import Attachment
-from gora.gradients.checkpoint import NoKeeper
+from gora.gradients.checkpoint import NoCheckpoint
 from gora.gradients.collect import Collection, Pace
 from gora.gradients.sampled import SampledStatistics
 from gora.gradients.statistics import Start
@@ -116,7 +116,14 @@ def sampled(llama, share):
     )
     batches = list(text_batches(4))
     llama.config.use_cache = False
-    run = Collection(attachment, statistics, batches.__getitem__, lambda b: llama(**b).loss, Pace.alone(4), NoKeeper())
+    run = Collection(
+        attachment=attachment,
+        sums=statistics,
+        batch_of=batches.__getitem__,
+        loss_of=lambda b: llama(**b).loss,
+        pace=Pace.alone(4),
+        checkpoint=NoCheckpoint(),
+    )
     statistics.counted = run.run().counted
     means, _ = collect(llama, targets, batches)
     return statistics, means, targets
@@ -187,15 +194,15 @@ def test_an_interrupted_pass_says_what_it_kept_and_goes_on_to_the_same_plan(tmp_
 
     monkeypatch.setattr(Setup, "loss_of", loss_of)
     mine = recipe(tmp_path / "run")
-    with pytest.raises(Interrupted, match=r"gradients.partial holds the sums of 3 of 6 micro-batches; add --resume"):
+    with pytest.raises(Interrupted, match=r"gradients.checkpoint holds the sums of 3 of 6 micro-batches; add --resume"):
         precompute(mine, low_memory=low_memory)
     assert not (tmp_path / "run" / "plan.safetensors").exists()
-    with pytest.raises(InputError, match=r"already holds gradients.partial.*--resume"):
+    with pytest.raises(InputError, match=r"already holds gradients.checkpoint.*--resume"):
         precompute(mine, low_memory=low_memory)
     monkeypatch.setattr(Setup, "loss_of", real)
     resumed = precompute(mine, resume=True, low_memory=low_memory)
     assert resumed.path.read_bytes() == unbroken.path.read_bytes()
-    assert not (tmp_path / "run" / "gradients.partial").exists()
+    assert not (tmp_path / "run" / "gradients.checkpoint").exists()
 
 
 def test_sums_are_saved_on_the_way_and_survive_a_killed_process(tmp_path, monkeypatch):
@@ -219,7 +226,7 @@ def test_sums_are_saved_on_the_way_and_survive_a_killed_process(tmp_path, monkey
     monkeypatch.setattr(Setup, "loss_of", loss_of)
     with pytest.raises(GoraError, match="as if killed"):
         precompute(mine)
-    document = json.loads((tmp_path / "run" / "gradients.partial" / "state.json").read_text())
+    document = json.loads((tmp_path / "run" / "gradients.checkpoint" / "state.json").read_text())
     assert document["progress"]["cursor"] == 4
     monkeypatch.setattr(Setup, "loss_of", real)
     resumed = precompute(mine, resume=True)

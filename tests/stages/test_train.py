@@ -79,7 +79,7 @@ def test_the_loss_on_evaluation_rows_falls_at_the_start_and_in_training(trained)
     _, folder, result, _ = trained
     losses = result.losses
     assert losses["final"] < losses["initial"] < losses["base"]
-    written = json.loads((folder / "evaluation.json").read_text())
+    written = json.loads((folder / "results.json").read_text())
     assert (written["rows"], written["loss"]) == (16, losses)
     assert written["trainable_parameters"] > 0
     assert written["peak_bytes"]["host"] > 10**8
@@ -241,7 +241,7 @@ def test_resuming_with_other_settings_names_them_and_a_setting_that_is_newer_tha
 
     again = tmp_path / "run"
     shutil.copytree(folder, again, ignore=shutil.ignore_patterns("adapter"))
-    for state in again.glob("checkpoints/*/gora.json"):
+    for state in again.glob("checkpoints/*/provenance.json"):
         origin = json.loads(state.read_text())
         assert origin["recipe"]["gora"].pop("init_a") == "random"
         state.write_text(json.dumps(origin))
@@ -279,7 +279,7 @@ def test_only_the_newest_checkpoints_are_kept_and_lora_has_one_learning_rate(tmp
     steps = [line for line in lines(folder) if "loss" in line]
     assert all(line["learning_rate_a"] == line["learning_rate_b"] for line in steps)
     assert [line["step"] for line in lines(folder) if "eval_loss" in line] == [2, 4]
-    final = json.loads((folder / "evaluation.json").read_text())["loss"]["final"]
+    final = json.loads((folder / "results.json").read_text())["loss"]["final"]
     assert final == lines(folder)[-1]["eval_loss"]
 
 
@@ -302,7 +302,7 @@ def test_the_loss_does_not_depend_on_how_rows_fall_into_micro_batches(tmp_path):
         recipe = small_recipe(folder, "adapter.method=lora", f"train.micro_batch_size={size}", "train.max_steps=3")
         train(recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"micro_batch_size": size})}))
         losses.append([line["loss"] for line in lines(folder) if "loss" in line] + [lines(folder)[-1]["step"]])
-        losses[-1] += list(json.loads((folder / "evaluation.json").read_text())["loss"].values())
+        losses[-1] += list(json.loads((folder / "results.json").read_text())["loss"].values())
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4, atol=0)
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[2]), rtol=1e-4, atol=0)
 
@@ -567,7 +567,7 @@ def test_resuming_with_another_plan_or_other_rows_is_refused(trained, tmp_path):
     moved = mine.model_copy(update={"data": recipe.data.model_copy(update={"train": source})})
     with pytest.raises(InputError, match="other settings"):
         train(moved, resume=True)
-    state = again / "checkpoints" / "checkpoint-10" / "gora.json"
+    state = again / "checkpoints" / "checkpoint-10" / "provenance.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "data": "other"}))
     with pytest.raises(InputError, match="training rows are not those"):
         train(mine, resume=True)

@@ -72,7 +72,7 @@ class Generator:
             base: leave the adapter out.
             own_settings: with what the model itself says of generation (a penalty, say); else plain greedy decoding.
         """
-        self._inner.generation_config = self._own if own_settings else self._config(Sampling(1), None)
+        self._inner.generation_config = self._own if own_settings else self._config(Sampling(max_new_tokens=1), None)
         with without_adapter(self.model, base):
             yield self.model
 

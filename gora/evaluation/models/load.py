@@ -38,23 +38,36 @@ def load_subject(
     Raises:
         InputError: one of them cannot be loaded, or they do not belong together.
     """
-    labels = named.form.choices if named.form else None
+    labels = named.prompt_format.choices if named.prompt_format else None
     source = find_model(named.model, labels=labels, trust_remote_code=trust_remote_code)
     tokenizer = find_tokenizer(named, source)
-    prompting = Prompting(named.form, tokenizer, head=source.head, encoder_decoder=source.encoder_decoder)
+    prompting = Prompting(named.prompt_format, tokenizer, head=source.head, encoder_decoder=source.encoder_decoder)
     fingerprint = _fingerprint(named, source)
     if backend == "vllm":
         check_vllm(named.model)
         if named.adapter is not None:
             read_config(named.adapter)
-        return LocalSubject(prompting, Vllm(named.model, source, named.adapter), fingerprint)
+        return LocalSubject(
+            prompting=prompting, backend=Vllm(named.model, source, named.adapter), fingerprint=fingerprint
+        )
     model = _model(named, source, tokenizer)
     measure = _measuring(named, model, batch_size, trust_remote_code)
     if source.head == "language":
-        return LocalSubject(prompting, Generator(model, tokenizer, batch_size), fingerprint, measure)
-    classifier = Classifier(model, tokenizer, batch_size, named.form.max_length if named.form else None)
+        return LocalSubject(
+            prompting=prompting,
+            backend=Generator(model, tokenizer, batch_size),
+            fingerprint=fingerprint,
+            measure=measure,
+        )
+    classifier = Classifier(
+        model, tokenizer, batch_size, named.prompt_format.max_length if named.prompt_format else None
+    )
     return LocalSubject(
-        prompting, classifier, fingerprint, measure, lambda rows, base: classifier.label(rows, base=base)
+        prompting=prompting,
+        backend=classifier,
+        fingerprint=fingerprint,
+        measure=measure,
+        classify=lambda rows, base: classifier.label(rows, base=base),
     )
 
 
@@ -93,21 +106,21 @@ def _measuring(
 
 def _rows_of(named: Named, options: Options, batch_size: int) -> Recipe:
     """A recipe whose rows are to be measured: training rows where the user names them."""
-    form = _form_of(named)
+    prompt_format = _prompt_format_of(named)
     if options.data:
         source = SourceSection(path=options.data, max_rows=options.limit)
-        form = form.model_copy(update={"train": source, "eval": None, "holdout": 0})
+        prompt_format = prompt_format.model_copy(update={"train": source, "eval": None, "holdout": 0})
     elif named.run is None:
         raise InputError(f"{named.name} does not say which rows it is to be measured on: give some with --data.")
-    recipe = Recipe(model=named.model, data=form) if named.recipe is None else named.recipe
+    recipe = Recipe(model=named.model, data=prompt_format) if named.recipe is None else named.recipe
     evaluation = recipe.evaluation.model_copy(update={"micro_batch_size": batch_size})
-    return recipe.model_copy(update={"data": form, "evaluation": evaluation, "distributed": "ddp"})
+    return recipe.model_copy(update={"data": prompt_format, "evaluation": evaluation, "distributed": "ddp"})
 
 
-def _form_of(named: Named) -> DataSection:
-    if named.form is None:
+def _prompt_format_of(named: Named) -> DataSection:
+    if named.prompt_format is None:
         raise InputError(f"Nothing says how rows become text for {named.name}: name a run or an adapter of gora's.")
-    return named.form
+    return named.prompt_format
 
 
 def _fingerprint(named: Named, source: Source) -> str | None:
@@ -119,7 +132,7 @@ def _fingerprint(named: Named, source: Source) -> str | None:
     commit = getattr(source.config, "_commit_hash", None)
     if not versions and commit is None:
         return None
-    digest = hashlib.sha256(repr((named.model, named.form, versions, commit)).encode())
+    digest = hashlib.sha256(repr((named.model, named.prompt_format, versions, commit)).encode())
     if named.adapter is not None:
         digest.update((named.adapter / "adapter_config.json").read_bytes())
         digest.update((named.adapter / "adapter_model.safetensors").read_bytes())

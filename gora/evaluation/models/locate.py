@@ -10,16 +10,16 @@ from typing import Any
 from peft import PeftConfig
 from pydantic import ValidationError
 
-from gora.adapters.load import is_classifier, read_origin
-from gora.adapters.save import NOTE
-from gora.data.prompting import read_form
+from gora.adapters.load import is_classifier, read_base_note
+from gora.adapters.save import ADAPTER_NOTE
+from gora.data.prompting import read_prompt_format
 from gora.errors import InputError
 from gora.recipe import load_recipe
 from gora.recipe.schema import DataSection, Head, ModelSection, Recipe
 from gora.runs.folder import RunFolder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Named:
     """Where the parts of a subject lie.
 
@@ -28,7 +28,7 @@ class Named:
         model: the base model, or the model itself.
         adapter: PEFT's folder, or None.
         base: the model without what was trained: the same as `model` where there is an adapter.
-        form: how rows became text in training; None is the tokenizer's own way.
+        prompt_format: how rows became text in training; None is the tokenizer's own way.
         run: the folder of the run that made it, if the user named one.
         recipe: that run's.
     """
@@ -37,7 +37,7 @@ class Named:
     model: ModelSection
     adapter: Path | None
     base: ModelSection | None
-    form: DataSection | None
+    prompt_format: DataSection | None
     run: RunFolder | None = None
     recipe: Recipe | None = None
 
@@ -66,8 +66,14 @@ def find_subject(reference: str) -> Named:
             f"{reference} is neither a run (recipe.yaml), nor an adapter (adapter_config.json), nor a model "
             "(config.json)."
         )
-    form = _form(path / NOTE) if path.is_dir() else None
-    return Named(reference, ModelSection(name=reference, head=_head(path)), None, None, form)
+    prompt_format = _read_prompt_format(path / ADAPTER_NOTE) if path.is_dir() else None
+    return Named(
+        name=reference,
+        model=ModelSection(name=reference, head=_head(path)),
+        adapter=None,
+        base=None,
+        prompt_format=prompt_format,
+    )
 
 
 def _run(folder: RunFolder) -> Named:
@@ -77,10 +83,26 @@ def _run(folder: RunFolder) -> Named:
         found = _adapter(folder.adapter)
         # The adapter says what its base was; the recipe, how attention and kernels were chosen.
         model = recipe.model.model_copy(update={"dtype": found.model.dtype})
-        return Named(name, model, folder.adapter, model, recipe.data, folder, recipe)
+        return Named(
+            name=name,
+            model=model,
+            adapter=folder.adapter,
+            base=model,
+            prompt_format=recipe.data,
+            run=folder,
+            recipe=recipe,
+        )
     if folder.model.is_dir():
         model = recipe.model.model_copy(update={"name": str(folder.model), "revision": None, "tokenizer": None})
-        return Named(name, model, None, recipe.model, recipe.data, folder, recipe)
+        return Named(
+            name=name,
+            model=model,
+            adapter=None,
+            base=recipe.model,
+            prompt_format=recipe.data,
+            run=folder,
+            recipe=recipe,
+        )
     raise InputError(f"{folder.path} is a run without an adapter or a model: finish it with `gora run --resume`.")
 
 
@@ -91,14 +113,16 @@ def _adapter(path: Path) -> Named:
         raise InputError(f"{path / 'adapter_config.json'} cannot be read: {error}") from None
     if not config.base_model_name_or_path:
         raise InputError(f"{path} does not name its base model (base_model_name_or_path).")
-    origin = read_origin(path)
+    origin = read_base_note(path)
     settings: dict[str, Any] = {"name": config.base_model_name_or_path, "revision": config.revision}
     if is_classifier(config):
         settings["head"] = "classification"
     if origin:
         settings |= {"dtype": origin.dtype, "quantization": origin.quantization}
     model = ModelSection(**settings)
-    return Named(str(path), model, path, model, _form(path / NOTE))
+    return Named(
+        name=str(path), model=model, adapter=path, base=model, prompt_format=_read_prompt_format(path / ADAPTER_NOTE)
+    )
 
 
 def _head(folder: Path) -> Head:
@@ -110,11 +134,11 @@ def _head(folder: Path) -> Head:
     return "classification" if any(kind.endswith("ForSequenceClassification") for kind in kinds) else "language"
 
 
-def _form(note: Path) -> DataSection | None:
+def _read_prompt_format(note: Path) -> DataSection | None:
     if not note.is_file():
         return None
     try:
-        form = json.loads(note.read_text(encoding="utf-8")).get("form")
-        return read_form(form) if form else None
+        prompt_format = json.loads(note.read_text(encoding="utf-8")).get("prompt_format")
+        return read_prompt_format(prompt_format) if prompt_format else None
     except (ValueError, ValidationError) as error:
         raise InputError(f"{note} cannot be read: {error}") from None

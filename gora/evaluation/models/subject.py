@@ -32,7 +32,7 @@ class Backend(Protocol):
         """Texts that go on from prompts of token ids; `base` leaves the adapter out."""
 
 
-class Shared:
+class DistributedBackend:
     """A backend whose processes share the prompts: process 0 asks, the others answer until it has finished.
 
     Args:
@@ -71,7 +71,7 @@ class Shared:
             return None
         sampling = Sampling(**{**told["sampling"], "stop": tuple(told["sampling"]["stop"])})
         # Neighbours are often of similar length: dealt out in turn, every process gets some of each.
-        mine = told["prompts"][self._world.rank :: self._world.size]
+        mine = told["prompts"][self._world.index :: self._world.size]
         shares = self._world.gather(self._backend.generate(mine, sampling, advance, base=told["base"]))
         answers: list[list[str]] = [[] for _ in told["prompts"]]
         for rank, share in enumerate(shares):
@@ -79,7 +79,7 @@ class Shared:
         return answers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LocalSubject:
     """A model with or without its adapter; see `Subject`.
 
@@ -129,7 +129,10 @@ class LocalSubject:
             numbers = self.classify([_read(self.prompting.labelled, *row) for row in rows], self.base)
             return [(number, self.prompting.choices[number]) for number in numbers]
         choices = [choice.strip() for choice in self.prompting.choices]
-        answers = [answer.strip() for (answer,) in self.complete(self.row_prompts(rows), Sampling(_LABEL_TOKENS))]
+        answers = [
+            answer.strip()
+            for (answer,) in self.complete(self.row_prompts(rows), Sampling(max_new_tokens=_LABEL_TOKENS))
+        ]
         return [(choices.index(answer) if answer in choices else None, answer) for answer in answers]
 
     def row_prompts(self, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:

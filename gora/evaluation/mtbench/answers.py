@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gora.evaluation.mtbench.questions import Question, fingerprint
+from gora.evaluation.mtbench.questions import Conversation, fingerprint
 from gora.evaluation.task import Message, Options, Sampling, Subject
 from gora.files import write_json, write_text
 from gora.runtime.console import output
@@ -49,7 +49,7 @@ class Answers:
     reused: bool
 
 
-def answers_to(questions: Sequence[Question], subject: Subject, options: Options) -> Answers:
+def answers_to(questions: Sequence[Conversation], subject: Subject, options: Options) -> Answers:
     """The subject's answers: those in the task's folder if they are this subject's, else newly generated ones.
 
     Answers of another model, to other questions or with another sampling stay in the folder under another name.
@@ -68,7 +68,7 @@ def answers_to(questions: Sequence[Question], subject: Subject, options: Options
     return Answers(turns, path, facts, reused=False)
 
 
-def _facts(questions: Sequence[Question], options: Options) -> dict[str, Any]:
+def _facts(questions: Sequence[Conversation], options: Options) -> dict[str, Any]:
     return {
         "format": _FORMAT,
         "questions": len(questions),
@@ -84,14 +84,16 @@ def _facts(questions: Sequence[Question], options: Options) -> dict[str, Any]:
     }
 
 
-def _sampling(question: Question, options: Options) -> Sampling:
+def _sampling(question: Conversation, options: Options) -> Sampling:
     temperature = options.temperature
     if temperature is None:
         temperature = _TEMPERATURES.get(question.category, _OTHER_TEMPERATURE)
-    return Sampling(options.max_new_tokens or _MAX_NEW_TOKENS, temperature, seed=options.seed)
+    return Sampling(
+        max_new_tokens=options.max_new_tokens or _MAX_NEW_TOKENS, temperature=temperature, seed=options.seed
+    )
 
 
-def _ask(questions: Sequence[Question], subject: Subject, options: Options) -> list[tuple[str, str]]:
+def _ask(questions: Sequence[Conversation], subject: Subject, options: Options) -> list[tuple[str, str]]:
     samplings = [_sampling(question, options) for question in questions]
     conversations: list[list[Message]] = [[_said("user", question.turns[0])] for question in questions]
     first = _ask_all(subject, conversations, samplings)
@@ -115,7 +117,7 @@ def _said(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def _lines(questions: Sequence[Question], turns: Sequence[tuple[str, str]], model: str) -> Iterable[str]:
+def _lines(questions: Sequence[Conversation], turns: Sequence[tuple[str, str]], model: str) -> Iterable[str]:
     for question, both in zip(questions, turns, strict=True):
         identity = _sha256(json.dumps([question.id, model, both]))[:22]
         choices = [{"index": 0, "turns": list(both)}]

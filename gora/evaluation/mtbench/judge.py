@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from gora.evaluation.mtbench.endpoint import Endpoint, Refused, Unavailable
 from gora.evaluation.mtbench.judgments import HIGHEST, LOWEST, Journal, Judgment, is_rating
 from gora.evaluation.mtbench.prompts import Prompt, Prompts
-from gora.evaluation.mtbench.questions import Question
+from gora.evaluation.mtbench.questions import Conversation
 from gora.evaluation.mtbench.threads import in_threads
 from gora.evaluation.mtbench.wire import Garbled
 from gora.evaluation.task import JudgeSettings, Message
@@ -30,7 +30,7 @@ _RATING = re.compile(r"\[\[\s*(-?\d+(?:\.\d+)?)\s*\]\]")
 _RATING_IN_ONE_BRACKET = re.compile(r"rating\W{0,5}\[\s*(-?\d+(?:\.\d+)?)\s*\]", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """What the judge is asked about one answer.
 
@@ -43,7 +43,7 @@ class Request:
         fingerprint: of the judge, the prompt and all that it shows: the same request has the same judgement.
     """
 
-    question: Question
+    question: Conversation
     turn: int
     subject: str
     prompt: Prompt
@@ -67,7 +67,7 @@ class Verdicts:
 
 
 def requests_for(
-    questions: Sequence[Question],
+    questions: Sequence[Conversation],
     answers: Sequence[tuple[str, str]],
     prompts: Prompts,
     settings: JudgeSettings,
@@ -79,7 +79,16 @@ def requests_for(
         for turn in (1, 2):
             prompt, messages = prompts.about(question, both, turn)
             fingerprint = _fingerprint(settings.model, messages)
-            requests.append(Request(question, turn, subject, prompt, messages, fingerprint))
+            requests.append(
+                Request(
+                    question=question,
+                    turn=turn,
+                    subject=subject,
+                    prompt=prompt,
+                    messages=messages,
+                    fingerprint=fingerprint,
+                )
+            )
     return requests
 
 

@@ -14,7 +14,7 @@ from gora.assets import resolve
 from gora.data.jsonl import read_json
 from gora.data.messages import described, siblings_like
 from gora.errors import InputError
-from gora.evaluation.mtbench.questions import Question
+from gora.evaluation.mtbench.questions import Conversation
 from gora.evaluation.task import Message
 
 _OWN = "builtin:mt_bench.jsonl"
@@ -52,7 +52,7 @@ class Prompts:
     sha256: str
     named: dict[str, Prompt]
 
-    def about(self, question: Question, answers: tuple[str, str], turn: int) -> tuple[Prompt, list[Message]]:
+    def about(self, question: Conversation, answers: tuple[str, str], turn: int) -> tuple[Prompt, list[Message]]:
         """The prompt for an answer, and what the judge is sent.
 
         Args:
@@ -113,7 +113,7 @@ def _prompt(name: str, row: dict[str, Any], path: Path) -> Prompt:
     return Prompt(name, str(system), str(template))
 
 
-def _values(question: Question, answers: tuple[str, str], turn: int) -> dict[str, str]:
+def _values(question: Conversation, answers: tuple[str, str], turn: int) -> dict[str, str]:
     values = {"question": question.turns[0], "answer": answers[0]}
     if turn == 2:
         values = {f"question_{n}": question.turns[n - 1] for n in (1, 2)}

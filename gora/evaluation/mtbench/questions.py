@@ -24,7 +24,7 @@ _NAMED_AT_MOST = 10
 
 
 @dataclass(frozen=True)
-class Question:
+class Conversation:
     """A question of two turns.
 
     Attributes:
@@ -45,7 +45,7 @@ class Question:
         return self.category in _WITH_REFERENCE
 
 
-def read_questions(data: str | None, limit: int | None) -> list[Question]:
+def read_conversations(data: str | None, limit: int | None) -> list[Conversation]:
     """Read questions, with the reference answers that lie in `reference_answer/gpt-4.jsonl` beside them.
 
     Args:
@@ -59,19 +59,19 @@ def read_questions(data: str | None, limit: int | None) -> list[Question]:
     rows = read_rows(source, ("train", "test"))
     references = _references(source.path)
     problems = [str(bad) for bad in rows.bad]
-    questions: dict[int | str, Question] = {}
+    questions: dict[int | str, Conversation] = {}
     for index, row in enumerate(rows.rows):
         if fault := _fault(row) or ("its question_id is not its own" if row["question_id"] in questions else ""):
             problems.append(str(rows.unusable(index, fault)))
             continue
         first, second = row["turns"]
         identifier = row["question_id"]
-        questions[identifier] = Question(identifier, row["category"], (first, second), references.get(identifier))
+        questions[identifier] = Conversation(identifier, row["category"], (first, second), references.get(identifier))
     _refuse(problems, f"{rows.name} does not hold MT-Bench questions:")
     return list(questions.values())
 
 
-def require_references(questions: Sequence[Question], data: str | None) -> None:
+def require_references(questions: Sequence[Conversation], data: str | None) -> None:
     """Refuse questions that cannot be judged for want of a reference answer.
 
     Raises:
@@ -86,7 +86,7 @@ def require_references(questions: Sequence[Question], data: str | None) -> None:
         )
 
 
-def fingerprint(questions: Sequence[Question]) -> str:
+def fingerprint(questions: Sequence[Conversation]) -> str:
     """SHA-256 of what is asked; reference answers do not count."""
     asked = [[question.id, question.category, *question.turns] for question in questions]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()

@@ -11,7 +11,7 @@ from gora.evaluation.mtbench.endpoint import Endpoint
 from gora.evaluation.mtbench.judge import MAX_TOKENS, TEMPERATURE, Verdicts, judge, requests_for
 from gora.evaluation.mtbench.judgments import Journal
 from gora.evaluation.mtbench.prompts import Prompts, read_prompts
-from gora.evaluation.mtbench.questions import PUBLISHED, Question, read_questions, require_references
+from gora.evaluation.mtbench.questions import PUBLISHED, Conversation, read_conversations, require_references
 from gora.evaluation.task import JudgeSettings, Options, Scores, Subject
 from gora.runtime.console import output
 
@@ -28,7 +28,7 @@ class MTBench:
         """Refuse questions, judge settings and prompts that cannot be used; nothing is sent. Raises InputError."""
         if options.samples != 1:
             raise InputError(f"mtbench asks for one answer to each question, not {options.samples}.")
-        questions = read_questions(options.data, options.limit)
+        questions = read_conversations(options.data, options.limit)
         if options.judge is not None:
             require_references(questions, options.data)
             read_prompts(options.judge.prompts)
@@ -41,7 +41,7 @@ class MTBench:
         answers are `judged` and `unjudged`; ratings run from 1 to 10. Without a judge there are none.
         """
         self.check(options)
-        questions = read_questions(options.data, options.limit)
+        questions = read_conversations(options.data, options.limit)
         if not subject.converses:
             output.warn("this model was trained on no form for instructions; MT-Bench takes one for granted")
         answers = answers_to(questions, subject, options)
@@ -58,7 +58,7 @@ class MTBench:
         return Scores(metrics, _rows(questions, answers, verdicts), {**_facts(options, answers), "judge": told})
 
 
-def _metrics(questions: Sequence[Question], verdicts: Verdicts) -> dict[str, float]:
+def _metrics(questions: Sequence[Conversation], verdicts: Verdicts) -> dict[str, float]:
     """Means over the ratings that exist; what nobody has judged has none."""
     ratings = {place: judgment.rating for place, judgment in verdicts.judgments.items() if judgment.rating is not None}
     category = {question.id: question.category for question in questions}
@@ -74,7 +74,7 @@ def _metrics(questions: Sequence[Question], verdicts: Verdicts) -> dict[str, flo
     return {**means, "judged": len(ratings), "unjudged": len(verdicts.judgments) - len(ratings)}
 
 
-def _rows(questions: Iterable[Question], answers: Answers, verdicts: Verdicts | None) -> list[dict[str, Any]]:
+def _rows(questions: Iterable[Conversation], answers: Answers, verdicts: Verdicts | None) -> list[dict[str, Any]]:
     return [
         {
             "question_id": question.id,
@@ -87,7 +87,7 @@ def _rows(questions: Iterable[Question], answers: Answers, verdicts: Verdicts | 
     ]
 
 
-def _judged(question: Question, verdicts: Verdicts) -> dict[str, Any]:
+def _judged(question: Conversation, verdicts: Verdicts) -> dict[str, Any]:
     both = [verdicts.judgments[question.id, turn] for turn in (1, 2)]
     return {
         "ratings": [judgment.rating for judgment in both],

@@ -43,7 +43,9 @@ class Gsm8k:
     def evaluate(self, subject: Subject, options: Options) -> Scores:
         """Ask every question; see `Task`."""
         questions, golds = _questions(options)
-        sampling = Sampling(options.max_new_tokens or LONGEST, options.temperature or 0.0, seed=options.seed)
+        sampling = Sampling(
+            max_new_tokens=options.max_new_tokens or LONGEST, temperature=options.temperature or 0.0, seed=options.seed
+        )
         answers = subject.ask([[{"role": "user", "content": row["question"]}] for _, row in questions.rows], sampling)
         rows = []
         for (where, row), gold, (answer,) in zip(questions.rows, golds, answers, strict=True):

@@ -20,7 +20,7 @@ _TEMPERATURE_OF_SEVERAL = 0.8
 _LARGER_K = (10, 100)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Question:
     """Something to program.
 
