@@ -197,7 +197,7 @@ def test_shared_gradients_are_deleted_and_nothing_is_run_twice(parts):
     assert "is deleted: every run that starts from it is finished" in said
     made = runs["GoRA"].path.parent.parent
     assert not list(made.glob("gradients/*/gradients"))
-    before = {run.evaluation: run.evaluation.stat().st_mtime_ns for run in runs.values()}
+    before = {run.results: run.results.stat().st_mtime_ns for run in runs.values()}
     done = again()
     assert "5 runs, 5 of them finished before" in done.stdout
     assert "gradients" not in done.stdout

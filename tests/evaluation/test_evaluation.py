@@ -217,7 +217,7 @@ def test_a_run_closes_with_its_tasks(trained):
     rows = [json.loads(line) for line in Path(figures["rows"]).read_text().splitlines()]
     assert len(rows) == 3
     assert figures["metrics"]["exact_match"] == sum(row["correct"] for row in rows) / 3
-    assert {"data", "data_sha256", "limit", "seed", "batch_size", "versions", "model", "form"} <= set(figures)
+    assert {"data", "data_sha256", "limit", "seed", "batch_size", "versions", "model", "prompt_format"} <= set(figures)
 
 
 def test_the_base_answers_as_the_untouched_model_and_the_adapter_as_the_merged_one(trained, model, tokenizer, tmp_path):

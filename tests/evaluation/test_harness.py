@@ -227,7 +227,7 @@ def adapter(adapted, tokenizer, tmp_path_factory):
     adapted.peft_config["default"].base_model_name_or_path = "builtin:tiny-6m"
     adapted.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    note = {"base_dtype": "float32", "base_fingerprint": "", "form": describe_prompt_format(FORMS["qa"])}
+    note = {"base_dtype": "float32", "base_fingerprint": "", "prompt_format": describe_prompt_format(FORMS["qa"])}
     (folder / ADAPTER_NOTE).write_text(json.dumps(note))
     return folder
 

@@ -130,7 +130,7 @@ def collect(model, targets, batches, where="device", device="cpu", loss=None, **
         batch_of=batches.__getitem__,
         loss_of=loss or loss_of(model),
         pace=Pace.alone(len(batches)),
-        **{"keeper": NoCheckpoint(), **more},
+        **{"checkpoint": NoCheckpoint(), **more},
     )
     progress = run.run()
     means = {name: sums.read(attachment.keys[name]).double().cpu() / progress.counted for name in targets}
@@ -449,12 +449,12 @@ def test_an_interrupted_collection_continues_to_the_same_sums_bit_for_bit(llama,
     unbroken, _ = collect(llama, targets, batches)
     folder = tmp_path / "partial"
     with pytest.raises(KeyboardInterrupt) as stopped:
-        collect(llama, targets, batches, keeper=StopAfter(folder, {"seed": 1}, after))
+        collect(llama, targets, batches, checkpoint=StopAfter(folder, {"seed": 1}, after))
     assert stopped.value.args == (after,)
     assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}
     again = StopAfter(folder, {"seed": 1}, -1)
     seen = []
-    found, progress = collect(llama, targets, batches, keeper=again, on_step=lambda step: seen.append(step.index))
+    found, progress = collect(llama, targets, batches, checkpoint=again, on_step=lambda step: seen.append(step.index))
     assert seen == list(range(after, 7))
     assert progress.counted == 7
     assert all(torch.equal(found[name], unbroken[name]) for name in targets)
@@ -463,9 +463,9 @@ def test_an_interrupted_collection_continues_to_the_same_sums_bit_for_bit(llama,
 def test_saved_sums_of_another_collection_are_refused(llama, tmp_path):
     batches, targets = list(text_batches(3)), find_targets(llama, "q_proj")
     with pytest.raises(KeyboardInterrupt):
-        collect(llama, targets, batches, keeper=StopAfter(tmp_path / "partial", {"seed": 1, "steps": 3}, 1))
+        collect(llama, targets, batches, checkpoint=StopAfter(tmp_path / "partial", {"seed": 1, "steps": 3}, 1))
     with pytest.raises(InputError, match="another run") as refused:
-        collect(llama, targets, batches, keeper=StopAfter(tmp_path / "partial", {"seed": 2, "steps": 3}, -1))
+        collect(llama, targets, batches, checkpoint=StopAfter(tmp_path / "partial", {"seed": 2, "steps": 3}, -1))
     assert refused.value.problems == ("seed: 1 when it began, 2 now",)
 
 
@@ -473,13 +473,13 @@ def test_a_saved_shard_outside_its_folder_is_never_opened(llama, tmp_path):
     batches, targets = list(text_batches(3)), find_targets(llama, "q_proj")
     folder = tmp_path / "partial"
     with pytest.raises(KeyboardInterrupt):
-        collect(llama, targets, batches, keeper=StopAfter(folder, {}, 1))
+        collect(llama, targets, batches, checkpoint=StopAfter(folder, {}, 1))
     document = json.loads((folder / "state.json").read_text())
     name = next(iter(document["tensors"]))
     document["tensors"][name] = "../elsewhere.safetensors"
     (folder / "state.json").write_text(json.dumps(document))
     with pytest.raises(InputError, match="outside its folder"):
-        collect(llama, targets, batches, keeper=StopAfter(folder, {}, -1))
+        collect(llama, targets, batches, checkpoint=StopAfter(folder, {}, -1))
 
 
 def test_a_loss_that_no_target_takes_part_in_is_an_error(llama):
@@ -585,10 +585,10 @@ def test_communication_does_not_reach_what_was_read_from_sums(owner):
     """A library overwrites what it sends, so that a sum that was read must not be what is sent."""
 
     class Other:
-        rank, size = 0, 2
+        index, size = 0, 2
 
         def sum_to(self, owner, tensor):
-            tensor.copy_(tensor + 1 if owner == self.rank else torch.full_like(tensor, math.nan))
+            tensor.copy_(tensor + 1 if owner == self.index else torch.full_like(tensor, math.nan))
 
     sums = DeviceSums({"a": (2, 3), "b": (2, 3)}, torch.device("cpu"))
     sums.write("a", torch.ones(2, 3))

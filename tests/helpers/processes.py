@@ -16,7 +16,7 @@ from gora.errors import GoraError, Interrupted
 from gora.gradients.attach import Attachment
 from gora.gradients.checkpoint import NoCheckpoint
 from gora.gradients.collect import Collection, Pace
-from gora.gradients.sharded import ShardedSums, share_out
+from gora.gradients.sharded import ShardedSums, assign_owners
 from gora.gradients.sums import DeviceSums
 from gora.models.targets import find_targets, weight_shape
 from gora.planning.micro_batches import MicroBatches
@@ -210,7 +210,7 @@ def memory(folder):
     model = LlamaForCausalLM(LlamaConfig(vocab_size=97, **sizes)).eval().requires_grad_(False)
     targets = find_targets(model, "all-linear")
     shapes = {name: weight_shape(layer) for name, layer in targets.items()}
-    owners = share_out(shapes, world.size)
+    owners = assign_owners(shapes, world.size)
     mine = {key: shape for key, shape in shapes.items() if owners[key] == world.index}
     batch = {"input_ids": torch.arange(32)[None], "labels": torch.arange(32)[None]}
     device, grown = torch.device("cpu"), {}

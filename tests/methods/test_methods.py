@@ -101,7 +101,7 @@ def test_a_trained_run_reloads_through_the_public_loader_to_the_same_logits(trai
         found = PeftModel.from_pretrained(base(), folder.adapter)
     assert (logits(found) - expected).abs().max() < 1e-5 * expected.abs().max()
     assert (logits(base()) - expected).abs().max() > 1e-4 * expected.abs().max()
-    after = json.loads(folder.evaluation.read_text())["loss"]
+    after = json.loads(folder.results.read_text())["loss"]
     assert after["final"] != after["initial"] == losses["initial"]
     assert math.isfinite(after["final"])
 
@@ -117,7 +117,7 @@ def test_every_method_sees_the_same_rows_in_the_same_steps(trained):
 
 def test_every_method_trains_about_as_many_parameters_as_lora(trained):
     """Within a tenth, but for those that train something else by their definition."""
-    results = {name: json.loads(run.evaluation.read_text()) for name, (run, _, _) in trained.items()}
+    results = {name: json.loads(run.results.read_text()) for name, (run, _, _) in trained.items()}
     counts = {name: result["trainable_parameters"] for name, result in results.items()}
     lora = counts["lora"]
     weights = [weight_of(module) for module in find_targets(base(), "attention").values()]

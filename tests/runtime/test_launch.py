@@ -106,13 +106,13 @@ def test_a_launch_that_does_not_fit_ends_the_command_with_code_2(tmp_path):
         ({}, World()),
         (
             {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", **SRUN},
-            World(rank=5, size=8, local_rank=1, local_size=4),
+            World(index=5, size=8, local_rank=1, local_size=4),
         ),
         (
             {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"},
             World(index=5, size=8, local_index=1, local_size=4),
         ),
-        (SRUN, World(rank=6, size=9, local_rank=2, local_size=4)),
+        (SRUN, World(index=6, size=9, local_rank=2, local_size=4)),
         (
             SRUN | {"SLURM_PROCID": "8", "SLURM_LOCALID": "0", "SLURM_NODEID": "2"},
             World(index=8, size=9, local_index=0, local_size=1),

@@ -84,7 +84,7 @@ def test_a_run_stopped_after_its_last_step_makes_what_is_missing(stopped, again,
     assert result.losses["final"] < result.losses["initial"] < result.losses["base"]
     assert facts(again.path)["trainable_parameters"] > 0
     assert (again.merged / "config.json").exists()
-    assert not again.measured.exists()
+    assert not again.pending_results.exists()
     text = again.log.read_text()
     assert text.count("evaluation loss") >= 1
     assert "merged model" in text
@@ -103,7 +103,7 @@ def test_a_merge_that_was_stopped_is_made_up_for_and_a_whole_one_left_alone(agai
     monkeypatch.setattr(run_stage, "merge", stop)
     with pytest.raises(StopSignal):
         run(recipe(again.path), resume=True, merge_too=True)
-    assert again.evaluation.exists()
+    assert again.results.exists()
     monkeypatch.undo()
     run(recipe(again.path), resume=True, merge_too=True)
     made = (again.merged / "config.json").stat().st_mtime_ns
@@ -149,14 +149,14 @@ def test_another_recipe_or_other_rows_do_not_finish_a_run(again):
     with pytest.raises(InputError) as refused:
         train(recipe(again.path, "train.learning_rate=1"), resume=True)
     assert refused.value.problems == ("train.learning_rate: 0.0005 when the run began, 1.0 now",)
-    noted = json.loads(again.measured.read_text())
-    again.measured.write_text(json.dumps({**noted, "data": "other"}))
+    noted = json.loads(again.pending_results.read_text())
+    again.pending_results.write_text(json.dumps({**noted, "data": "other"}))
     with pytest.raises(InputError, match="rows are not those"):
         train(recipe(again.path), resume=True)
-    again.measured.unlink()
+    again.pending_results.unlink()
     with pytest.raises(InputError, match=r"results.partial, which the evaluation goes on from"):
         train(recipe(again.path), resume=True)
-    again.evaluation.write_text('{"loss": {}}')
+    again.results.write_text('{"loss": {}}')
     with pytest.raises(InputError, match="other settings"):
         run(recipe(again.path, "train.learning_rate=1"), resume=True)
 

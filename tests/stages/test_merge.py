@@ -100,7 +100,7 @@ def adapt(base, folder, tokenizer, dtype=torch.float32):
         tokenizer,
         method="lora",
         base=BaseNote(dtype=name, quantization=None, fingerprint=fingerprint),
-        form={},
+        prompt_format={},
     )
     return folder
 

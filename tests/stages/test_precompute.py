@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_gradients import collect, text_batches
 
-import gora.gradients.checkpoint as keeper
+import gora.gradients.checkpoint as checkpoint
 from gora.core.importance import importance
 from gora.core.initial import draw_a, solve_b
 from gora.errors import GoraError, InputError, Interrupted
@@ -206,8 +206,8 @@ def test_an_interrupted_pass_says_what_it_kept_and_goes_on_to_the_same_plan(tmp_
 
 
 def test_sums_are_saved_on_the_way_and_survive_a_killed_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(keeper, "_SECONDS_BETWEEN", 0.0)
-    monkeypatch.setattr(keeper, "_TIMES_AS_LONG", 0.0)
+    monkeypatch.setattr(checkpoint, "_SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(checkpoint, "_TIMES_AS_LONG", 0.0)
     real = Setup.loss_of
     calls = []
 

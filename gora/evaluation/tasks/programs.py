@@ -118,7 +118,7 @@ def _solve(subject: Subject, questions: Sequence[Question], options: Options, st
         for question, some in zip(questions, answers, strict=True)
     ]
     facts = {
-        "form": "conversation" if subject.converses else "continuation",
+        "prompt_format": "conversation" if subject.converses else "continuation",
         "sampling": asdict(sampling),
         "limits": asdict(limits),
         "isolation": isolation().words(),
