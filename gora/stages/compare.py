@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gora.comparison.processes import Command, run_commands
 from gora.comparison.shared_pass import SharedPass, shared_passes
 from gora.comparison.table import Outcome, comparison_table, markdown, plot_curves, summarize
 from gora.comparison.trials import Trial, make_trials
@@ -22,25 +16,7 @@ from gora.comparison.tuning_table import tuning_table
 from gora.errors import InputError
 from gora.files import write_json, write_text
 from gora.recipe.variants import Variants, read_variants
-from gora.runs.folder import RunFolder
 from gora.runtime.console import output
-from gora.runtime.interrupt import StopSignal
-from gora.runtime.progress import Meter
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """One command in a process of its own.
-
-    Attributes:
-        label: what progress calls it.
-        folder: its run folder, which also gets what it prints.
-        arguments: of the command `gora`.
-    """
-
-    label: str
-    folder: RunFolder
-    arguments: tuple[str, ...]
 
 
 def compare(
@@ -125,13 +101,13 @@ def _run_what_is_open(
     if needed:
         passes_needed = "1 pass" if len(needed) == 1 else f"{len(needed)} passes"
         output.say(f"gradients {passes_needed} for {sum(len(shared.trials) for shared in needed)} runs")
-    failures = _run_all("passes", [_pass_run_command(reference, shared) for shared in needed], jobs)
+    failures = run_commands("passes", [_pass_run_command(reference, shared) for shared in needed], jobs)
     for shared in needed:
         if reason := failures.pop(shared.folder.path, None):
             failures |= {trial.folder.path: f"its gradient pass failed: {reason}" for trial in shared.trials}
     shared_by = {trial.folder.path: shared for shared in passes for trial in shared.trials}
     ready = [trial for trial in unfinished if trial.folder.path not in failures]
-    failures |= _run_all(
+    failures |= run_commands(
         "runs", [_run_command(reference, trial, shared_by.get(trial.folder.path)) for trial in ready], jobs
     )
     for shared in passes:
@@ -158,63 +134,6 @@ def _pass_run_command(reference: str, shared: SharedPass) -> Command:
 
 def _set(overrides: Sequence[str]) -> list[str]:
     return [part for setting in overrides for part in ("--set", setting)]
-
-
-def _run_all(what: str, jobs: Sequence[Command], at_once: int) -> dict[Path, str]:
-    """Run the commands; returns why those that failed did, by folder."""
-    from torch.cuda import device_count
-
-    if not jobs:
-        return {}
-    places = list(range(device_count() or 1)) * at_once
-    free, failures, running = list(places), {}, []
-    lock, stopping = threading.Lock(), threading.Event()
-
-    def run(command: Command) -> None:
-        with lock:
-            place = free.pop(0)
-        try:
-            process = _start(command, place, len(places))
-            running.append(process)
-            code = process.wait()
-            if code:
-                failures[command.folder.path] = _reason(command, code)
-        finally:
-            with lock:
-                free.append(place)
-                if not stopping.is_set():
-                    meter.advance(facts=command.label)
-
-    with Meter(output, what, len(jobs)) as meter, ThreadPoolExecutor(len(places)) as pool:
-        waiting = [pool.submit(run, command) for command in jobs]
-        try:
-            for each in waiting:
-                each.result()
-        except StopSignal:
-            stopping.set()
-            for each in waiting:
-                each.cancel()
-            for process in running:
-                if process.poll() is None:
-                    process.send_signal(signal.SIGINT)
-            raise
-    return failures
-
-
-def _start(command: Command, place: int, places: int) -> subprocess.Popen[str]:
-    command.folder.path.mkdir(parents=True, exist_ok=True)
-    line = [sys.executable, "-m", "gora", *command.arguments]
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // places)), **os.environ}
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[place] if visible else str(place)
-    with open(command.folder.path / "output.txt", "w", encoding="utf-8") as stream:
-        return subprocess.Popen(line, env=environment, stdout=stream, stderr=stream, text=True)
-
-
-def _reason(command: Command, code: int) -> str:
-    lines = (command.folder.path / "output.txt").read_text(encoding="utf-8").strip().splitlines()
-    said = [line.removeprefix("gora: ") for line in lines if line.startswith("gora: ")]
-    return (said or lines or [f"exit code {code}"])[-1]
 
 
 def _outcome(trial: Trial, failures: dict[Path, str]) -> Outcome:

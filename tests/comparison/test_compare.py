@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from gora.comparison import processes
 from gora.comparison.shared_pass import shared_passes
 from gora.comparison.table import Outcome, markdown, summarize
 from gora.comparison.trials import make_trials
@@ -20,7 +21,6 @@ from gora.recipe.builtin import comparison_paths
 from gora.recipe.variants import read_variants
 from gora.runs.folder import RunFolder
 from gora.runtime.interrupt import StopSignal
-from gora.stages import compare as comparing
 from gora.stages.compare import compare
 from gora.stages.precompute import precompute
 from gora.training.rows_checksum import rows_checksum
@@ -96,16 +96,16 @@ def test_a_stopped_comparison_does_not_count_what_it_stopped(tmp_path, monkeypat
     def stop(number, frame):
         raise StopSignal(signal.SIGINT)
 
-    monkeypatch.setattr(comparing, "_start", start)
-    jobs = [
-        comparing.Command(label=label, folder=RunFolder(tmp_path / label), arguments=())
+    monkeypatch.setattr(processes, "_start", start)
+    commands = [
+        processes.Command(label=label, folder=RunFolder(tmp_path / label), arguments=())
         for label in ("short", "long", "longer")
     ]
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, 3)
     try:
         with pytest.raises(StopSignal):
-            comparing._run_all("runs", jobs, 3)
+            processes.run_commands("runs", commands, 3)
     finally:
         signal.signal(signal.SIGALRM, before)
     said = capsys.readouterr()
