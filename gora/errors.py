@@ -4,9 +4,18 @@ from collections.abc import Sequence
 
 
 class GoraError(Exception):
-    """The work failed for a reason that the message explains: exit code 1."""
+    """The work failed for a reason that the message explains: exit code 1.
+
+    Args:
+        message: what went wrong, where, and what to do.
+        code: the kind of failure, one word for programs: they never read the message.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, *, code: str = "failed") -> None:
+        self.code = code
+        super().__init__(message)
 
 
 class InputError(GoraError):
@@ -15,14 +24,15 @@ class InputError(GoraError):
     Args:
         headline: what was being read, in one line.
         problems: one complete sentence for each thing that is wrong; all of them are shown.
+        code: see `GoraError`.
     """
 
     exit_code = 2
 
-    def __init__(self, headline: str, problems: Sequence[str] = ()) -> None:
+    def __init__(self, headline: str, problems: Sequence[str] = (), *, code: str = "input") -> None:
         self.headline = headline
         self.problems = tuple(problems)
-        super().__init__("\n".join([headline, *(f"  - {problem}" for problem in self.problems)]))
+        super().__init__("\n".join([headline, *(f"  - {problem}" for problem in self.problems)]), code=code)
 
 
 class Interrupted(GoraError):
@@ -35,4 +45,4 @@ class Interrupted(GoraError):
 
     def __init__(self, signal_number: int, kept: str) -> None:
         self.exit_code = 128 + signal_number
-        super().__init__(f"Stopped by signal {signal_number}. {kept}")
+        super().__init__(f"Stopped by signal {signal_number}. {kept}", code="interrupted")

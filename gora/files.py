@@ -1,4 +1,4 @@
-"""Files appear whole: everything is written aside, flushed to disk and renamed into place."""
+"""Files are written and deleted atomically: everything is written aside, flushed to disk and renamed into place."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def publish(final: Path | str) -> Iterator[Path]:
     """
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(final.parent)
+    sweep(final.parent)
     aside = _beside(final, "new")
     # In a restarted container, a dead process may have had this one's id: the sweep takes its leftovers for ours.
     _remove(aside)
@@ -39,6 +39,38 @@ def publish(final: Path | str) -> Iterator[Path]:
         _rename(aside, final)
     finally:
         _remove(aside)
+
+
+def delete(path: Path | str) -> None:
+    """Delete a file, a folder or a link (never what it points to), in one step: renamed aside first, then removed.
+
+    A kill leaves either all of it under its name or nothing; leftovers are swept by the next command.
+    """
+    path = Path(path)
+    if not os.path.lexists(path):
+        return
+    sweep(path.parent)
+    aside = _beside(path, "gone")
+    _remove(aside)
+    os.replace(path, aside)
+    _flush_folder(path.parent)
+    _remove(aside)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what dead processes of this host left aside, and put a folder back that they were about to replace."""
+    # Writers of formats may add an ending of their own to the name they are given, such as `.stage`.
+    pattern = re.compile(
+        rf"{re.escape(_ASIDE)}(new|old|gone)-(.+)-{re.escape(_host())}-([0-9]{{1,9}})(\..+)?", re.DOTALL
+    )
+    for leftover in list(folder.iterdir()):
+        match = pattern.fullmatch(leftover.name)
+        if match is None or _is_alive(int(match[3])):
+            continue
+        if match[1] == "old" and match[4] is None and not os.path.lexists(folder / match[2]):
+            os.replace(leftover, folder / match[2])
+        else:
+            _remove(leftover)
 
 
 def write_text(final: Path | str, text: str) -> None:
@@ -133,20 +165,6 @@ def _beside(final: Path, role: str) -> Path:
 
 def _host() -> str:
     return socket.gethostname().replace("-", "_")
-
-
-def _sweep(folder: Path) -> None:
-    """Delete what dead processes of this machine left aside, and put a folder back that they moved away."""
-    # Writers of formats may add an ending of their own to the name they are given, such as `.stage`.
-    pattern = re.compile(rf"{re.escape(_ASIDE)}(new|old)-(.+)-{re.escape(_host())}-([0-9]{{1,9}})(\..+)?", re.DOTALL)
-    for leftover in list(folder.iterdir()):
-        match = pattern.fullmatch(leftover.name)
-        if match is None or _is_alive(int(match[3])):
-            continue
-        if match[1] == "old" and match[4] is None and not os.path.lexists(folder / match[2]):
-            os.replace(leftover, folder / match[2])
-        else:
-            _remove(leftover)
 
 
 def _is_alive(process: int) -> bool:

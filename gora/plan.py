@@ -1,12 +1,14 @@
 """The plan: ranks and initial values of every target layer, as one safetensors file.
 
 Tensors are `<module>.lora_A` (r, in) and `<module>.lora_B` (out, r), float32, for every module with a rank above zero.
-The rest is one JSON document in the file's header, under `gora`.
+The rest is one JSON document in the file's header, under `gora`; its `sha256` covers the document and all tensors.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -123,26 +125,37 @@ def write_plan(path: Path | str, plan: Plan, factors: Factors) -> None:
         factor_a, factor_b = factors[module.name]
         tensors[f"{module.name}.lora_A"] = factor_a.detach().float().cpu().contiguous()
         tensors[f"{module.name}.lora_B"] = factor_b.detach().float().cpu().contiguous()
+    document = plan.model_dump(mode="json")
+    contents = ((name, "F32", list(value.shape), value.numpy().tobytes()) for name, value in sorted(tensors.items()))
+    document["sha256"] = _digest(document, contents)
     with publish(path) as aside:
         # One entry only: several are written in no fixed order, and the same plan should be the same file.
-        save_file(tensors, aside, metadata={"gora": plan.model_dump_json()})
+        save_file(tensors, aside, metadata={"gora": json.dumps(document)})
 
 
 def read_plan(path: Path | str) -> Plan:
     """Read and check the document of a plan file, without the tensors and without torch.
 
     Raises:
-        InputError: no such file, not a safetensors file, not a plan, or a plan of another format version.
+        InputError: no such file, not a safetensors file, not a plan, changed after it was written, or a plan of another
+            format version.
     """
     document = _read_document(Path(path))
+    claimed = document.pop("sha256", None)
     version = document.get("format_version")
     if version != FORMAT_VERSION:
         raise InputError(f"{path}: plan format version {version!r}, but this gora reads version {FORMAT_VERSION}.")
     try:
-        return Plan.model_validate(document)
+        plan = Plan.model_validate(document)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, issue['loc'])) or 'plan'}: {issue['msg']}" for issue in error.errors()]
         raise InputError(f"{path}: not a valid plan", problems) from None
+    if claimed != _digest(document, _tensor_contents(Path(path))):
+        raise InputError(
+            f"{path} is damaged: it was changed after it was written (SHA-256 differs). Make it again with "
+            "`gora precompute --overwrite`."
+        )
+    return plan
 
 
 def read_factors(path: Path | str, plan: Plan) -> Factors:
@@ -199,6 +212,30 @@ def identity_differences(plan: Plan, model: ModelIdentity, shapes: dict[str, tup
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _digest(document: dict[str, Any], contents: Iterable[tuple[str, str, list[int], bytes]]) -> str:
+    """SHA-256 over the document and every tensor's name, dtype, shape and bytes, in the order of the names."""
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
+    for name, dtype, shape, content in contents:
+        digest.update(json.dumps([name, dtype, shape]).encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _tensor_contents(path: Path) -> Iterable[tuple[str, str, list[int], bytes]]:
+    """Name, dtype, shape and bytes of every tensor, read from the file itself: neither torch nor numpy is needed.
+
+    The format is eight bytes with the length of a JSON header, the header, and the values.
+    """
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        for name in sorted(header.keys() - {"__metadata__"}):
+            entry = header[name]
+            begin, end = entry["data_offsets"]
+            file.seek(8 + length + begin)
+            yield name, entry["dtype"], entry["shape"], file.read(end - begin)
 
 
 def _read_document(path: Path) -> dict[str, Any]:

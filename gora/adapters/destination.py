@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gora import assets
+from gora import assets, manifest
 from gora.errors import InputError
 
 
@@ -18,18 +18,24 @@ def check_destination(destination: Path, adapter: Path, base: str, overwrite: bo
             raise InputError(f"--output {destination}: {nearest} is a file.")
     elif destination.is_symlink() or not destination.is_dir():
         raise InputError(f"--output {destination} exists and is no folder but a file or a link.")
-    elif not _is_model(destination):
+    elif not _is_merged(destination):
         raise InputError(
-            f"--output {destination} exists and is no model folder (config.json, but neither adapter nor plan), "
-            "so it is never replaced. Give another --output."
+            f"--output {destination} exists and is not a model that gora merged (config.json and {manifest.NAME}), "
+            "so it is never replaced. Give another --output, or delete it yourself."
+        )
+    elif added := sorted({path.name for path in destination.iterdir()} - manifest.listed(destination)):
+        raise InputError(
+            f"--output {destination} holds files that gora did not write ({', '.join(added[:3])}), so it is never "
+            "replaced. Move them elsewhere, or give another --output."
         )
     elif not overwrite:
         raise InputError(f"{destination} exists. Add --overwrite to replace it, or give another --output.")
 
 
-def _is_model(folder: Path) -> bool:
+def _is_merged(folder: Path) -> bool:
     others = ("adapter_config.json", "plan.safetensors")
-    return (folder / "config.json").is_file() and not any((folder / name).exists() for name in others)
+    is_model = (folder / "config.json").is_file() and not any((folder / name).exists() for name in others)
+    return is_model and manifest.is_sealed(folder)
 
 
 def _refuse_overlap(destination: Path, adapter: Path, base: Path) -> None:

@@ -11,9 +11,11 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
+from gora import manifest
 from gora.adapters.save import ADAPTER_NOTE, BaseNote
 from gora.errors import InputError
 from gora.models.head import head_modules, train_head
+from gora.runtime.console import output
 
 WEIGHTS = "adapter_model.safetensors"
 # Settings of PEFT under which an adapter is more than B A beside a weight.
@@ -38,12 +40,25 @@ def find_adapter(path: Path) -> Path:
     """The adapter folder: the path itself, or `adapter` in a run folder.
 
     Raises:
-        InputError: neither is one.
+        InputError: neither is one, or a file in it is damaged.
     """
     for folder in (path, path / "adapter"):
-        if (folder / "adapter_config.json").is_file():
+        if (folder / "adapter_config.json").is_file() or manifest.is_sealed(folder):
+            verify_files(folder)
             return folder
-    raise InputError(f"{path} is no adapter: it holds no adapter_config.json, and no folder `adapter` that does.")
+    raise InputError(f"{path} is not an adapter folder: no adapter_config.json in it or in {path / 'adapter'}.")
+
+
+def verify_files(folder: Path) -> None:
+    """Compare the files of an adapter or model with its manifest; those of other tools have none.
+
+    Raises:
+        InputError: a file is missing or was changed after it was written.
+    """
+    if manifest.is_sealed(folder):
+        manifest.verify(folder, "Restore the file, or make the folder again.")
+    elif (folder / ADAPTER_NOTE).exists():
+        output.warn_once(f"{folder} has no {manifest.NAME}: its files cannot be verified.")
 
 
 def read_config(adapter: Path) -> PeftConfig:

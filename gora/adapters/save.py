@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gora import __version__
+from gora import __version__, manifest
 from gora.errors import GoraError
 from gora.files import publish, write_json
 from gora.models.sharding import gather
@@ -95,6 +95,7 @@ def save_adapter(
         tokenizer.save_pretrained(str(aside))
         write_json(aside / ADAPTER_NOTE, note)
         _check(load_file(aside / _WEIGHTS), held)
+        manifest.seal(aside)
 
 
 def save_whole(
@@ -112,6 +113,7 @@ def save_whole(
         write_json(
             aside / ADAPTER_NOTE, {"gora_version": __version__, "method": "full", "prompt_format": prompt_format}
         )
+        manifest.seal(aside)
 
 
 def converted(

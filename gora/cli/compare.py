@@ -41,16 +41,16 @@ def compare_command(
     """Run a recipe with several methods, variants and seeds, and tabulate what comes out; finished runs stay."""
     from gora.recipe import load_recipe
 
-    name = load_recipe(recipe, overrides or ()).name
+    loaded = load_recipe(recipe, overrides or ())
     from gora.errors import InputError
 
     with importing():
-        from gora.stages.compare import compare
+        from gora.stages.compare import compare, destination_of, exit_code
 
     numbers = seeds.split(",")
     if not all(number.isdigit() for number in numbers):
         raise InputError(f"--seeds {seeds}: whole numbers are expected, as in 0,1,2.")
-    compare(
+    outcomes = compare(
         recipe,
         overrides or (),
         methods=methods.split(",") if methods else (),
@@ -59,5 +59,6 @@ def compare_command(
         tune=tune,
         variants=variants,
         jobs=jobs,
-        destination=destination or Path(f"runs/compare-{name}"),
+        destination=destination_of(loaded, overrides or (), destination),
     )
+    raise typer.Exit(exit_code(outcomes))

@@ -72,7 +72,7 @@ def evaluate_command(
         raise InputError("--base evaluates the base model alone, --both the trained one as well: give one of the two.")
     if (judge_url is None) != (judge_model is None):
         raise InputError("--judge-url and --judge-model belong together: which model, and where it is asked.")
-    if started_elsewhere(gpus, processes, 1, None, None):
+    if started_elsewhere(gpus=gpus, processes=processes):
         return
     with importing():
         from gora.evaluation.task import JudgeSettings, Options

@@ -1,9 +1,16 @@
 """Arguments and options that several verbs share."""
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 
 import typer
+
+from gora.errors import InputError
+from gora.runs.folder import RunFolder
+from gora.runs.owner import holding_for_workers
+from gora.runs.state import Mode
+from gora.runtime.launch import Launch
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a built-in recipe.")]
 SetOption = Annotated[
@@ -11,7 +18,7 @@ SetOption = Annotated[
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting of the recipe; may be repeated."),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left.")]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Resume from the latest checkpoint.")]
 ShowSampleOption = Annotated[
     bool, typer.Option("--show-sample", help="Show one tokenized row, its supervised part marked, and stop.")
 ]
@@ -37,12 +44,33 @@ RendezvousOption = Annotated[
 ]
 
 
-def started_elsewhere(
-    gpus: int | None, processes: int | None, nodes: int, node_rank: int | None, rendezvous: str | None
-) -> bool:
-    """Run this very command in several processes, if the options or the GPUs here ask for it; see `Launch`."""
-    from gora.runtime.launch import Launch
+def mode_of(*, resume: bool, overwrite: bool) -> Mode:
+    """What the two options say about a folder that may hold a run."""
+    if resume and overwrite:
+        raise InputError("--resume continues an earlier run and --overwrite replaces it: give one of the two.")
+    return "resume" if resume else "overwrite" if overwrite else "new"
 
-    return Launch(gpus=gpus, processes=processes, nodes=nodes, node_rank=node_rank, rendezvous=rendezvous).start(
-        sys.argv[1:]
-    )
+
+def started_elsewhere(
+    *,
+    gpus: int | None,
+    processes: int | None,
+    nodes: int = 1,
+    node_rank: int | None = None,
+    rendezvous: str | None = None,
+    output: str | None = None,
+    command: str = "gora",
+) -> bool:
+    """Run this very command in several processes, if the options or the GPUs here ask for it.
+
+    Args:
+        gpus, processes, nodes, node_rank, rendezvous: see `Launch`.
+        output: the run folder, which this process then holds for all of them; None where there is none.
+        command: told to whoever finds the folder in use.
+    """
+
+    def holding() -> AbstractContextManager[object]:
+        return holding_for_workers(RunFolder.of(output).path, command=command) if output else nullcontext()
+
+    launch = Launch(gpus=gpus, processes=processes, nodes=nodes, node_rank=node_rank, rendezvous=rendezvous)
+    return launch.start(sys.argv[1:], holding)

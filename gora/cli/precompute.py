@@ -18,6 +18,7 @@ from gora.cli.options import (
     SetOption,
     ShowSampleOption,
     TrustOption,
+    mode_of,
     started_elsewhere,
 )
 from gora.runtime.imports import importing
@@ -63,21 +64,29 @@ def precompute_command(
 
         show(loaded.recipe, trust_remote_code=trust_remote_code)
         return
+    mode = mode_of(resume=resume, overwrite=overwrite)
     if from_gradients is not None:
         with importing():
-            from gora.stages.precompute import plan_again
+            from gora.stages.precompute import plan_from_gradients
 
-        plan_again(loaded.recipe, from_gradients, overwrite=overwrite)
+        plan_from_gradients(loaded.recipe, from_gradients, mode=mode)
         return
-    if started_elsewhere(gpus, processes, nodes, node_rank, rendezvous):
+    if started_elsewhere(
+        gpus=gpus,
+        processes=processes,
+        nodes=nodes,
+        node_rank=node_rank,
+        rendezvous=rendezvous,
+        output=loaded.recipe.output,
+        command="gora precompute",
+    ):
         return
     with importing():
         from gora.stages.precompute import precompute
 
     precompute(
         loaded.recipe,
-        resume=resume,
-        overwrite=overwrite,
+        mode=mode,
         low_memory=low_memory,
         keep=keep_gradients.value if keep_gradients else None,  # type: ignore[arg-type]
         trust_remote_code=trust_remote_code,

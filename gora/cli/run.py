@@ -17,6 +17,7 @@ from gora.cli.options import (
     ResumeOption,
     SetOption,
     TrustOption,
+    mode_of,
     started_elsewhere,
 )
 from gora.runtime.imports import importing
@@ -44,7 +45,16 @@ def run_command(
     from gora.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
-    if started_elsewhere(gpus, processes, nodes, node_rank, rendezvous):
+    mode = mode_of(resume=resume, overwrite=overwrite)
+    if started_elsewhere(
+        gpus=gpus,
+        processes=processes,
+        nodes=nodes,
+        node_rank=node_rank,
+        rendezvous=rendezvous,
+        output=loaded.recipe.output,
+        command="gora run",
+    ):
         return
     with importing():
         from gora.stages.run import run
@@ -53,8 +63,7 @@ def run_command(
         loaded.recipe,
         merge_too=merge,
         gradients=from_gradients,
-        resume=resume,
-        overwrite=overwrite,
+        mode=mode,
         allow_code_execution=allow_code_execution,
         trust_remote_code=trust_remote_code,
     )

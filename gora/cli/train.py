@@ -12,6 +12,7 @@ from gora.cli.options import (
     SetOption,
     ShowSampleOption,
     TrustOption,
+    mode_of,
     started_elsewhere,
 )
 from gora.runtime.imports import importing
@@ -40,9 +41,18 @@ def train_command(
 
         show(loaded.recipe, trust_remote_code=trust_remote_code)
         return
-    if started_elsewhere(gpus, processes, nodes, node_rank, rendezvous):
+    mode = mode_of(resume=resume, overwrite=overwrite)
+    if started_elsewhere(
+        gpus=gpus,
+        processes=processes,
+        nodes=nodes,
+        node_rank=node_rank,
+        rendezvous=rendezvous,
+        output=loaded.recipe.output,
+        command="gora train",
+    ):
         return
     with importing():
         from gora.stages.train import train
 
-    train(loaded.recipe, resume=resume, overwrite=overwrite, trust_remote_code=trust_remote_code)
+    train(loaded.recipe, mode=mode, trust_remote_code=trust_remote_code)

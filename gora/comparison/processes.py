@@ -12,7 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from gora.files import delete
+from gora.runs.failure import RECORD, Failure, read_failure
 from gora.runs.folder import RunFolder
+from gora.runs.owner import mark
 from gora.runtime.console import output
 from gora.runtime.interrupt import StopSignal
 from gora.runtime.progress import Meter
@@ -33,7 +36,7 @@ class Command:
     arguments: tuple[str, ...]
 
 
-def run_commands(what: str, commands: Sequence[Command], at_once: int) -> dict[Path, str]:
+def run_commands(what: str, commands: Sequence[Command], at_once: int) -> dict[Path, Failure]:
     """Run commands side by side; a signal is handed on to those that run.
 
     Args:
@@ -45,12 +48,15 @@ def run_commands(what: str, commands: Sequence[Command], at_once: int) -> dict[P
         Why those that failed did, by folder.
 
     Raises:
+        InputError: a folder is not gora's.
         StopSignal: a signal came; those that were running have ended.
     """
     from torch.cuda import device_count
 
     if not commands:
         return {}
+    for command in commands:
+        mark(command.folder.path)
     places = list(range(device_count() or 1)) * at_once
     free, failures, running = list(places), {}, []
     lock, stopping = threading.Lock(), threading.Event()
@@ -63,7 +69,7 @@ def run_commands(what: str, commands: Sequence[Command], at_once: int) -> dict[P
             running.append(process)
             code = process.wait()
             if code:
-                failures[command.folder.path] = _reason(command, code)
+                failures[command.folder.path] = _failure(command, code)
         finally:
             with lock:
                 free.append(place)
@@ -87,16 +93,19 @@ def run_commands(what: str, commands: Sequence[Command], at_once: int) -> dict[P
 
 
 def _start(command: Command, place: int, places: int) -> subprocess.Popen[str]:
-    command.folder.path.mkdir(parents=True, exist_ok=True)
+    delete(command.folder.failure)
     line = [sys.executable, "-m", "gora", *command.arguments]
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // places)), **os.environ}
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // places)), **os.environ, RECORD: "1"}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[place] if visible else str(place)
     with open(command.folder.path / "output.txt", "w", encoding="utf-8") as stream:
         return subprocess.Popen(line, env=environment, stdout=stream, stderr=stream, text=True)
 
 
-def _reason(command: Command, code: int) -> str:
-    lines = (command.folder.path / "output.txt").read_text(encoding="utf-8").strip().splitlines()
-    said = [line.removeprefix("gora: ") for line in lines if line.startswith("gora: ")]
-    return (said or lines or [f"exit code {code}"])[-1]
+def _failure(command: Command, code: int) -> Failure:
+    if (told := read_failure(command.folder)) is not None:
+        return told
+    printed = command.folder.path / "output.txt"
+    if code < 0:
+        return Failure(code="killed", message=f"ended by {signal.Signals(-code).name}; see {printed}", exit_code=1)
+    return Failure(code="unknown", message=f"exit code {code}; see {printed}", exit_code=code)

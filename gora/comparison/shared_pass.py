@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gora import manifest
 from gora.comparison.trials import Trial
-from gora.gradients.storage import is_whole
+from gora.files import delete
 from gora.methods import METHODS
+from gora.recipe.derived import by_key
 from gora.recipe.schema import Recipe
 from gora.runs.folder import RunFolder
-from gora.runs.resume import flat
+from gora.runs.state import Progress, RunState, find_progress
 
 # Settings that come after the gradients. One that is in neither list counts as one that gradients depend on.
 _AFTER = {
@@ -53,20 +54,24 @@ class SharedPass:
     @property
     def needed(self) -> bool:
         """Whether a run still waits for its gradients."""
-        return not is_whole(self.folder.gradients) and any(
-            not trial.finished and not trial.folder.plan.exists() for trial in self.trials
-        )
+        waiting = any(trial.progress.state < RunState.PLANNED for trial in self.trials)
+        return waiting and manifest.damage(self.folder.gradients) is not None
 
     @property
     def overrides(self) -> tuple[str, ...]:
         """Settings of the pass: those of its first run, in a folder of its own."""
         return (*self.trials[0].overrides, f"output={self.folder.path}")
 
+    @property
+    def progress(self) -> Progress:
+        """How far the pass has come."""
+        return find_progress(self.folder)
+
     def drop_if_done(self) -> bool:
         """Delete the gradients once no run needs them any more; they are as large as the adapted layers."""
         done = self.folder.gradients.exists() and all(trial.finished for trial in self.trials)
         if done:
-            shutil.rmtree(self.folder.gradients)
+            delete(self.folder.gradients)
         return done
 
 
@@ -84,7 +89,7 @@ def shared_passes(trials: Iterable[Trial], destination: Path) -> list[SharedPass
 
 
 def _identity(recipe: Recipe) -> str:
-    settings = {key: value for key, value in flat(recipe.model_dump(mode="json")).items() if not _is_after(key)}
+    settings = {key: value for key, value in by_key(recipe).items() if not _is_after(key)}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 

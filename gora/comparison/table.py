@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gora.files import publish
+from gora.runs.failure import Failure
 
 _FRONT = ("method", "seeds", "evaluation loss")
 _BACK = ("at the start", "trainable", "seconds", "peak memory")
@@ -47,7 +48,7 @@ class Outcome:
 
     label: str
     seed: int
-    failure: str | None
+    failure: Failure | None
     result: dict[str, Any]
     curve: list[tuple[int, float]]
 
@@ -65,7 +66,7 @@ class TableRow:
         trainable: trained parameters, the mean over seeds.
         seconds: mean training time.
         peak: greatest peak memory in bytes, of the GPU where there is one.
-        failures: why seeds are missing.
+        failures: why seeds are missing: `seed`, `code` and `message` of each.
     """
 
     label: str
@@ -76,7 +77,7 @@ class TableRow:
     trainable: float | None
     seconds: float | None
     peak: int | None
-    failures: tuple[str, ...]
+    failures: tuple[dict[str, Any], ...]
 
     def as_json(self) -> dict[str, Any]:
         """The row for a JSON file."""
@@ -102,7 +103,7 @@ def comparison_table(rows: Sequence[TableRow]) -> Table:
             cells[column].stylize(marks[place])
         table.add_row(*cells)
         for failure in row.failures:
-            table.add_row("", f"failed: {failure}", style="yellow")
+            table.add_row("", _told(failure), style="yellow")
     return table
 
 
@@ -117,7 +118,7 @@ def markdown(rows: Sequence[TableRow]) -> str:
         for column, place in _places(row, rows, tasks).items():
             cells[column] = f"{marks[place]}{cells[column]}{marks[place]}"
         lines.append(f"| {' | '.join(cells)} |")
-        lines += [f"| | failed: {failure} |" for failure in row.failures]
+        lines += [f"| | {_told(failure)} |" for failure in row.failures]
     return "\n".join(lines) + "\n"
 
 
@@ -154,8 +155,10 @@ def plot_curves(outcomes: Sequence[Outcome], path: Path) -> bool:
 
 def _row(label: str, runs: Sequence[Outcome]) -> TableRow:
     done = [run for run in runs if run.failure is None and "final" in run.result["loss"]]
-    failures = [f"seed {run.seed}: {run.failure}" for run in runs if run.failure is not None]
-    failures += [f"seed {run.seed}: no evaluation rows" for run in runs if run.failure is None and run not in done]
+    failures = [_failed(run, run.failure.code, run.failure.message) for run in runs if run.failure is not None]
+    failures += [
+        _failed(run, "no-rows", "no evaluation rows") for run in runs if run.failure is None and run not in done
+    ]
     if not done:
         return TableRow(
             label=label,
@@ -184,6 +187,14 @@ def _row(label: str, runs: Sequence[Outcome]) -> TableRow:
         peak=max(peaks),
         failures=tuple(failures),
     )
+
+
+def _failed(run: Outcome, code: str, message: str) -> dict[str, Any]:
+    return {"seed": run.seed, "code": code, "message": message}
+
+
+def _told(failure: Mapping[str, Any]) -> str:
+    return f"failed: seed {failure['seed']}: {str(failure['message']).splitlines()[0]}"
 
 
 def _found(run: Outcome, *keys: str) -> float:

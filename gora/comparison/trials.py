@@ -15,7 +15,8 @@ from gora.recipe import load_recipe
 from gora.recipe.schema import Recipe
 from gora.recipe.variants import Variant
 from gora.runs.folder import RunFolder
-from gora.runs.results import read_results
+from gora.runs.results import task_results
+from gora.runs.state import Progress, RunState, find_progress
 
 _AS_IT_IS = Variant("", (), "")
 
@@ -39,10 +40,17 @@ class Trial:
     folder: RunFolder
 
     @property
+    def progress(self) -> Progress:
+        """How far the run has come."""
+        return find_progress(self.folder)
+
+    @property
     def finished(self) -> bool:
-        """Whether an earlier comparison has run it to the end."""
-        done = read_results(self.folder.results)
-        return self.folder.evaluation.exists() and all(task.name in done for task in self.recipe.evaluation.tasks)
+        """Whether an earlier comparison has run it to the end, its tasks included."""
+        if self.progress.state != RunState.FINISHED:
+            return False
+        done = task_results(self.folder)
+        return all(task.name in done for task in self.recipe.evaluation.tasks)
 
 
 def make_trials(

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gora.comparison.table import Outcome
+from gora.runs.failure import Failure
 
 
 @dataclass(frozen=True)
@@ -20,19 +21,20 @@ class Tuned:
     Attributes:
         label: what is compared.
         losses: evaluation loss by value, in the order in which the values were given; None where the run failed.
-        reason: why the first of those failed that did, or nothing.
+        reason: why the first of those failed that did, or None.
     """
 
     label: str
     losses: dict[str, float | None]
-    reason: str
+    reason: Failure | None
 
     @classmethod
     def of(cls, label: str, outcomes: Mapping[str, Outcome]) -> Tuned:
         """Of a label's runs by value."""
         losses = {value: each.result["loss"].get("final") if each.result else None for value, each in outcomes.items()}
-        reasons = [each.failure or "no evaluation rows" for value, each in outcomes.items() if losses[value] is None]
-        return cls(label, losses, next(iter(reasons), ""))
+        none = Failure(code="no-rows", message="no evaluation rows")
+        reasons = [each.failure or none for value, each in outcomes.items() if losses[value] is None]
+        return cls(label, losses, next(iter(reasons), None))
 
     @property
     def best(self) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gora import manifest
 from gora.core.importance import Importance, importance
 from gora.core.initial import Start, initial_values
 from gora.errors import InputError
@@ -73,6 +74,8 @@ class ArchivedStatistics:
     """
 
     def __init__(self, folder: Path) -> None:
+        if folder.is_dir():
+            manifest.verify(folder, "Make it again with `gora precompute --keep-gradients`.")
         document = read_document(folder)
         self._folder, self._document = folder, document
         try:

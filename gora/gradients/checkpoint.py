@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gora import manifest
 from gora.errors import InputError
 from gora.gradients.collect import Progress
 from gora.gradients.storage import read_document, read_shards, write_shards
@@ -80,6 +81,7 @@ class PassCheckpoint:
         sums.clear()
         if not self._folder.exists():
             return Progress()
+        manifest.verify(self._folder, "Start the gradient pass over with --overwrite.")
         document = read_document(self._folder)
         self._refuse_stranger(document.get("identity"))
         for key, tensor in read_shards(self._folder):

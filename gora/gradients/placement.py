@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -57,6 +57,11 @@ class Placement:
         if self.together > 1:
             far = BufferedSums(far, self.together)
         return SplitSums(near, far) if self.on_device else far
+
+    def facts(self) -> dict[str, Any]:
+        """Bytes of sums on the device and in host memory, and micro-batches added at once to the latter."""
+        near, far = (sum_bytes({key: self.shapes[key] for key in keys}) for keys in (self.on_device, self.on_host))
+        return {"kind": "whole", "device_bytes": near, "host_bytes": far, "micro_batches_at_once": self.together}
 
     def text(self, device: torch.device) -> str:
         """`5.37 GB float32 on cuda:0`, or both places with their bytes."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gora import manifest
 from gora.errors import InputError
 from gora.files import publish
 
@@ -35,6 +36,7 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], document: 
             save_file(shard, aside / file)
             places |= dict.fromkeys(shard, file)
         (aside / DOCUMENT).write_text(json.dumps({**document, "tensors": places}), encoding="utf-8")
+        manifest.seal(aside)
 
 
 def read_document(folder: Path) -> dict[str, Any]:
@@ -50,15 +52,6 @@ def read_document(folder: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or not isinstance(document.get("tensors"), dict):
         raise InputError(f"{folder / DOCUMENT} does not describe any tensors.")
     return document
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether a folder was published and has all its files, which is not so where somebody copied a part of it."""
-    try:
-        files = set(read_document(folder)["tensors"].values())
-    except InputError:
-        return False
-    return all((folder / str(file)).is_file() for file in files)
 
 
 def read_shards(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -8,12 +8,11 @@ from gora.gradients.collect import Pace
 from gora.gradients.storage import read_document
 from gora.plan import ModelIdentity
 from gora.recipe.derived import micro_batch_size
-from gora.runs.folder import RunFolder
-from gora.runs.setup import Setup
+from gora.runs.context import RunContext
 from gora.runtime.interrupt import StopRequest
 
 
-def saved_as_shards(setup: Setup, folder: RunFolder) -> bool | None:
+def saved_as_shards(context: RunContext) -> bool | None:
     """Whether the processes of an unfinished pass held shares of the sums; None where there is none.
 
     Free memory decides at first. What is saved is of one kind, so that the pass goes on with it whatever is free now.
@@ -21,16 +20,15 @@ def saved_as_shards(setup: Setup, folder: RunFolder) -> bool | None:
     Raises:
         InputError: the pass had another number of processes, or what it has saved cannot be read.
     """
-    path = folder.pass_checkpoint_of(setup.world.index, setup.world.size)
+    path = context.folder.pass_checkpoint_of(context.world.index, context.world.size)
     sums = read_document(path).get("identity", {}).get("sums") if path.exists() else None
     # A process may have been killed before it had saved anything.
-    known = [each for each in setup.world.gather(sums) if each is not None]
+    known = [each for each in context.world.gather(sums) if each is not None]
     return known[0] == "sharded" if known else None
 
 
 def pass_checkpoint(
-    setup: Setup,
-    folder: RunFolder,
+    context: RunContext,
     model: ModelIdentity,
     request: StopRequest,
     pace: Pace,
@@ -39,19 +37,19 @@ def pass_checkpoint(
     low_memory: bool,
 ) -> PassCheckpoint:
     """What saves the sums of a pass, and brings back those of an unfinished one."""
-    world, steps = setup.world, setup.recipe.gora.steps
+    world, steps, folder = context.world, context.recipe.gora.steps, context.folder
     identity = {
         "model": model.config,
         "weights": model.weights,
-        "data": setup.data.fingerprint,
+        "data": context.data.fingerprint,
         "steps": steps,
-        "micro_batch_size": micro_batch_size(setup.recipe),
-        "seed": setup.recipe.seed,
-        "precision": setup.precision,
+        "micro_batch_size": micro_batch_size(context.recipe),
+        "seed": context.recipe.seed,
+        "precision": context.precision,
         "low_memory": low_memory,
         "processes": world.size,
         "sums": "sharded" if sharded else "whole",
-        "distributed": "base weights shared out" if setup.engine.shards_weights else "base weights whole",
+        "distributed": "base weights shared out" if context.engine.shards_weights else "base weights whole",
     }
     in_step = pace.agree is not bool
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch import no_grad as without_gradients
@@ -26,8 +27,7 @@ from gora.plan import ModelIdentity
 from gora.planning.checkpoint import pass_checkpoint, saved_as_shards
 from gora.planning.micro_batches import MicroBatches
 from gora.planning.placement import SumsPlacement, make_sampled_sums, make_sums
-from gora.runs.folder import RunFolder
-from gora.runs.setup import Setup
+from gora.runs.context import RunContext
 from gora.runtime.console import output
 from gora.runtime.interrupt import stopping_between_steps
 from gora.runtime.progress import Meter
@@ -35,24 +35,25 @@ from gora.runtime.progress import Meter
 Answers = SummedStatistics | SampledStatistics | DistributedStatistics
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Collected:
     """What a gradient pass leaves.
 
     Attributes:
         statistics: answers about the mean gradients; the same in every process.
         counted: micro-batches in the mean.
+        facts: what was done where and how fast, for `results.json`.
         seconds: time of the micro-batches and of the sum over processes, without the trial pass before them.
     """
 
     statistics: Answers
     counted: int
     seconds: float
+    facts: dict[str, Any]
 
 
 def collect_gradients(
-    setup: Setup,
-    folder: RunFolder,
+    context: RunContext,
     model: nn.Module,
     targets: Mapping[str, nn.Module],
     identity: ModelIdentity,
@@ -66,50 +67,62 @@ def collect_gradients(
         GoraError: too many micro-batches hold NaN or infinity.
         InputError: saved sums are of another run.
     """
-    batches = MicroBatches(setup)
-    if batches.steps * batches.size > len(setup.data.train):
+    batches = MicroBatches(context)
+    if batches.steps * batches.size > len(context.data.train):
         asked = f"{batches.steps} micro-batches of {batches.size} rows"
-        output.warn(f"{asked} are asked for, {len(setup.data.train)} rows are there: some are used more than once.")
+        output.warn(f"{asked} are asked for, {len(context.data.train)} rows are there: some are used more than once.")
     attachment = Attachment(model, targets)
-    if setup.engine.shards_weights and not attachment.all_tapped:
+    if context.engine.shards_weights and not attachment.all_tapped:
         raise InputError(
             "adapter.targets: a target's weight is also used elsewhere, which cannot be followed while weights are "
-            f"sharded ({setup.engine.name}). Leave it out (adapter.exclude), or give distributed: ddp."
+            f"sharded ({context.engine.name}). Leave it out (adapter.exclude), or give distributed: ddp."
         )
     with (
-        recomputing_activations(model, setup.recipe.train.activation_checkpointing),
+        recomputing_activations(model, context.recipe.train.activation_checkpointing),
         stopping_between_steps() as request,
     ):
-        sampled = make_sampled_sums(setup, attachment, targets) if low_memory else None
+        sampled = make_sampled_sums(context, attachment, targets) if low_memory else None
         if sampled is not None:
-            placed = SumsPlacement(sampled, {}, sharded=False)
+            placed = SumsPlacement(sums=sampled, owners={}, sharded=False, facts={"kind": "projections"})
         else:
-            placed = make_sums(setup, attachment, targets, batches, saved_as_shards(setup, folder))
-        pace, sharded = _pace(setup, batches, placed.sharded), placed.sharded
-        checkpoint = pass_checkpoint(setup, folder, identity, request, pace, sharded=sharded, low_memory=low_memory)
+            placed = make_sums(context, attachment, targets, batches, saved_as_shards(context))
+        pace, sharded = _pace(context, batches, placed.sharded), placed.sharded
+        checkpoint = pass_checkpoint(context, identity, request, pace, sharded=sharded, low_memory=low_memory)
         start = time.monotonic()
-        progress, rate = _run(setup, attachment, batches, placed.sums, pace, checkpoint)
-    counted, left_out = _all_together(setup, progress)
+        progress, rate = _run(context, attachment, batches, placed.sums, pace, checkpoint)
+    counted, left_out = _all_together(context, progress)
     for index, reason in sorted(left_out.items()):
         output.warn(f"micro-batch {index} is left out: {reason}")
     refuse_too_many(left_out, batches.steps)
-    processes = f" in {setup.world.size} processes" if setup.world.size > 1 else ""
+    processes = f" in {context.world.size} processes" if context.world.size > 1 else ""
     output.say(f"gradients {counted} micro-batches of {batches.size} rows{processes}, {rate:,.0f} tokens/s")
     if sampled is not None:
         for key in sampled.keys():  # noqa: SIM118 - a protocol, no dictionary
             total = sampled.read(key).clone()
-            setup.world.sum_everywhere(total)
+            context.world.sum_everywhere(total)
             sampled.write(key, total)
         sampled.counted = counted
-    statistics = sampled or _statistics(setup, attachment, targets, placed, counted)
-    return Collected(statistics, counted, time.monotonic() - start)
+    statistics = sampled or _statistics(context, attachment, targets, placed, counted)
+    facts = {
+        "micro_batches": counted,
+        "rows_per_micro_batch": batches.size,
+        "skipped": {str(index): reason for index, reason in sorted(left_out.items())},
+        "tokens_per_second": rate,
+        "sums": placed.facts,
+    }
+    return Collected(statistics=statistics, counted=counted, seconds=time.monotonic() - start, facts=facts)
 
 
 def _run(
-    setup: Setup, attachment: Attachment, batches: MicroBatches, sums: Sums, pace: Pace, checkpoint: PassCheckpoint
+    context: RunContext,
+    attachment: Attachment,
+    batches: MicroBatches,
+    sums: Sums,
+    pace: Pace,
+    checkpoint: PassCheckpoint,
 ) -> tuple[Progress, float]:
     """Run this process's micro-batches; the rate is that of all processes, in tokens a second."""
-    loss_of = setup.loss_of(attachment.model)
+    loss_of = context.loss_of(attachment.model)
     with Meter(output, "gradients", len(batches.indices)) as meter:
 
         def on_step(step: Step) -> None:
@@ -125,47 +138,47 @@ def _run(
             on_step=on_step,
             rows_of=batches.where,
         )
-        run.recorder = _recorder(setup, attachment, batches, sums, loss_of)
+        run.recorder = _recorder(context, attachment, batches, sums, loss_of)
         progress = run.run()
-        return progress, setup.world.total(meter.tokens_per_second)
+        return progress, context.world.total(meter.tokens_per_second)
 
 
-def _pace(setup: Setup, batches: MicroBatches, sharded: bool) -> Pace:
-    together = sharded or setup.engine.shards_weights
+def _pace(context: RunContext, batches: MicroBatches, sharded: bool) -> Pace:
+    together = sharded or context.engine.shards_weights
     return Pace(
         indices=batches.indices,
         rounds=batches.rounds if together else len(batches.indices),
         total=batches.steps,
-        agree=setup.world.any if together else bool,
-        computes_together=setup.engine.shards_weights,
+        agree=context.world.any if together else bool,
+        computes_together=context.engine.shards_weights,
     )
 
 
-def _all_together(setup: Setup, progress: Progress) -> tuple[int, dict[int, str]]:
+def _all_together(context: RunContext, progress: Progress) -> tuple[int, dict[int, str]]:
     """Micro-batches in the sums of all processes, and those left out."""
-    told = setup.world.gather({"counted": progress.counted, "left_out": list(progress.left_out.items())})
+    told = context.world.gather({"counted": progress.counted, "left_out": list(progress.left_out.items())})
     left_out = {index: reason for each in told for index, reason in each["left_out"]}
     return sum(each["counted"] for each in told), left_out
 
 
 def _statistics(
-    setup: Setup, attachment: Attachment, targets: Mapping[str, nn.Module], placed: SumsPlacement, counted: int
+    context: RunContext, attachment: Attachment, targets: Mapping[str, nn.Module], placed: SumsPlacement, counted: int
 ) -> SummedStatistics | DistributedStatistics:
     def weight(name: str) -> Tensor:
         return weight_of(targets[name])
 
     own = SummedStatistics(placed.sums, attachment.keys, weight, counted)
-    if setup.world.size == 1:
+    if context.world.size == 1:
         return own
     if not placed.sharded:
-        reduce_to_owners(placed.sums, placed.owners, placed.owners, setup.world)
+        reduce_to_owners(placed.sums, placed.owners, placed.owners, context.world)
     owners = {name: placed.owners[key] for name, key in attachment.keys.items()}
     shapes = {name: weight_shape(module) for name, module in targets.items()}
-    return DistributedStatistics(own, shapes, owners, weight, setup.world, setup.device)
+    return DistributedStatistics(own, shapes, owners, weight, context.world, context.device)
 
 
 def _recorder(
-    setup: Setup,
+    context: RunContext,
     attachment: Attachment,
     batches: MicroBatches,
     sums: Sums,
@@ -173,12 +186,12 @@ def _recorder(
 ) -> Callable[[], Callable[[int], Tensor]] | None:
     """How to record the passes of a small micro-batch on a GPU, where that is possible and of use."""
     possible = (
-        setup.device.type == "cuda"
+        context.device.type == "cuda"
         and isinstance(sums, DeviceSums)
         and attachment.all_tapped
-        and setup.source.causal
-        and not setup.recipe.train.activation_checkpointing
-        and not setup.engine.shards_weights
+        and context.source.causal
+        and not context.recipe.train.activation_checkpointing
+        and not context.engine.shards_weights
     )
     if not possible or batches.most_tokens > LONGEST:
         return None

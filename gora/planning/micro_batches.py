@@ -8,29 +8,29 @@ from torch import Tensor
 
 from gora.data import draw_rows
 from gora.recipe.derived import micro_batch_size
-from gora.runs.setup import Setup
+from gora.runs.context import RunContext
 
 
 class MicroBatches:
     """The micro-batches of the gradient pass: rows drawn with the seed, the same at every call.
 
     Args:
-        setup: gives rows, seed and sizes.
+        context: gives rows, seed and sizes.
     """
 
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
-        self.size = micro_batch_size(setup.recipe)
-        self.steps = setup.recipe.gora.steps
-        self.indices = range(setup.world.index, self.steps, setup.world.size)
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        self.size = micro_batch_size(context.recipe)
+        self.steps = context.recipe.gora.steps
+        self.indices = range(context.world.index, self.steps, context.world.size)
         """Which of them this process runs: they are dealt out in turn."""
-        self.rounds = math.ceil(self.steps / setup.world.size)
-        self._order = draw_rows(len(setup.data.train), self.steps * self.size, setup.recipe.seed)
+        self.rounds = math.ceil(self.steps / context.world.size)
+        self._order = draw_rows(len(context.data.train), self.steps * self.size, context.recipe.seed)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """One micro-batch on the device."""
-        rows = self._setup.data.train
-        return self._setup.move(self._setup.collator([rows[row] for row in self._rows(index)]))
+        rows = self._context.data.train
+        return self._context.move(self._context.collator([rows[row] for row in self._rows(index)]))
 
     def fixed(self, index: int) -> dict[str, Tensor]:
         """One micro-batch padded to the longest of all, without a mask.
@@ -38,21 +38,21 @@ class MicroBatches:
         A causal model never looks ahead, so that padding on the right changes nothing for the tokens before it, and
         padding has no label.
         """
-        rows = self._setup.data.train
-        batch = self._setup.collator([rows[row] for row in self._rows(index)], width=self._width())
-        return self._setup.move({key: batch[key] for key in ("input_ids", "labels")})
+        rows = self._context.data.train
+        batch = self._context.collator([rows[row] for row in self._rows(index)], width=self._width())
+        return self._context.move({key: batch[key] for key in ("input_ids", "labels")})
 
     def tokens(self, index: int) -> int:
         """Its tokens, padding excluded."""
-        return sum(self._setup.data.train.lengths[row] for row in self._rows(index))
+        return sum(self._context.data.train.lengths[row] for row in self._rows(index))
 
     def where(self, index: int) -> str:
         """Where its rows came from."""
-        return "rows " + ", ".join(self._setup.data.train.where(row) for row in self._rows(index))
+        return "rows " + ", ".join(self._context.data.train.where(row) for row in self._rows(index))
 
     def longest(self) -> int:
         """The micro-batch that takes most memory: the one with the longest row."""
-        lengths = self._setup.data.train.lengths
+        lengths = self._context.data.train.lengths
         return max(range(self.steps), key=lambda index: max(lengths[row] for row in self._rows(index)))
 
     @property
@@ -61,7 +61,7 @@ class MicroBatches:
         return self.size * self._width()
 
     def _width(self) -> int:
-        return max(self._setup.data.train.lengths[row] for row in self._order)
+        return max(self._context.data.train.lengths[row] for row in self._order)
 
     def _rows(self, index: int) -> list[int]:
         return self._order[index * self.size : (index + 1) * self.size]

@@ -1,13 +1,14 @@
 """The run folder: where everything that a run makes has its place."""
 
-import shutil
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 
 from gora.errors import InputError
 
 PROVENANCE = "provenance.json"
-"""In a checkpoint: recipe, plan and rows of its run."""
+"""In a checkpoint: recipe, plan, rows and base of its run."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,11 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def of(cls, output: str | None) -> "RunFolder":
+    def of(cls, output: str | None) -> RunFolder:
         """The folder that a recipe names.
 
         Raises:
-            InputError: it names none, or something that is no folder.
+            InputError: it names none, or something that is not a folder.
         """
         if not output:
             raise InputError("output: a run needs a folder of its own, such as runs/my-run.")
@@ -42,7 +43,7 @@ class RunFolder:
 
     @property
     def pass_checkpoint(self) -> Path:
-        """Gradient sums of an unfinished pass."""
+        """Checkpoint of an unfinished gradient pass."""
         return self.path / "gradients.checkpoint"
 
     @property
@@ -67,7 +68,7 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The trained model of `adapter.method: full`."""
+        """The trained model of full fine-tuning."""
         return self.path / "model"
 
     @property
@@ -77,23 +78,28 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line."""
+        """One JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
     def results(self) -> Path:
-        """Losses before and after, and the figures of tasks."""
+        """Losses, cost, facts of each stage, and the figures of tasks."""
         return self.path / "results.json"
 
     @property
-    def evaluation(self) -> Path:
-        """What was asked and answered, a folder for each task."""
-        return self.path / "evaluation"
+    def pending_results(self) -> Path:
+        """What `results.json` will hold once the last evaluation is done."""
+        return self.path / "results.partial"
 
     @property
-    def pending_results(self) -> Path:
-        """What `results.json` will hold, before the last evaluation."""
-        return self.path / "results.partial"
+    def failure(self) -> Path:
+        """Why the last command ended early; not there when it did not."""
+        return self.path / "failure.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """Questions and answers, a folder for each task."""
+        return self.path / "evaluation"
 
     @property
     def merged(self) -> Path:
@@ -105,27 +111,11 @@ class RunFolder:
         """Everything that was printed."""
         return self.path / "log.txt"
 
-    def refuse_to_replace(self, *made: Path, how: str) -> None:
-        """End when an earlier run has left one of these files here.
-
-        Raises:
-            InputError: it has; `how` says what the user can do.
-        """
-        if found := [path for path in made if path.exists()]:
-            raise InputError(
-                f"{self.path} already holds {', '.join(path.name for path in found)} of an earlier run. {how}"
-            )
-
-    def refuse_earlier_run(self, *made: Path, how: str) -> None:
-        """As `refuse_to_replace`, for checkpoints too: an empty folder of them is not one."""
-        newest = self.newest_checkpoint()
-        self.refuse_to_replace(*made, *([newest] if newest else []), how=how)
-
     def pass_checkpoint_of(self, index: int, size: int) -> Path:
         """Where one of several processes keeps its gradient sums.
 
         Raises:
-            InputError: the unfinished pass that lies here had another number of processes.
+            InputError: the unfinished pass in this folder had another number of processes.
         """
         begun = {int(path.name.rpartition("-")[2]) for path in self.pass_checkpoint.glob("process-*-of-*")}
         if (self.pass_checkpoint / "state.json").exists():
@@ -137,15 +127,12 @@ class RunFolder:
             )
         return self.pass_checkpoint / f"process-{index}-of-{size}" if size > 1 else self.pass_checkpoint
 
-    def drop_pass_checkpoint(self) -> None:
-        """Delete the gradient sums of an unfinished pass."""
-        shutil.rmtree(self.pass_checkpoint, ignore_errors=True)
-
-    def newest_checkpoint(self) -> Path | None:
-        """The checkpoint with the highest step, if there is one."""
-        return next(reversed(self.all_checkpoints()), None)
-
     def all_checkpoints(self) -> list[Path]:
-        """All checkpoints, the oldest first."""
-        found = [path for path in self.checkpoints.glob("checkpoint-*") if path.name.partition("-")[2].isdigit()]
-        return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
+        """All checkpoints, whole or not, the oldest first."""
+        named = [path for path in self.checkpoints.glob("checkpoint-*") if path.name.partition("-")[2].isdigit()]
+        return sorted(named, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was saved."""
+    return int(checkpoint.name.partition("-")[2])

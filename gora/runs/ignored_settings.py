@@ -12,7 +12,7 @@ from gora.runtime.world import World
 _ON = ("dynamo_config", "fp8_config", "megatron_lm_config", "parallelism_config", "tp_config")
 
 
-def unread_settings(engine: Engine, recipe: Recipe, world: World, precision: Precision) -> list[str]:
+def ignored_settings(engine: Engine, recipe: Recipe, world: World, precision: Precision) -> list[str]:
     """Settings of the file that differ from what runs, each with what runs instead.
 
     Args:

@@ -7,19 +7,25 @@ import math
 from peft import PeftModel
 from torch import nn, no_grad
 
-from gora.runs.setup import Setup
+from gora.data.examples import Examples
+from gora.runs.context import RunContext
 from gora.runtime.precision import autocast
 
 
-def evaluate_loss(model: nn.Module, setup: Setup) -> float:
+def evaluate_loss(model: nn.Module, context: RunContext, rows: Examples | None = None) -> float:
     """Mean cross-entropy per supervised token, a classifier's per row, over all evaluation rows; in nats.
+
+    Args:
+        model: with or without an adapter; left in the mode it was in.
+        context: rows, arithmetic and processes.
+        rows: others than the run's evaluation rows.
 
     The same in every process. Every token counts equally, so that the figure does not depend on how rows fall into
     micro-batches and processes.
     """
-    rows, world = setup.data.eval, setup.world
+    world, rows = context.world, rows or context.data.eval
     assert rows is not None
-    size = setup.recipe.evaluation.micro_batch_size or setup.recipe.train.micro_batch_size
+    size = context.recipe.evaluation.micro_batch_size or context.recipe.train.micro_batch_size
     # Rows of similar length share a micro-batch: less padding, and the sum stays the same.
     order = sorted(range(len(rows)), key=lambda index: rows.lengths[index])
     batches = [order[start : start + size] for start in range(0, len(order), size)]
@@ -29,14 +35,14 @@ def evaluate_loss(model: nn.Module, setup: Setup) -> float:
     # AdaLoRA adds its penalty to the loss outside the base model, which has the adapted layers inside.
     computing = model.get_base_model() if isinstance(model, PeftModel) and model.peft_type == "ADALORA" else model
     total, tokens = 0.0, 0
-    with no_grad(), autocast(setup.precision, setup.device):
+    with no_grad(), autocast(context.precision, context.device):
         for turn in range(math.ceil(len(batches) / world.size)):
             # Where weights are shared out, a process without rows still takes part in the others' passes.
             counts = turn < len(mine)
-            batch = setup.move(setup.collator([rows[index] for index in (mine[turn] if counts else batches[0])]))
-            count = int(setup.collator.supervised(batch["labels"]))
-            if setup.engine.shards_weights or (count and counts):
-                loss = computing(**batch, **setup.forward_settings).loss.item()
+            batch = context.move(context.collator([rows[index] for index in (mine[turn] if counts else batches[0])]))
+            count = int(context.collator.supervised(batch["labels"]))
+            if context.engine.shards_weights or (count and counts):
+                loss = computing(**batch, **context.forward_settings).loss.item()
                 total += loss * count if count and counts else 0.0
                 tokens += count if counts else 0
     model.train(was_training)

@@ -1,38 +1,128 @@
-"""Where figures are kept, and with what they were made."""
+"""`results.json`: the facts of a run, as data. Everything that writes or reads it is here.
+
+Its sections: `precompute` and `train` (engine, timings, rates, where sums were placed), the losses and cost of training
+at the top level, and `tasks`.
+"""
 
 from __future__ import annotations
 
 import json
 import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import peft
-import torch
-import transformers
-
 from gora import __version__
-from gora.files import write_json
+from gora.errors import InputError
+from gora.files import delete, write_json
+from gora.runs.folder import RunFolder
+
+_OLD_NAME = "evaluation.json"
+_OF_STAGES = ("precompute", "train")
 
 
-def record(path: Path, task: str, side: str, result: Mapping[str, Any]) -> None:
-    """Add a result to the file; what it says of other tasks and of training stays."""
-    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def read_results(folder: RunFolder) -> dict[str, Any]:
+    """Everything that is recorded; empty where nothing is.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    path = next((path for path in (folder.results, folder.path / _OLD_NAME) if path.exists()), None)
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}. Delete it, or restore it.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} does not hold a JSON object. Delete it, or restore it.")
+    return content
+
+
+def has_losses(folder: RunFolder) -> bool:
+    """Whether the last evaluation of training is recorded, which is what ends a run."""
+    try:
+        return isinstance(read_results(folder).get("loss"), dict)
+    except InputError:
+        return False
+
+
+def losses_of(folder: RunFolder) -> dict[str, float]:
+    """The evaluation losses of a finished run: `base`, `initial` and `final`; empty without evaluation rows."""
+    losses: dict[str, float] = read_results(folder)["loss"]
+    return losses
+
+
+def task_results(folder: RunFolder) -> dict[str, dict[str, dict[str, Any]]]:
+    """By task and side (`trained`, `base`) what was recorded."""
+    tasks = read_results(folder).get("tasks", {})
+    return tasks if isinstance(tasks, dict) else {}
+
+
+def record_task(folder: RunFolder, task: str, side: str, result: Mapping[str, Any]) -> None:
+    """Add the result of a task; everything else stays."""
+    content = read_results(folder)
     content.setdefault("tasks", {}).setdefault(task, {})[side] = result
-    write_json(path, content)
+    write_json(folder.results, content)
 
 
-def read_results(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """By task and side what was recorded; empty where nothing was."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8")).get("tasks", {})
-    return found
+def record_stage(folder: RunFolder, stage: str, facts: Mapping[str, Any]) -> None:
+    """Replace the facts of a stage (`precompute`, `train`); everything else stays."""
+    write_json(folder.results, {**read_results(folder), stage: facts})
+
+
+def forget_training(folder: RunFolder) -> None:
+    """Take back what says that a run is finished, and what was measured of an adapter that is about to be replaced."""
+    kept = {stage: facts for stage, facts in read_results(folder).items() if stage == "precompute"}
+    if kept:
+        write_json(folder.results, kept)
+    else:
+        delete(folder.results)
+    delete(folder.path / _OLD_NAME)
+
+
+def hold_results(folder: RunFolder, data: str, result: Mapping[str, Any]) -> None:
+    """Keep what is known of training before the adapter appears, for `complete_results`.
+
+    Args:
+        folder: where.
+        data: fingerprint of the training rows.
+        result: what `results.json` will hold, without the final loss.
+    """
+    write_json(folder.pending_results, {"data": data, "result": result})
+
+
+def held_results(folder: RunFolder) -> dict[str, Any]:
+    """What `hold_results` kept: `data` and `result`.
+
+    Raises:
+        InputError: it is missing or cannot be read.
+    """
+    try:
+        held = json.loads(folder.pending_results.read_text(encoding="utf-8"))
+        return {"data": held["data"], "result": {**held["result"]}}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder.pending_results}, from which the evaluation resumes, cannot be read: {error}. Add --overwrite to "
+            "train again."
+        ) from None
+
+
+def complete_results(folder: RunFolder, final: float | None) -> dict[str, float]:
+    """Write `results.json` from what was held and the final loss, if there are rows for one; returns all losses."""
+    result = held_results(folder)["result"]
+    losses: dict[str, float] = result["loss"] | ({} if final is None else {"final": final})
+    kept = {stage: facts for stage, facts in read_results(folder).items() if stage in _OF_STAGES}
+    write_json(folder.results, {**kept, **result, "loss": losses})
+    delete(folder.pending_results)
+    return losses
 
 
 def versions() -> dict[str, str]:
     """Of what computes, and the name of the device."""
+    import peft
+    import torch
+    import transformers
+
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
         "gora": __version__,

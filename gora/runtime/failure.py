@@ -9,14 +9,18 @@ FAILURE_FILE = "GORA_FAILURE_FILE"
 """Names a file, in the environment of processes that were started together; the first to fail makes it."""
 
 
+_claimed_by_this: str | None = None
+
+
 def first_to_fail(code: int = 1) -> bool:
-    """Whether no other process of this run has failed before; true for a process that is alone.
+    """Whether no other process of this run has failed before, however often it is asked; true for a process alone.
 
     Args:
         code: the exit code of this process, with which the whole run will answer.
     """
+    global _claimed_by_this
     path = os.environ.get(FAILURE_FILE)
-    if path is None:
+    if path is None or path == _claimed_by_this:
         return True
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
@@ -27,4 +31,5 @@ def first_to_fail(code: int = 1) -> bool:
     except OSError:
         # The launcher has gone, and its folder with it.
         return True
+    _claimed_by_this = path
     return True

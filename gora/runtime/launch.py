@@ -13,7 +13,8 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,12 @@ class Launch:
     node_rank: int | None = None
     rendezvous: str | None = None
 
-    def start(self, arguments: Sequence[str]) -> bool:
-        """Run `gora` with these arguments in several processes, if that is asked for and this is none of them.
+    def start(self, arguments: Sequence[str], holding: Callable[[], AbstractContextManager[object]]) -> bool:
+        """Run `gora` with these arguments in several processes, if that is asked for and this is not one of them.
+
+        Args:
+            arguments: of the command.
+            holding: what is held while they run.
 
         Returns:
             Whether it was done; False means that this process is to do the work.
@@ -72,7 +77,8 @@ class Launch:
             # Alone, whatever srun has started beside it.
             os.environ.pop(SRUN_TASKS, None)
             return False
-        _run(self, count, [sys.executable, "-m", "gora", *arguments])
+        with holding():
+            _run(self, count, [sys.executable, "-m", "gora", *arguments])
         return True
 
     @property

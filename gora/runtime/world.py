@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gora.errors import InputError
+
 T = TypeVar("T")
 # The processes wait for each other while one of them writes large files; a dead one is noticed by its connections.
 _PATIENCE = timedelta(hours=2)
@@ -86,6 +88,25 @@ class World:
         """What process 0 makes, told to all."""
         told: T = self.gather(make() if self.main else None)[0]
         return told
+
+    def refuse_together(self, check: Callable[[], object] | None) -> None:
+        """Run a check in process 0; what it refuses, every process refuses.
+
+        Args:
+            check: raises an InputError or not; not called elsewhere than in process 0.
+
+        Raises:
+            InputError: as process 0's check.
+        """
+        refusal: InputError | None = None
+        if self.main and check is not None:
+            try:
+                check()
+            except InputError as error:
+                refusal = error
+        told = self.from_main(lambda: {"line": refusal.headline, "problems": refusal.problems} if refusal else None)
+        if told is not None:
+            raise refusal or InputError(str(told["line"]), told["problems"])
 
     def broadcast(self, tensor: Tensor, source: int) -> Tensor:
         """A tensor of process `source`, filled in place elsewhere."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from gora.comparison.processes import Command, run_commands
 from gora.comparison.shared_pass import SharedPass, shared_passes
@@ -15,7 +15,12 @@ from gora.comparison.tuning import Tuning, refuse_without_evaluation
 from gora.comparison.tuning_table import tuning_table
 from gora.errors import InputError
 from gora.files import write_json, write_text
+from gora.recipe import LoadedRecipe
 from gora.recipe.variants import Variants, read_variants
+from gora.runs.failure import Failure
+from gora.runs.owner import owning
+from gora.runs.results import read_results
+from gora.runs.state import RunState
 from gora.runtime.console import output
 
 
@@ -50,6 +55,54 @@ def compare(
     """
     if not methods and not vary and tune is None and variants is None:
         raise InputError("There is nothing to compare. Give --methods, --variants, --vary or --tune.")
+    with owning(destination, command="gora compare", option="--output"):
+        return _compare(
+            reference,
+            overrides,
+            methods=methods,
+            seeds=seeds,
+            vary=vary,
+            tune=tune,
+            variants=variants,
+            jobs=jobs,
+            destination=destination,
+        )
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """0 where every run worked, 2 where every run was refused, else 1."""
+    failures = [outcome.failure for outcome in outcomes if outcome.failure is not None]
+    if not failures:
+        return 0
+    refused = all(failure.exit_code == InputError.exit_code for failure in failures)
+    return 2 if refused and len(failures) == len(outcomes) else 1
+
+
+def destination_of(loaded: LoadedRecipe, overrides: Sequence[str], given: Path | None) -> Path:
+    """Where a comparison goes: `--output`, else an overridden `output`, else a folder in `runs`.
+
+    Raises:
+        InputError: the two name different folders.
+    """
+    overridden = any(setting.partition("=")[0].strip() == "output" for setting in overrides)
+    named = Path(loaded.recipe.output) if overridden and loaded.recipe.output else None
+    if given and named and given != named:
+        raise InputError(f"--output {given} and --set output={named} name different folders: give one of the two.")
+    return given or named or Path(f"runs/compare-{loaded.name}")
+
+
+def _compare(
+    reference: str,
+    overrides: Sequence[str],
+    *,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    vary: Sequence[str],
+    tune: str | None,
+    variants: str | None,
+    jobs: int,
+    destination: Path,
+) -> list[Outcome]:
     wanted = read_variants(variants) if variants is not None else Variants(())
 
     def make(overrides: Sequence[str], axes: Sequence[str], seeds: Sequence[int], folder: Path) -> list[Trial]:
@@ -92,7 +145,7 @@ def compare(
 
 def _run_what_is_open(
     reference: str, trials: Sequence[Trial], passes: Sequence[SharedPass], jobs: int
-) -> dict[Path, str]:
+) -> dict[Path, Failure]:
     """Collect the shared gradients, then run what is not finished; returns why those that failed did."""
     unfinished = [trial for trial in trials if not trial.finished]
     count = "1 run" if len(trials) == 1 else f"{len(trials)} runs"
@@ -101,15 +154,15 @@ def _run_what_is_open(
     if needed:
         passes_needed = "1 pass" if len(needed) == 1 else f"{len(needed)} passes"
         output.say(f"gradients {passes_needed} for {sum(len(shared.trials) for shared in needed)} runs")
-    failures = run_commands("passes", [_pass_run_command(reference, shared) for shared in needed], jobs)
+    failures = run_commands("passes", [_pass_command(reference, shared) for shared in needed], jobs)
     for shared in needed:
-        if reason := failures.pop(shared.folder.path, None):
-            failures |= {trial.folder.path: f"its gradient pass failed: {reason}" for trial in shared.trials}
+        if failure := failures.pop(shared.folder.path, None):
+            of_pass = replace(failure, message=f"its gradient pass failed: {failure.message}")
+            failures |= {trial.folder.path: of_pass for trial in shared.trials}
     shared_by = {trial.folder.path: shared for shared in passes for trial in shared.trials}
     ready = [trial for trial in unfinished if trial.folder.path not in failures]
-    failures |= run_commands(
-        "runs", [_run_command(reference, trial, shared_by.get(trial.folder.path)) for trial in ready], jobs
-    )
+    commands = [_run_command(reference, trial, shared_by.get(trial.folder.path)) for trial in ready]
+    failures |= run_commands("runs", commands, jobs)
     for shared in passes:
         if shared.drop_if_done():
             output.say(f"gradients {shared.folder.gradients} is deleted: every run that starts from it is finished")
@@ -117,18 +170,16 @@ def _run_what_is_open(
 
 
 def _run_command(reference: str, trial: Trial, shared: SharedPass | None) -> Command:
-    folder = trial.folder
-    begun = folder.plan.exists() or folder.newest_checkpoint() is not None or folder.trained is not None
     kept = ("--from-gradients", str(shared.folder.gradients)) if shared else ()
-    how = "--resume" if begun else "--overwrite"
-    return Command(
-        label=trial.label, folder=trial.folder, arguments=("run", reference, *_set(trial.overrides), how, *kept)
-    )
+    # A run that has not begun starts at its beginning: nothing of a comparison is ever replaced.
+    arguments = ("run", reference, *_set(trial.overrides), "--resume", *kept)
+    return Command(label=trial.label, folder=trial.folder, arguments=arguments)
 
 
-def _pass_run_command(reference: str, shared: SharedPass) -> Command:
-    how = "--resume" if shared.folder.pass_checkpoint.exists() and not shared.folder.plan.exists() else "--overwrite"
-    arguments = ("precompute", reference, *_set(shared.overrides), "--keep-gradients", "fp32", how)
+def _pass_command(reference: str, shared: SharedPass) -> Command:
+    # A plan without gradients, which were deleted or damaged, is of no use here.
+    mode = "--resume" if shared.progress.state < RunState.PLANNED else "--overwrite"
+    arguments = ("precompute", reference, *_set(shared.overrides), "--keep-gradients", "fp32", mode)
     return Command(label=f"seed {shared.trials[0].seed}", folder=shared.folder, arguments=arguments)
 
 
@@ -136,22 +187,16 @@ def _set(overrides: Sequence[str]) -> list[str]:
     return [part for setting in overrides for part in ("--set", setting)]
 
 
-def _outcome(trial: Trial, failures: dict[Path, str]) -> Outcome:
+def _outcome(trial: Trial, failures: dict[Path, Failure]) -> Outcome:
     if not trial.finished:
-        return Outcome(
-            label=trial.label,
-            seed=trial.seed,
-            failure=failures.get(trial.folder.path, "it was not run"),
-            result={},
-            curve=[],
-        )
-    result: dict[str, Any] = json.loads(trial.folder.evaluation.read_text(encoding="utf-8"))
+        failure = failures.get(trial.folder.path) or Failure(code="not-run", message="it was not run")
+        return Outcome(label=trial.label, seed=trial.seed, failure=failure, result={}, curve=[])
     lines = [json.loads(line) for line in trial.folder.metrics.read_text(encoding="utf-8").splitlines()]
     return Outcome(
         label=trial.label,
         seed=trial.seed,
         failure=None,
-        result=result,
+        result=read_results(trial.folder),
         curve=[(line["step"], line["loss"]) for line in lines if "loss" in line],
     )
 
@@ -165,3 +210,5 @@ def _publish(outcomes: list[Outcome], destination: Path) -> None:
     if plot_curves(outcomes, destination / "comparison.png"):
         made.append("comparison.png")
     output.say(f"results   {', '.join(str(destination / name) for name in made)}")
+    if failed := [outcome for outcome in outcomes if outcome.failure is not None]:
+        output.warn(f"{len(failed)} of {len(outcomes)} runs failed; the table says why.")

@@ -23,7 +23,8 @@ from gora.files import publish
 from gora.recipe.schema import Recipe
 from gora.report.scores import scores_table
 from gora.runs.folder import RunFolder
-from gora.runs.results import read_results, record, versions
+from gora.runs.owner import owning_together
+from gora.runs.results import record_task, task_results, versions
 from gora.runtime.console import output
 from gora.runtime.progress import clock
 from gora.runtime.quiet import quiet_libraries
@@ -78,6 +79,16 @@ def evaluate(reference: str, job: Job, *, destination: Path | None = None) -> di
         output.mute()
     quiet_libraries()
     folder = RunFolder(destination) if destination else named.folder
+    with owning_together(world, folder.path, command="gora eval", option="--output"):
+        return _evaluate(named, job, folder, world)
+
+
+def evaluate_in(folder: RunFolder, job: Job, world: World) -> dict[str, dict[str, Scores]]:
+    """As `evaluate`, of a run that this command owns."""
+    return _evaluate(find_subject(str(folder.path)), job, folder, world)
+
+
+def _evaluate(named: Named, job: Job, folder: RunFolder, world: World) -> dict[str, dict[str, Scores]]:
     with output.logging_to(folder.log, "eval"):
         found: dict[str, dict[str, Scores]] = {}
         for part, sides in _parts(named, job.which):
@@ -130,7 +141,7 @@ def closing_job(recipe: Recipe, *, allow_code_execution: bool, trust_remote_code
 
 def unfinished(job: Job, folder: RunFolder, world: World) -> Job:
     """What of a job an earlier run has not finished in this folder; the same in every process."""
-    results = world.from_main(lambda: read_results(folder.results))
+    results = world.from_main(lambda: task_results(folder))
     done = [name for name, sides in results.items() if "trained" in sides]
     return replace(job, tasks=[(task, options) for task, options in job.tasks if task.name not in done])
 
@@ -205,7 +216,7 @@ def _one(named: Named, subject: LocalSubject, side: str, task: Task, options: Op
         "rows": str(rows),
         "versions": versions(),
     }
-    record(folder.results, task.name, side, {"metrics": scores.metrics, **facts})
+    record_task(folder, task.name, side, {"metrics": scores.metrics, **facts})
     return scores
 
 

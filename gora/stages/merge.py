@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gora import manifest
 from gora.adapters.destination import check_destination
 from gora.adapters.load import (
     HEAD_KEY,
@@ -34,6 +36,7 @@ from gora.models.fingerprint import base_weights, weights_fingerprint
 from gora.models.head import in_head, settle_padding
 from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
 from gora.recipe.schema import ModelSection
+from gora.runs.owner import is_owned, owning
 from gora.runtime.console import output
 from gora.runtime.quiet import quiet_libraries
 
@@ -93,7 +96,7 @@ def merge(
     job = _Job.of(adapter, config, name, dtype, trust_remote_code)
     with output.terminal.status("merging"):
         merged, expected = _merge(job)
-    with publish(destination) as aside, output.terminal.status("writing and comparing"):
+    with _owning_run_of(destination), publish(destination) as aside, output.terminal.status("writing and comparing"):
         merged.save_pretrained(str(aside), safe_serialization=True)
         job.tokenizer.save_pretrained(str(aside))
         if (adapter / ADAPTER_NOTE).exists():
@@ -104,11 +107,18 @@ def merge(
         found = _probe_folder(aside, job)
         result = Merged(destination, (found - expected).abs().max().item(), expected.abs().max().item())
         _refuse_wrong(result, job.tolerance)
+        manifest.seal(aside)
     output.say(
         f"merged    {destination}: {job.dtype}; largest difference of a logit to the adapter "
         f"{result.largest_difference:.2g} (largest logit {result.largest_logit:.3g})"
     )
     return result
+
+
+def _owning_run_of(destination: Path) -> AbstractContextManager[None]:
+    """A merged model that is written into a run folder keeps other commands out of it."""
+    folder = destination.parent
+    return owning(folder, command="gora merge", option="--output") if is_owned(folder) else nullcontext()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gora.errors import InputError
-from gora.files import write_text
+from gora.files import delete, write_text
 from gora.gradients.archive import ArchivedStatistics, ArchiveType, archive_gradients
 from gora.gradients.sampled import SampledStatistics
 from gora.models.sharding import shard_weights
@@ -21,14 +21,15 @@ from gora.recipe import dump_recipe
 from gora.recipe.derived import micro_batch_size
 from gora.recipe.schema import Recipe
 from gora.report.ranks import rank_report
-from gora.runs.folder import RunFolder
-from gora.runs.resume import clear
-from gora.runs.setup import Setup, begin
+from gora.runs.context import RunContext
+from gora.runs.replacing import clear_run
+from gora.runs.results import record_stage
+from gora.runs.state import Mode
 from gora.runtime.console import output
-from gora.runtime.memory import peak_text, reset_peak
+from gora.runtime.memory import peak_bytes, peak_text, reset_peak
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Precomputed:
     """What the stage made."""
 
@@ -40,8 +41,7 @@ class Precomputed:
 def precompute(
     recipe: Recipe,
     *,
-    resume: bool = False,
-    overwrite: bool = False,
+    mode: Mode = "new",
     low_memory: bool = False,
     keep: ArchiveType | None = None,
     trust_remote_code: bool = False,
@@ -50,9 +50,8 @@ def precompute(
 
     Args:
         recipe: the recipe.
-        resume: go on with the sums of an interrupted pass.
-        overwrite: replace the plan of an earlier run.
-        low_memory: keep projections and sampled rows of the gradients instead of whole ones.
+        mode: `new` expects no run in the folder, `resume` continues an interrupted pass, `overwrite` replaces a run.
+        low_memory: sum projections and sampled rows of the gradients instead of whole ones.
         keep: also write the mean gradients to `<output>/gradients`, in this type.
         trust_remote_code: let the model run Python code of its own.
 
@@ -63,79 +62,94 @@ def precompute(
     """
     if low_memory:
         _refuse_what_needs_whole_gradients(recipe, keep)
-    world, _ = begin(recipe)
-    folder = RunFolder.of(recipe.output)
-    _check_folder(folder, resume, overwrite)
-    start = time.monotonic()
+    with RunContext.open(recipe, command="gora precompute", mode=mode, trust_remote_code=trust_remote_code) as context:
+        context.settle("precompute")
+        return precompute_in(context, low_memory=low_memory, keep=keep)
+
+
+def precompute_in(context: RunContext, *, low_memory: bool = False, keep: ArchiveType | None = None) -> Precomputed:
+    """As `precompute`, in a run that is open and may be written to."""
+    folder, world, recipe = context.folder, context.world, context.recipe
+    begin = time.monotonic()
     reset_peak()
     with output.logging_to(folder.log, "precompute"):
-        setup = Setup.of(recipe, trust_remote_code=trust_remote_code)
-        check_memory(setup, low_memory)
-        model = setup.load_model()
-        targets = setup.find_targets(model)
-        identity = setup.identify(model, targets)
-        if setup.engine.shards_weights:
-            shard_weights(model, setup.device)
-        collected = collect_gradients(setup, folder, model, targets, identity, low_memory=low_memory)
+        check_memory(context, low_memory)
+        model = context.load_model()
+        targets = context.find_targets(model)
+        identity = context.identify(model, targets)
+        if context.engine.shards_weights:
+            shard_weights(model, context.device)
+        if context.mode == "overwrite" and world.main:
+            clear_run(folder)
+        world.barrier()
+        collected = collect_gradients(context, model, targets, identity, low_memory=low_memory)
         summed = time.monotonic()
         shapes = {name: weight_shape(module) for name, module in targets.items()}
-        inputs = _inputs(setup, identity)
+        inputs = _inputs(context, identity)
         plan, factors = make_plan(recipe, inputs, shapes, collected.statistics)
         _report_sampling(collected, shapes)
         if keep and not isinstance(collected.statistics, SampledStatistics):
             archive_gradients(folder.gradients, collected.statistics, shapes, keep, _as_json(inputs), write=world.main)
             output.say(f"kept      {folder.gradients} ({keep})")
+        seconds = {"load": summed - begin - collected.seconds, "gradients": collected.seconds}
         if world.main:
-            if overwrite:
-                clear(folder)
-            _publish(folder, recipe, plan, factors)
-            folder.drop_pass_checkpoint()
-        # Another process may go on to read the plan.
+            seconds["plan"] = time.monotonic() - summed
+            record_stage(folder, "precompute", _facts(context, collected, seconds))
+            _publish(context, plan, factors)
+            delete(folder.pass_checkpoint)
+        # Another process may read the plan next.
         world.barrier()
-        done = time.monotonic()
-        loading = summed - start - collected.seconds
+        seconds["plan"] = time.monotonic() - summed
         output.say(
-            f"timing    {loading:.1f}s to load and try, {collected.seconds:.1f}s for gradients, "
-            f"{done - summed:.1f}s for ranks, values and files; {peak_text()}"
+            f"timing    {seconds['load']:.1f} s to load and dry-run, {seconds['gradients']:.1f} s for gradients, "
+            f"{seconds['plan']:.1f} s for ranks, values and files; {peak_text()}"
         )
         output.say(f"plan      {folder.plan}")
-    return Precomputed(plan, folder.plan, done - start)
+    return Precomputed(plan=plan, path=folder.plan, seconds=time.monotonic() - begin)
 
 
-def plan_again(recipe: Recipe, gradients: Path, *, overwrite: bool = False) -> Precomputed:
+def plan_from_gradients(recipe: Recipe, gradients: Path, *, mode: Mode = "new") -> Precomputed:
     """Make a plan from kept gradients, without the model and the rows.
 
     Args:
         recipe: gives ranks, gamma, alpha, importance and budget.
         gradients: a folder that `precompute` kept.
-        overwrite: replace the plan of an earlier run.
+        mode: `new` expects no run in the folder, `overwrite` replaces it.
 
     Raises:
         InputError: the folder cannot be read or is of another pass, or there is a plan already.
     """
-    folder = RunFolder.of(recipe.output)
-    _check_folder(folder, resume=False, overwrite=overwrite)
-    start = time.monotonic()
+    with RunContext.open(recipe, command="gora precompute", mode=mode) as context:
+        context.settle("precompute")
+        return plan_from_gradients_in(context, gradients)
+
+
+def plan_from_gradients_in(context: RunContext, gradients: Path) -> Precomputed:
+    """As `plan_from_gradients`, in a run that is open and may be written to; process 0 makes the plan."""
+    begin = time.monotonic()
+    folder, recipe = context.folder, context.recipe
     with output.logging_to(folder.log, "precompute"):
         statistics = ArchivedStatistics(gradients)
         inputs = _from_json(statistics.inputs)
         _refuse_other_pass(recipe, gradients, inputs)
         plan, factors = make_plan(recipe, inputs, statistics.shapes, statistics)
-        _publish(folder, recipe, plan, factors)
+        if context.world.main:
+            if context.mode == "overwrite":
+                clear_run(folder)
+            _publish(context, plan, factors)
+        context.world.barrier()
         output.say(f"plan      {folder.plan}, from {gradients}")
-    return Precomputed(plan, folder.plan, time.monotonic() - start)
+    return Precomputed(plan=plan, path=folder.plan, seconds=time.monotonic() - begin)
 
 
-def _check_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
-    if resume and overwrite:
-        raise InputError("--resume goes on with an earlier run and --overwrite deletes it: give one of the two.")
-    if overwrite:
-        folder.drop_pass_checkpoint()
-    else:
-        folder.refuse_to_replace(folder.plan, how="Add --overwrite to replace it, or give another --set output=FOLDER.")
-    if not resume:
-        how = "Add --resume to go on with it, or --overwrite to begin anew."
-        folder.refuse_to_replace(folder.pass_checkpoint, how=how)
+def _facts(context: RunContext, collected: Collected, seconds: Mapping[str, float]) -> dict[str, object]:
+    return {
+        "engine": context.engine.name,
+        "processes": context.world.size,
+        **collected.facts,
+        "seconds": dict(seconds),
+        "peak_bytes": peak_bytes(),
+    }
 
 
 def _refuse_what_needs_whole_gradients(recipe: Recipe, keep: ArchiveType | None) -> None:
@@ -152,11 +166,14 @@ def _refuse_what_needs_whole_gradients(recipe: Recipe, keep: ArchiveType | None)
         raise InputError("--low-memory never has whole gradients. Leave it out, or change what needs them.", wanted)
 
 
-def _inputs(setup: Setup, model: ModelIdentity) -> PassInputs:
-    data = DataIdentity(fingerprint=setup.data.fingerprint)
-    recipe = setup.recipe
+def _inputs(context: RunContext, model: ModelIdentity) -> PassInputs:
+    recipe = context.recipe
     return PassInputs(
-        model=model, data=data, steps=recipe.gora.steps, micro_batch_size=micro_batch_size(recipe), seed=recipe.seed
+        model=model,
+        data=DataIdentity(fingerprint=context.data.fingerprint),
+        steps=recipe.gora.steps,
+        micro_batch_size=micro_batch_size(recipe),
+        seed=recipe.seed,
     )
 
 
@@ -187,7 +204,7 @@ def _report_sampling(collected: Collected, shapes: Mapping[str, tuple[int, int]]
         output.say(f"sampling  standard error of the importances: {typical:.1%} in the middle, {worst:.1%} at most")
 
 
-def _publish(folder: RunFolder, recipe: Recipe, plan: Plan, factors: Factors) -> None:
-    write_text(folder.recipe, dump_recipe(recipe))
-    write_plan(folder.plan, plan, factors)
+def _publish(context: RunContext, plan: Plan, factors: Factors) -> None:
+    write_text(context.folder.recipe, dump_recipe(context.recipe))
+    write_plan(context.folder.plan, plan, factors)
     output.say(rank_report(plan))

@@ -10,29 +10,28 @@ from rich.table import Table
 
 from gora.errors import InputError
 from gora.methods import METHODS
-from gora.models.load import default_device
 from gora.recipe import accumulation_steps
 from gora.recipe.schema import Recipe
-from gora.runs.finish import is_finished, losses_of
+from gora.runs.context import RunContext
 from gora.runs.folder import RunFolder
-from gora.runs.results import read_results
-from gora.runs.setup import begin
+from gora.runs.provenance import check_same_settings
+from gora.runs.results import losses_of, task_results
+from gora.runs.state import Mode, RunState
 from gora.runtime.console import output
 from gora.runtime.progress import clock
-from gora.stages.evaluate import closing_job, evaluate, unfinished
+from gora.stages.evaluate import closing_job, evaluate_in, unfinished
 from gora.stages.merge import merge
-from gora.stages.precompute import plan_again, precompute
-from gora.stages.train import Trained, train
+from gora.stages.precompute import plan_from_gradients_in, precompute_in
+from gora.stages.train import Trained, train_in
 from gora.training.engine_training import refuse_what_cannot_train
 
 
 def run(
     recipe: Recipe,
     *,
+    mode: Mode = "new",
     merge_too: bool = False,
     gradients: Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
     allow_code_execution: bool = False,
     trust_remote_code: bool = False,
 ) -> Trained:
@@ -40,59 +39,50 @@ def run(
 
     Args:
         recipe: the recipe.
+        mode: `new` expects no run in the folder, `resume` continues it from wherever it was interrupted, `overwrite`
+            replaces everything that it left.
         merge_too: also write the merged model to `<output>/merged`.
         gradients: a folder of kept gradients to make the plan from, instead of a gradient pass.
-        resume: keep the plan and go on from the newest checkpoint of an interrupted run.
-        overwrite: replace everything that an earlier run left in the folder.
         allow_code_execution: let programs run that the trained model writes for a task.
         trust_remote_code: let the model run Python code of its own.
 
     Raises:
         InputError, GoraError, Interrupted: as the stages do.
     """
-    start = time.monotonic()
+    begin = time.monotonic()
+    needs_plan = METHODS[recipe.adapter.method].needs_plan
     if merge_too and recipe.adapter.method == "full":
         raise InputError("--merge: full fine-tuning leaves a whole model, there is no adapter to merge.")
-    world, engine = begin(recipe)
-    folder = RunFolder.of(recipe.output)
-    _check_folder(folder, resume, overwrite)
-    # What training would refuse is refused before the gradients take their time.
-    refuse_what_cannot_train(engine, default_device(), recipe.adapter.method)
-    accumulation_steps(recipe.train, world.size)
-    job = closing_job(recipe, allow_code_execution=allow_code_execution, trust_remote_code=trust_remote_code)
-    job.check()
-    needs_plan = METHODS[recipe.adapter.method].needs_plan
     if gradients is not None and not needs_plan:
         raise InputError(f"--from-gradients: the method {recipe.adapter.method} makes no plan. Leave it out.")
-    if needs_plan and not (resume and folder.plan.exists()):
-        if gradients is None:
-            precompute(recipe, resume=resume, overwrite=not resume, trust_remote_code=trust_remote_code)
-        elif world.main:
-            plan_again(recipe, gradients, overwrite=not resume)
-        world.barrier()
-        output.say()
-    if resume and folder.trained and is_finished(folder, recipe):
-        output.say(f"adapter   {folder.trained} is finished")
-        trained = Trained(folder.trained, losses_of(folder), 0, 0.0)
-    else:
-        trained = train(recipe, resume=resume, overwrite=not resume, trust_remote_code=trust_remote_code)
-    if (rest := unfinished(job, folder, world)).tasks:
-        output.say()
-        evaluate(str(folder.path), rest)
-    if merge_too and world.main and not folder.merged.exists():
-        merge(trained.adapter, folder.merged, overwrite=True, trust_remote_code=trust_remote_code)
-    world.barrier()
-    with output.logging_to(folder.log, "run"):
-        output.say(_summary(folder, trained, merge_too, time.monotonic() - start))
+    with RunContext.open(recipe, command="gora run", mode=mode, trust_remote_code=trust_remote_code) as context:
+        progress = context.settle("run", needs_plan=needs_plan)
+        # What training or a task would refuse is refused before the gradients take their time.
+        refuse_what_cannot_train(context.engine, context.device, recipe.adapter.method)
+        accumulation_steps(recipe.train, context.world.size)
+        job = closing_job(recipe, allow_code_execution=allow_code_execution, trust_remote_code=trust_remote_code)
+        job.check()
+        if needs_plan and (mode == "overwrite" or progress.state < RunState.PLANNED):
+            if gradients is None:
+                precompute_in(context)
+            else:
+                plan_from_gradients_in(context, gradients)
+            output.say()
+        if mode == "resume" and progress.state == RunState.FINISHED and progress.trained is not None:
+            check_same_settings(context.folder, recipe)
+            output.say(f"adapter   {progress.trained} is finished")
+            trained = Trained(adapter=progress.trained, losses=losses_of(context.folder))
+        else:
+            trained = train_in(context)
+        if (rest := unfinished(job, context.folder, context.world)).tasks:
+            output.say()
+            evaluate_in(context.folder, rest, context.world)
+        if merge_too and context.world.main and not context.folder.merged.exists():
+            merge(trained.adapter, context.folder.merged, overwrite=True, trust_remote_code=trust_remote_code)
+        context.world.barrier()
+        with output.logging_to(context.folder.log, "run"):
+            output.say(_summary(context.folder, trained, merge_too, time.monotonic() - begin))
     return trained
-
-
-def _check_folder(folder: RunFolder, resume: bool, overwrite: bool) -> None:
-    if resume and overwrite:
-        raise InputError("--resume goes on with an earlier run and --overwrite deletes it: give one of the two.")
-    if not resume and not overwrite:
-        how = "Add --resume to go on with it, --overwrite to replace it, or give another --set output=FOLDER."
-        folder.refuse_earlier_run(folder.plan, folder.pass_checkpoint, folder.adapter, folder.model, how=how)
 
 
 def _summary(folder: RunFolder, trained: Trained, merged: bool, seconds: float) -> Table:
@@ -100,7 +90,7 @@ def _summary(folder: RunFolder, trained: Trained, merged: bool, seconds: float) 
     if trained.losses:
         base, final = trained.losses["base"], trained.losses["final"]
         table.add_row("evaluation loss", f"{base:.4f} with the base model, {final:.4f} with the adapter")
-    for task, sides in read_results(folder.results).items():
+    for task, sides in task_results(folder).items():
         figures = sides["trained"]["metrics"] if "trained" in sides else {}
         table.add_row(task, ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
     table.add_row("adapter", str(trained.adapter))

@@ -2,7 +2,7 @@
 
 from gora.data.show import sample_text
 from gora.recipe.schema import Recipe
-from gora.runs.setup import Setup
+from gora.runs.context import RunContext
 from gora.runtime.console import output
 
 
@@ -12,5 +12,5 @@ def show_sample(recipe: Recipe, *, trust_remote_code: bool = False) -> None:
     Raises:
         InputError: the model's tokenizer or the rows cannot be used.
     """
-    setup = Setup.of(recipe, trust_remote_code=trust_remote_code)
-    output.say(sample_text(setup.tokenizer, setup.data.train))
+    context = RunContext.alone(recipe, trust_remote_code=trust_remote_code)
+    output.say(sample_text(context.tokenizer, context.data.train))

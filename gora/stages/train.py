@@ -4,25 +4,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
-from transformers import PreTrainedModel
 
 from gora.adapters.save import BaseNote, adapter_values, save_adapter, save_whole
 from gora.data.prompting import describe_prompt_format
 from gora.errors import GoraError, InputError, Interrupted
-from gora.files import write_text
+from gora.files import delete, write_text
 from gora.methods import METHODS
-from gora.models.load import default_device
 from gora.plan import Plan, read_plan
 from gora.recipe import accumulation_steps, dump_recipe
 from gora.recipe.schema import Recipe
-from gora.runs.finish import complete, finish, is_finished, note_before_saving
-from gora.runs.folder import RunFolder
+from gora.runs.context import RunContext
+from gora.runs.folder import step_of
 from gora.runs.loss import evaluate_loss
-from gora.runs.results import versions
-from gora.runs.resume import check_same_rows, clear, plan_differences, provenance_of, starting_point
-from gora.runs.setup import Setup, begin
+from gora.runs.provenance import (
+    check_provenance,
+    check_same_rows,
+    check_same_settings,
+    plan_differences,
+    provenance_of,
+)
+from gora.runs.replacing import clear_training
+from gora.runs.results import (
+    complete_results,
+    forget_training,
+    held_results,
+    hold_results,
+    record_stage,
+    versions,
+)
+from gora.runs.state import Mode, Progress, RunState
 from gora.runtime.console import output
 from gora.runtime.interrupt import StopRequest, stopping_between_steps
 from gora.runtime.memory import peak_bytes, peak_text, reset_peak
@@ -32,28 +45,47 @@ from gora.training.engine_training import check_engine, forget_engine, gradient_
 from gora.training.groups import parameter_groups
 from gora.training.metrics import Metrics
 from gora.training.schedule import optimizer_steps, warmup_steps
-from gora.training.start import Wrapped, fingerprint, keep_initial, wrap_model
+from gora.training.start import Wrapped, fingerprint, keep_initial, load_trained, wrap_model
 from gora.training.trainer import GoraTrainer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trained:
     """What the stage made."""
 
     adapter: Path
     losses: dict[str, float]
     """Evaluation loss of the `base` model, with the `initial` and with the `final` adapter; empty without rows."""
+    steps: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """What is known before the model is loaded."""
+
+    plan: Plan | None
+    checkpoint: Path | None
+    accumulation: int
     steps: int
-    seconds: float
 
 
-def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, trust_remote_code: bool = False) -> Trained:
+@dataclass(frozen=True, kw_only=True)
+class _Fitted:
+    """What the training loop leaves."""
+
+    trainer: GoraTrainer
+    report: Report
+    request: StopRequest
+
+
+def train(recipe: Recipe, *, mode: Mode = "new", trust_remote_code: bool = False) -> Trained:
     """Train the adapter and write `<output>/adapter`.
 
     Args:
         recipe: the recipe.
-        resume: go on from the newest checkpoint of an interrupted run.
-        overwrite: replace the adapter, checkpoints and metrics of an earlier run.
+        mode: `new` expects no earlier training in the folder, `resume` continues it from its latest checkpoint,
+            `overwrite` replaces it.
         trust_remote_code: let the model run Python code of its own.
 
     Raises:
@@ -61,145 +93,217 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, trus
         Interrupted: a signal stopped the run, and a checkpoint was saved.
         GoraError: training failed.
     """
-    world, engine = begin(recipe)
-    refuse_what_cannot_train(engine, default_device(), recipe.adapter.method)
-    folder = RunFolder.of(recipe.output)
+    with RunContext.open(recipe, command="gora train", mode=mode, trust_remote_code=trust_remote_code) as context:
+        return train_in(context)
+
+
+def train_in(context: RunContext) -> Trained:
+    """As `train`, in a run that is open."""
+    method = METHODS[context.recipe.adapter.method]
+    progress = context.settle("train", needs_plan=method.needs_plan)
+    if context.mode == "resume" and progress.state == RunState.TRAINED:
+        return _complete(context, progress)
+    with output.logging_to(context.folder.log, "train"):
+        opened = _open(context, progress)
+        start = _start(context, opened)
+        fitted = _fit(context, opened, start)
+        return _close(context, start, fitted)
+
+
+def _open(context: RunContext, progress: Progress) -> _Opened:
+    """What is trained on which rows, how long, and from where; all of it refused here if it cannot be."""
+    recipe, folder, world = context.recipe, context.folder, context.world
+    refuse_what_cannot_train(context.engine, context.device, recipe.adapter.method)
     accumulation = accumulation_steps(recipe.train, world.size)
-    if resume and not overwrite and folder.trained is not None:
-        if is_finished(folder, recipe):
-            raise InputError(f"{folder.trained} is finished: there is nothing to resume.")
-        losses = finish(recipe, folder, folder.trained, trust_remote_code=trust_remote_code)
-        return Trained(folder.trained, losses, 0, 0.0)
-    checkpoint = starting_point(folder, recipe, engine, world, resume, overwrite)
-    plan = _read_plan(folder, recipe) if METHODS[recipe.adapter.method].needs_plan else None
-    with output.logging_to(folder.log, "train"):
-        setup = Setup.of(recipe, trust_remote_code=trust_remote_code)
-        if checkpoint is not None:
-            check_same_rows(checkpoint, setup.data.fingerprint)
-        steps = optimizer_steps(len(setup.data.train), recipe.train, accumulation, world.size)
-        start = wrap_model(setup, folder, plan, steps=steps, resumed=checkpoint is not None)
-        if checkpoint is None and world.main:
-            clear(folder)
-            write_text(folder.recipe, dump_recipe(recipe))
-            if start.initial:
-                keep_initial(folder, start.initial)
-        with stopping_between_steps() as request:
-            trainer, report = _run_trainer(setup, folder, start.model, plan, steps, accumulation, checkpoint, request)
-            if world.main:
-                cost = {"trainable_parameters": start.trainable, "seconds": report.seconds, "peak_bytes": peak_bytes()}
-                result = {"rows": len(setup.data.eval or ()), "loss": start.losses, **cost, "versions": versions()}
-                note_before_saving(folder, setup.data.fingerprint, result)
-            made = _save(setup, folder, start)
-        if number := world.most(request.number or 0):
-            raise Interrupted(number, f"{made} is trained and saved; add --resume for what is left.")
-        losses = complete(folder, world, _final_loss(setup, trainer, start))
-        rate = f"{trainer.state.global_step} steps in {clock(report.seconds)}, {report.tokens_per_second:,.0f} tokens/s"
-        output.say(f"timing    {rate}; {peak_text()}")
-        untouched = "base" if start.frozen == start.original else "frozen"
-        output.say(f"base      every {untouched} weight is what it was before training")
-        output.say(f"adapter   {made}")
-    return Trained(made, losses, trainer.state.global_step, report.seconds)
+    checkpoint = progress.checkpoint if context.mode == "resume" else None
+    if checkpoint is not None:
+        check_provenance(checkpoint, recipe, folder, context.engine, world)
+        for line in progress.damage:
+            output.warn(f"{line} It is not used.")
+        output.say(f"resuming  {checkpoint}")
+    elif context.mode == "resume":
+        output.say("resuming  there is no checkpoint yet: training begins at the first step")
+    plan = _read_plan(context) if METHODS[recipe.adapter.method].needs_plan else None
+    if checkpoint is not None:
+        check_same_rows(checkpoint, context.data.fingerprint)
+    steps = optimizer_steps(len(context.data.train), recipe.train, accumulation, world.size)
+    return _Opened(plan=plan, checkpoint=checkpoint, accumulation=accumulation, steps=steps)
 
 
-def _final_loss(setup: Setup, trainer: GoraTrainer, start: Wrapped) -> float | None:
-    if not setup.data.eval:
-        return None
-    step, loss = trainer.last_evaluation
-    return loss if step == trainer.state.max_steps else evaluate_loss(start.model, setup)
-
-
-def _read_plan(folder: RunFolder, recipe: Recipe) -> Plan:
-    plan = read_plan(folder.plan)
-    if differences := plan_differences(plan, recipe):
-        advice = "Make it again with `gora precompute --overwrite`."
-        raise InputError(f"{folder.plan} was made with other settings. {advice}", differences)
+def _read_plan(context: RunContext) -> Plan:
+    path = context.folder.plan
+    plan = read_plan(path)
+    if differences := plan_differences(plan, context.recipe):
+        raise InputError(
+            f"{path} was made with other settings. Make it again with `gora precompute --overwrite`.", differences
+        )
     return plan
 
 
-def _run_trainer(
-    setup: Setup,
-    folder: RunFolder,
-    model: PreTrainedModel | PeftModel,
-    plan: Plan | None,
-    steps: int,
-    accumulation: int,
-    checkpoint: Path | None,
-    request: StopRequest,
+def _start(context: RunContext, opened: _Opened) -> Wrapped:
+    """The model with its adapter, and a folder that holds nothing of an earlier training."""
+    folder, resumed = context.folder, opened.checkpoint is not None
+    start = wrap_model(context, opened.plan, steps=opened.steps, resumed=resumed)
+    if not resumed and context.world.main:
+        clear_training(folder)
+        if opened.plan is None:
+            delete(folder.plan)
+        write_text(folder.recipe, dump_recipe(context.recipe))
+        if start.initial:
+            keep_initial(folder, start.initial)
+    return start
+
+
+def _fit(context: RunContext, opened: _Opened, start: Wrapped) -> _Fitted:
+    """Take the optimizer steps that are left.
+
+    Raises:
+        Interrupted: a signal stopped the loop before its end, and a checkpoint was saved.
+    """
+    with stopping_between_steps() as request:
+        trainer, report = _make_trainer(context, opened, start, request)
+        try:
+            trainer.train(resume_from_checkpoint=str(opened.checkpoint) if opened.checkpoint else None)
+        finally:
+            report.stop()
+            forget_engine()
+        reached, number = trainer.state.global_step, context.world.most(request.number or 0)
+        if number and reached < opened.steps:
+            newest = context.folder.all_checkpoints()[-1]
+            raise Interrupted(number, f"{newest} holds step {reached} of {opened.steps}; add --resume to continue.")
+        # A signal that comes from here on waits until what was trained is saved.
+        _save(context, start, report, trainer)
+    return _Fitted(trainer=trainer, report=report, request=request)
+
+
+def _close(context: RunContext, start: Wrapped, fitted: _Fitted) -> Trained:
+    """The last evaluation, and what is said of the whole."""
+    folder, trainer, report = context.folder, fitted.trainer, fitted.report
+    made = folder.adapter if isinstance(start.model, PeftModel) else folder.model
+    if number := context.world.most(fitted.request.number or 0):
+        raise Interrupted(number, f"{made} is trained and saved; add --resume for what is left.")
+    final = _final_loss(context, trainer, start)
+    losses = context.world.from_main(lambda: complete_results(folder, final))
+    steps = trainer.state.global_step
+    rate = f"{steps} steps in {clock(report.seconds)}, {report.tokens_per_second:,.0f} tokens/s"
+    output.say(f"timing    {rate}; {peak_text()}")
+    output.say(f"base      {'base' if start.frozen == start.original else 'frozen'} weights unchanged (SHA-256)")
+    output.say(f"adapter   {made}")
+    return Trained(adapter=made, losses=losses, steps=steps, seconds=report.seconds)
+
+
+def _complete(context: RunContext, progress: Progress) -> Trained:
+    """Evaluate what an earlier command has trained and saved, and write `results.json`.
+
+    Raises:
+        InputError: it was trained with other settings or rows, or what was noted before the end is missing.
+    """
+    folder, trained = context.folder, progress.trained
+    assert trained is not None
+    check_same_settings(folder, context.recipe)
+    data = held_results(folder)["data"]
+    output.say(f"resuming  {trained} is trained; its evaluation is left to do")
+    with output.logging_to(folder.log, "train"):
+        if context.data.fingerprint != data:
+            raise InputError(f"The rows are not those that {trained} was trained on. Add --overwrite to start over.")
+        final = None
+        if context.data.eval:
+            model = load_trained(context, trained)
+            with output.terminal.status("evaluating"):
+                final = evaluate_loss(model, context)
+        losses = context.world.from_main(lambda: complete_results(folder, final))
+        output.say(f"adapter   {trained}")
+    return Trained(adapter=trained, losses=losses)
+
+
+def _make_trainer(
+    context: RunContext, opened: _Opened, start: Wrapped, request: StopRequest
 ) -> tuple[GoraTrainer, Report]:
-    settings, method = setup.recipe.train, METHODS[setup.recipe.adapter.method]
-    world, engine = setup.world, setup.engine
+    recipe, world, engine, plan = context.recipe, context.world, context.engine, opened.plan
+    settings, method = recipe.train, METHODS[recipe.adapter.method]
     ratio = method.lr_ratio if settings.loraplus_lr_ratio == "auto" else settings.loraplus_lr_ratio
-    batch = f"{settings.batch_size} rows = {settings.micro_batch_size} a micro-batch x {accumulation} accumulated"
-    batch += f" x {world.size} processes" if world.size > 1 else ""
-    output.say(f"batch     {batch}; {steps:,} optimizer steps, {warmup_steps(settings, steps):,} of them warm-up")
-    done = int(checkpoint.name.partition("-")[2]) if checkpoint else 0
-    metrics = Metrics(folder.metrics, done, write=world.main)
-    groups = parameter_groups(model, settings, ratio, method.parts)
-    report = Report(output, metrics, groups, engine, lambda: check_engine(trainer, engine, world))
+    batch = f"{settings.batch_size} rows = {settings.micro_batch_size} per micro-batch"
+    batch += f" x {opened.accumulation} accumulation steps" + (f" x {world.size} processes" if world.size > 1 else "")
+    warmup = warmup_steps(settings, opened.steps)
+    output.say(f"batch     {batch}; {opened.steps:,} optimizer steps, {warmup:,} of them warm-up")
+    done = step_of(opened.checkpoint) if opened.checkpoint else 0
+    groups = parameter_groups(start.model, settings, ratio, method.parts)
+    report = Report(output, Metrics(context.folder.metrics, done, write=world.main), groups, engine)
     reset_peak()
     trainer = GoraTrainer(
-        model,
-        setup.recipe,
-        folder,
-        setup.data.train,
-        setup.collator,
-        steps=steps,
-        accumulation=accumulation,
+        start.model,
+        context,
+        steps=opened.steps,
+        accumulation=opened.accumulation,
         method=method,
         lr_ratio=ratio,
-        precision=setup.precision,
-        world=world,
-        engine=engine,
         all_used=plan is not None and all(module.gradient_norm > 0 for module in plan.adapted),
-        evaluate_loss=(lambda: evaluate_loss(model, setup)) if setup.data.eval else None,
-        callbacks=[
-            *method.callbacks(model),
-            report,
-            SaveAndLog(settings),
-            StopWhenAsked(request, world),
-            RefuseNaN(world, lambda: gradient_norm(trainer)),
-        ],
-        provenance=provenance_of(setup.recipe, folder, setup.data.fingerprint, world),
+        evaluate_loss=(lambda: evaluate_loss(start.model, context)) if context.data.eval else None,
+        provenance=provenance_of(recipe, context.folder, context.data.fingerprint, world),
     )
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        report.stop()
-        forget_engine()
-    reached = trainer.state.global_step
-    number = world.most(request.number or 0)
-    if number and reached < steps:
-        kept = f"{folder.newest_checkpoint()} holds step {reached} of {steps}; add --resume to go on from it."
-        raise Interrupted(number, kept)
+    # These ask the trainer that they are added to.
+    report.check = lambda: check_engine(trainer, engine, world)
+    stops = (StopWhenAsked(request, world), RefuseNaN(world, lambda: gradient_norm(trainer)))
+    for callback in (*method.callbacks(start.model), report, SaveAndLog(settings), *stops):
+        trainer.add_callback(callback)
     return trainer, report
 
 
-def _save(setup: Setup, folder: RunFolder, start: Wrapped) -> Path:
-    """Save what was trained; returns the adapter's folder, or that of the model for full fine-tuning."""
-    model, adapter = start.model, setup.recipe.adapter
-    if fingerprint(model, setup.world) != start.frozen:
+def _final_loss(context: RunContext, trainer: GoraTrainer, start: Wrapped) -> float | None:
+    if not context.data.eval:
+        return None
+    step, loss = trainer.last_evaluation
+    return loss if step == trainer.state.max_steps else evaluate_loss(start.model, context)
+
+
+def _save(context: RunContext, start: Wrapped, report: Report, trainer: GoraTrainer) -> None:
+    """Save what was trained, after what is known of it; an earlier evaluation of another adapter goes first."""
+    folder, world, model = context.folder, context.world, start.model
+    if world.main:
+        cost = {"trainable_parameters": start.trainable, "seconds": report.seconds, "peak_bytes": peak_bytes()}
+        result = {"rows": len(context.data.eval or ()), "loss": start.losses, **cost, "versions": versions()}
+        delete(folder.merged)
+        forget_training(folder)
+        record_stage(folder, "train", _facts(context, report, trainer))
+        hold_results(folder, context.data.fingerprint, result)
+    if fingerprint(model, world) != start.frozen:
         raise GoraError(
-            "The base weights changed during training. The adapter would not fit the base model, so it is not saved."
+            "The base weights changed during training. The adapter would not fit the base model, so it is not saved.",
+            code="base-changed",
         )
-    values, prompt_format = adapter_values(model), describe_prompt_format(setup.recipe.data)
+    values, prompt_format = adapter_values(model), describe_prompt_format(context.recipe.data)
+    if not world.main:
+        return
     if not isinstance(model, PeftModel):
-        if setup.world.main:
-            save_whole(folder.model, model, setup.tokenizer, model.dtype, prompt_format)
-        return folder.model
-    dtype = str(model.dtype).removeprefix("torch.")
-    labels = tuple(setup.recipe.data.choices or ()) if setup.source.head == "classification" else None
+        save_whole(folder.model, model, context.tokenizer, model.dtype, prompt_format)
+        return
+    labels = tuple(context.recipe.data.choices or ()) if context.source.head == "classification" else None
     base = BaseNote(
-        dtype=dtype, quantization=setup.recipe.model.quantization, fingerprint=start.original, labels=labels
+        dtype=str(model.dtype).removeprefix("torch."),
+        quantization=context.recipe.model.quantization,
+        fingerprint=start.original,
+        labels=labels,
     )
-    if setup.world.main:
-        save_adapter(
-            folder.adapter,
-            model,
-            setup.tokenizer,
-            method=adapter.method,
-            base=base,
-            prompt_format=prompt_format,
-            values=values,
-            initial=start.initial,
-        )
-    return folder.adapter
+    save_adapter(
+        folder.adapter,
+        model,
+        context.tokenizer,
+        method=context.recipe.adapter.method,
+        base=base,
+        prompt_format=prompt_format,
+        values=values,
+        initial=start.initial,
+    )
+
+
+def _facts(context: RunContext, report: Report, trainer: GoraTrainer) -> dict[str, Any]:
+    return {
+        "engine": context.engine.name,
+        "runs_as": report.engine_text,
+        "processes": context.world.size,
+        "steps": trainer.state.global_step,
+        "tokens": int(trainer.state.num_input_tokens_seen),
+        "tokens_per_second": report.tokens_per_second,
+        "seconds": report.seconds,
+        "peak_bytes": peak_bytes(),
+    }

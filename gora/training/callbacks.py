@@ -30,10 +30,12 @@ class Report(TrainerCallback):
         metrics: Metrics,
         wanted_groups: list[dict[str, Any]],
         engine: Engine,
-        check: Callable[[], str],
     ) -> None:
         self._output, self._metrics, self._wanted = output, metrics, wanted_groups
-        self._engine, self._check = engine, check
+        self._engine = engine
+        self.check: Callable[[], str] | None = None
+        """Sees that the engine asked for is the one that runs, and says which it is."""
+        self.engine_text = ""
         self._rates: dict[str, float] = {}
         self._facts = ""
 
@@ -41,7 +43,9 @@ class Report(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check and print which engine runs, and what it made of the parameter groups."""
-        self._output.say(f"engine    {self._check()}")
+        if self.check is not None:
+            self.engine_text = self.check()
+            self._output.say(f"engine    {self.engine_text}")
         check_groups(kwargs["optimizer"].param_groups, self._wanted, emptied=self._engine.stage == 3)
         self._output.say(group_table(self._wanted))
         self._tokens = state.num_input_tokens_seen
@@ -141,7 +145,8 @@ class RefuseNaN(TrainerCallback):
         if self._world.any(not finite):
             raise GoraError(
                 f"The gradient of step {state.global_step + 1} holds NaN or infinity; nothing of it is kept. "
-                "Lower train.learning_rate or gora.gamma, or compute in float32 (train.precision: fp32)."
+                "Lower train.learning_rate or gora.gamma, or compute in float32 (train.precision: fp32).",
+                code="not-finite",
             )
 
 

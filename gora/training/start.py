@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -11,19 +12,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from gora.adapters.load import load_adapter
 from gora.errors import InputError
-from gora.files import publish
+from gora.files import delete, publish
 from gora.methods import METHODS, AdapterSettings, Method, Wrapping
 from gora.methods.base import factors_of
 from gora.models.fingerprint import base_weights, weights_fingerprint
+from gora.models.head import settle_padding
+from gora.models.load import find_model, load_model
 from gora.models.sharding import gather
 from gora.models.targets import weight_shape
 from gora.plan import Factors, Plan, identity_differences, read_factors
 from gora.planning.gradient_pass import collect_gradients
 from gora.planning.micro_batches import MicroBatches
+from gora.runs.context import RunContext
 from gora.runs.folder import RunFolder
 from gora.runs.loss import evaluate_loss
-from gora.runs.setup import Setup
 from gora.runtime.console import output
 from gora.runtime.world import World
 
@@ -49,39 +53,38 @@ class Wrapped:
     losses: dict[str, float]
 
 
-def wrap_model(setup: Setup, folder: RunFolder, plan: Plan | None, *, steps: int, resumed: bool) -> Wrapped:
+def wrap_model(context: RunContext, plan: Plan | None, *, steps: int, resumed: bool) -> Wrapped:
     """Load the base model and put the method's adapter round it.
 
     Args:
-        setup: rows and base model.
-        folder: holds the plan, and what a resumed run began with.
+        context: rows and base model; its folder holds the plan, and what a resumed run began with.
         plan: of methods that need one.
         steps: optimizer steps of the run.
-        resumed: whether training goes on from a checkpoint.
+        resumed: whether training resumes from a checkpoint.
 
     Raises:
-        InputError: the plan belongs to another model.
+        InputError: the plan belongs to another model or was made from other rows.
     """
-    model = setup.load_model()
-    targets = setup.find_targets(model)
+    model = context.load_model()
+    targets = context.find_targets(model)
     if plan is not None:
-        _refuse_stranger(setup, folder, model, targets, plan)
-    method = METHODS[setup.recipe.adapter.method]
-    original = fingerprint(model, setup.world)
-    losses = _loss(model, setup, "base")
-    torch.manual_seed(setup.recipe.seed)
-    wrapped = method.wrap(model, _wrapping(setup, folder, model, targets, plan, method, steps, resumed))
+        _refuse_stranger(context, model, targets, plan)
+    method = METHODS[context.recipe.adapter.method]
+    original = fingerprint(model, context.world)
+    losses = _loss(model, context, "base")
+    torch.manual_seed(context.recipe.seed)
+    wrapped = method.wrap(model, _wrapping(context, model, targets, plan, method, steps, resumed))
     trainable = sum(value.numel() for value in wrapped.parameters() if value.requires_grad)
-    output.say(f"adapter   {setup.recipe.adapter.method}, {trainable:,} trainable parameters")
+    output.say(f"adapter   {context.recipe.adapter.method}, {trainable:,} trainable parameters")
     untouched = not method.moves_weights and isinstance(wrapped, PeftModel)
-    frozen = original if untouched else fingerprint(wrapped, setup.world)
+    frozen = original if untouched else fingerprint(wrapped, context.world)
     initial = factors_of(wrapped) if method.moves_weights and isinstance(wrapped, PeftModel) else None
     if initial:
         output.say("base      a part of the weights is moved into the adapter, which is saved as one of twice the rank")
-    losses |= _loss(wrapped, setup, "initial")
+    losses |= _loss(wrapped, context, "initial")
     if losses:
         with_each = f"{losses['base']:.4f} with the base model, {losses['initial']:.4f} with the initial adapter"
-        output.say(f"loss      {with_each}, on {len(setup.data.eval or ()):,} evaluation rows")
+        output.say(f"loss      {with_each}, on {len(context.data.eval or ()):,} evaluation rows")
     return Wrapped(model=wrapped, original=original, frozen=frozen, initial=initial, trainable=trainable, losses=losses)
 
 
@@ -96,8 +99,7 @@ def fingerprint(model: nn.Module, world: World) -> str:
 
 
 def _wrapping(
-    setup: Setup,
-    folder: RunFolder,
+    context: RunContext,
     model: PreTrainedModel,
     targets: Mapping[str, nn.Module],
     plan: Plan | None,
@@ -105,16 +107,16 @@ def _wrapping(
     steps: int,
     resumed: bool,
 ) -> Wrapping:
-    settings = setup.recipe.adapter
+    settings, folder = context.recipe.adapter, context.folder
 
     def gradients() -> Callable[[str], Tensor]:
-        identity = setup.identify(model, targets)
-        collected = collect_gradients(setup, folder, model, targets, identity, low_memory=False)
-        if setup.world.main:
-            folder.drop_pass_checkpoint()
+        identity = context.identify(model, targets)
+        collected = collect_gradients(context, model, targets, identity, low_memory=False)
+        if context.world.main:
+            delete(folder.pass_checkpoint)
         return collected.statistics.mean  # type: ignore[union-attr]
 
-    batches = MicroBatches(setup)
+    batches = MicroBatches(context)
     return Wrapping(
         targets=targets,
         settings=AdapterSettings(
@@ -129,22 +131,34 @@ def _wrapping(
     )
 
 
-def _refuse_stranger(
-    setup: Setup, folder: RunFolder, model: PreTrainedModel, targets: Mapping[str, nn.Module], plan: Plan
-) -> None:
+def _refuse_stranger(context: RunContext, model: PreTrainedModel, targets: Mapping[str, nn.Module], plan: Plan) -> None:
+    advice = "Make it again with `gora precompute --overwrite`."
     shapes = {name: weight_shape(module) for name, module in targets.items()}
-    if differences := identity_differences(plan, setup.identify(model, targets), shapes):
-        advice = "Make it again with `gora precompute --overwrite`."
-        raise InputError(f"{folder.plan} does not belong to this model. {advice}", differences)
-    if plan.data.fingerprint != setup.data.fingerprint:
-        output.warn("the plan was made from other training rows than these.")
+    if differences := identity_differences(plan, context.identify(model, targets), shapes):
+        raise InputError(f"{context.folder.plan} does not belong to this model. {advice}", differences)
+    if plan.data.fingerprint != context.data.fingerprint:
+        raise InputError(
+            f"{context.folder.plan} was made from other training rows than these. {advice}",
+            [f"data: SHA-256 {plan.data.fingerprint[:12]} in the plan, {context.data.fingerprint[:12]} now"],
+        )
 
 
-def _loss(model: nn.Module, setup: Setup, name: str) -> dict[str, float]:
-    if not setup.data.eval:
+def _loss(model: nn.Module, context: RunContext, name: str) -> dict[str, float]:
+    if not context.data.eval:
         return {}
     with output.terminal.status("evaluating"):
-        return {name: evaluate_loss(model, setup)}
+        return {name: evaluate_loss(model, context)}
+
+
+def load_trained(context: RunContext, trained: Path) -> nn.Module:
+    """What a run has trained, for its last evaluation: the base with the adapter round it, or the model itself."""
+    if trained == context.folder.adapter:
+        return load_adapter(context.load_model(), trained)
+    section = context.recipe.model.model_copy(update={"name": str(trained), "revision": None})
+    source = find_model(section, labels=context.recipe.data.choices, trust_remote_code=context.trust_remote_code)
+    model = load_model(section, source, context.device, seed=context.recipe.seed)
+    settle_padding(model, context.collator.pad_token_id)
+    return model
 
 
 def keep_initial(folder: RunFolder, initial: Factors) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,19 +11,15 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
-from gora.data import Collator, LabelCollator
-from gora.data.examples import Examples
-from gora.files import publish, write_json
+from gora import manifest
+from gora.files import delete, publish, write_json
 from gora.methods import Method
 from gora.models.checkpointing import recompute_activations
-from gora.models.load import default_device
-from gora.recipe.schema import Recipe
-from gora.runs.folder import PROVENANCE, RunFolder
-from gora.runtime.engine import Engine
-from gora.runtime.precision import Precision, autocast
-from gora.runtime.world import World
+from gora.runs.context import RunContext
+from gora.runs.folder import PROVENANCE
+from gora.runtime.precision import autocast
 from gora.training.batches import DealtBatches, WithFiller
 from gora.training.engine_training import engine_arguments, make_optimizer
 from gora.training.groups import parameter_groups
@@ -37,45 +32,32 @@ class GoraTrainer(Trainer):
 
     Args:
         model: the wrapped model.
-        recipe: the recipe.
-        folder: where checkpoints go.
-        rows: training examples.
-        collator: turns examples into a micro-batch, and counts what in it has a loss.
+        context: recipe, rows, processes, engine, and the folder for checkpoints.
         steps: optimizer steps of the whole run.
         accumulation: micro-batches in one of them.
         method: what is trained, and by which optimizer.
         lr_ratio: learning rate of B over that of A.
-        precision: arithmetic of the forward and backward pass.
-        world: the processes of the run.
-        engine: what keeps them in step.
         all_used: whether every trained parameter is known to get a gradient.
         evaluate_loss: mean loss per token on the evaluation rows; None where there are none.
-        callbacks: told of what happens.
         provenance: what the run is of, saved with every checkpoint.
     """
 
     def __init__(
         self,
         model: PreTrainedModel | PeftModel,
-        recipe: Recipe,
-        folder: RunFolder,
-        rows: Examples,
-        collator: Collator | LabelCollator,
+        context: RunContext,
         *,
         steps: int,
         accumulation: int,
         method: Method,
         lr_ratio: float,
-        precision: Precision,
-        world: World,
-        engine: Engine,
         all_used: bool,
         evaluate_loss: Callable[[], float] | None,
-        callbacks: list[TrainerCallback],
         provenance: dict[str, Any],
     ) -> None:
-        self._wrapped, self._recipe, self._folder, self._provenance = model, recipe, folder, provenance
-        self._precision, self._world, self._engine = precision, world, engine
+        recipe, rows, collator = context.recipe, context.data.train, context.collator
+        self._wrapped, self._recipe, self._folder, self._provenance = model, recipe, context.folder, provenance
+        self._precision, self._world, self._engine = context.precision, context.world, context.engine
         self._supervised = collator.supervised
         self._method, self._lr_ratio, self._evaluate_loss = method, lr_ratio, evaluate_loss
         self._stage: Path | None = None
@@ -83,13 +65,10 @@ class GoraTrainer(Trainer):
         self.last_evaluation = (-1, 0.0)
         super().__init__(
             model=model,
-            args=_arguments(
-                recipe, folder, steps, accumulation, engine, evaluates=evaluate_loss is not None, all_used=all_used
-            ),
+            args=_arguments(context, steps, accumulation, evaluates=evaluate_loss is not None, all_used=all_used),
             train_dataset=WithFiller(rows),
             eval_dataset=rows if evaluate_loss else None,
             data_collator=collator,
-            callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
         # The loss is normalised below, for every family alike; neither the Trainer nor Accelerate may divide again.
@@ -206,6 +185,7 @@ class GoraTrainer(Trainer):
                     file.rename(aside / file.name)
                 (aside / final.name).rmdir()
                 write_json(aside / PROVENANCE, self._provenance)
+                manifest.seal(aside)
         if self._world.main:
             self._drop_old_checkpoints()
         self._world.barrier()
@@ -221,15 +201,15 @@ class GoraTrainer(Trainer):
 
     def _drop_old_checkpoints(self) -> None:
         for folder in self._folder.all_checkpoints()[: -self._recipe.train.keep_checkpoints]:
-            shutil.rmtree(folder)
+            delete(folder)
 
 
 def _arguments(
-    recipe: Recipe, folder: RunFolder, steps: int, accumulation: int, engine: Engine, *, evaluates: bool, all_used: bool
+    context: RunContext, steps: int, accumulation: int, *, evaluates: bool, all_used: bool
 ) -> TrainingArguments:
-    train, evaluation = recipe.train, recipe.evaluation
+    recipe, train, evaluation = context.recipe, context.recipe.train, context.recipe.evaluation
     arguments = TrainingArguments(
-        output_dir=str(folder.checkpoints),
+        output_dir=str(context.folder.checkpoints),
         max_steps=steps,
         per_device_train_batch_size=train.micro_batch_size,
         gradient_accumulation_steps=accumulation,
@@ -249,7 +229,7 @@ def _arguments(
         report_to=[],
         seed=recipe.seed,
         data_seed=recipe.seed,
-        **engine_arguments(engine, default_device(), all_used=all_used),
+        **engine_arguments(context.engine, context.device, all_used=all_used),
     )
     # One process trains on one device: the Trainer would otherwise wrap the model in DataParallel on several GPUs.
     arguments._n_gpu = min(arguments.n_gpu, 1)

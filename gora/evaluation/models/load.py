@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,8 +23,8 @@ from gora.evaluation.task import Options
 from gora.models.head import settle_padding
 from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
 from gora.recipe.schema import DataSection, Recipe, SourceSection
+from gora.runs.context import RunContext
 from gora.runs.loss import evaluate_loss
-from gora.runs.setup import Setup
 
 BackendName = Literal["hf", "vllm"]
 
@@ -93,13 +92,13 @@ def _measuring(
 
     def measure(options: Options, base: bool) -> tuple[float, int]:
         recipe = _rows_of(named, options, batch_size)
-        setup = Setup.of(recipe, alone=True, trust_remote_code=trust_remote_code)
-        rows = setup.data.train if options.data else setup.data.eval
+        context = RunContext.alone(recipe, trust_remote_code=trust_remote_code)
+        rows = context.data.train if options.data else context.data.eval
         if rows is None:
             raise InputError(f"The recipe of {named.name} names no rows to evaluate on: give some with --data.")
         rows = rows.subset(range(min(len(rows), options.limit or len(rows))))
         with without_adapter(model, base):
-            return evaluate_loss(model, replace(setup, data=replace(setup.data, eval=rows))), len(rows)
+            return evaluate_loss(model, context, rows), len(rows)
 
     return measure
 

@@ -10,7 +10,7 @@ from typing import Any
 from peft import PeftConfig
 from pydantic import ValidationError
 
-from gora.adapters.load import is_classifier, read_base_note
+from gora.adapters.load import is_classifier, read_base_note, verify_files
 from gora.adapters.save import ADAPTER_NOTE
 from gora.data.prompting import read_prompt_format
 from gora.errors import InputError
@@ -61,6 +61,8 @@ def find_subject(reference: str) -> Named:
         return _run(RunFolder(path))
     if (path / "adapter_config.json").is_file():
         return _adapter(path)
+    if path.is_dir():
+        verify_files(path)
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(
             f"{reference} is neither a run (recipe.yaml), nor an adapter (adapter_config.json), nor a model "
@@ -93,6 +95,7 @@ def _run(folder: RunFolder) -> Named:
             recipe=recipe,
         )
     if folder.model.is_dir():
+        verify_files(folder.model)
         model = recipe.model.model_copy(update={"name": str(folder.model), "revision": None, "tokenizer": None})
         return Named(
             name=name,
@@ -107,6 +110,7 @@ def _run(folder: RunFolder) -> Named:
 
 
 def _adapter(path: Path) -> Named:
+    verify_files(path)
     try:
         config = PeftConfig.from_pretrained(str(path))
     except (ValueError, TypeError, KeyError, AttributeError) as error:

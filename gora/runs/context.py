@@ -1,10 +1,17 @@
-"""What every stage starts from: the tokenized rows and the base model that the recipe names."""
+"""One run: its recipe, folder, processes and engine, opened once for each command and handed down.
+
+Rows and tokenizer are read when they are first asked for, and once: `gora run` trains on the very rows whose gradients
+it took.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gora.data import Collator, LabelCollator, PreparedData, named_template, padding_id, prepare
 from gora.errors import InputError
+from gora.files import delete
 from gora.models.encoders import knows_token_types, longest_input
 from gora.models.fingerprint import base_weights, config_fingerprint, weights_fingerprint
 from gora.models.head import head_modules, settle_padding
@@ -27,7 +35,11 @@ from gora.models.load import (
 from gora.models.targets import find_targets, kind_of
 from gora.plan import ModelIdentity
 from gora.recipe.schema import Recipe
-from gora.runs.ignored_settings import unread_settings
+from gora.runs.folder import RunFolder
+from gora.runs.ignored_settings import ignored_settings
+from gora.runs.owner import owning_together
+from gora.runs.replacing import refuse_foreign_files, refuse_links
+from gora.runs.state import Mode, Progress, Verb, find_progress, settle
 from gora.runtime.console import output
 from gora.runtime.engine import Engine
 from gora.runtime.precision import Precision, autocast, resolve_precision
@@ -35,63 +47,111 @@ from gora.runtime.quiet import quiet_libraries
 from gora.runtime.world import World, join
 
 
-def begin(recipe: Recipe) -> tuple[World, Engine]:
-    """Join the other processes of the run, if there are any, before anything is looked at or written.
-
-    Raises:
-        InputError: there is no such engine, or it cannot run here.
-    """
-    engine = Engine.of(recipe.distributed)
-    if engine.kind == "deepspeed" and find_spec("deepspeed") is None:
-        raise InputError(
-            f"distributed: {engine.name} needs DeepSpeed, which is not installed. Install it (pip install deepspeed), "
-            "or give --set distributed=ddp."
-        )
-    if engine.shards_weights and recipe.model.quantization:
-        raise InputError(
-            f"distributed: {engine.name} shares out base weights, which {recipe.model.quantization} ones cannot be. "
-            "Give ddp or zero2, or model.quantization: null."
-        )
-    world = join(alone_too=engine.kind != "ddp")
-    if not world.main:
-        output.mute()
-    return world, engine
-
-
 @dataclass(frozen=True, kw_only=True)
-class Setup:
-    """A recipe with its rows ready, before the model is loaded."""
+class Inputs:
+    """What a recipe's rows and tokenizer are.
 
-    recipe: Recipe
-    world: World
-    engine: Engine
-    device: torch.device
-    precision: Precision
+    Attributes:
+        source: the base model, found and not loaded.
+        tokenizer: as it will be saved with the adapter.
+        data: tokenized training and evaluation rows.
+        collator: makes micro-batches of them.
+    """
+
     source: Source
     tokenizer: PreTrainedTokenizerBase
     data: PreparedData
     collator: Collator | LabelCollator
 
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """A run as one command sees it; made by `open`.
+
+    Attributes:
+        recipe: the recipe.
+        mode: what the user wants of the folder.
+        folder: the run folder, owned by this command.
+        world: the processes of the run, joined.
+        engine: what keeps them in step.
+        device: what computes in this process.
+        precision: arithmetic of the forward and backward pass.
+        trust_remote_code: let the model run Python code of its own.
+    """
+
+    recipe: Recipe
+    mode: Mode
+    folder: RunFolder
+    world: World
+    engine: Engine
+    device: torch.device
+    precision: Precision
+    trust_remote_code: bool = False
+
     @classmethod
-    def of(cls, recipe: Recipe, *, alone: bool = False, trust_remote_code: bool = False) -> Setup:
-        """Find the model, load its tokenizer, read and tokenize the rows.
+    @contextmanager
+    def open(
+        cls, recipe: Recipe, *, command: str, mode: Mode = "new", trust_remote_code: bool = False
+    ) -> Iterator[RunContext]:
+        """Join the other processes of the run, if there are any, and take the run folder.
 
         Args:
             recipe: the recipe.
-            alone: this process works by itself, while others wait for something else.
+            command: told to whoever finds the folder in use.
+            mode: what the user wants of the folder.
             trust_remote_code: let the model run Python code of its own.
+
+        Raises:
+            InputError: there is no such engine, it cannot run here, or the folder is not gora's or is in use.
+        """
+        engine = Engine.of(recipe.distributed)
+        _refuse_what_cannot_run(engine, recipe)
+        folder = RunFolder.of(recipe.output)
+        world = join(alone_too=engine.kind != "ddp")
+        if not world.main:
+            output.mute()
+        with owning_together(world, folder.path, command=command):
+            world.refuse_together(lambda: refuse_links(folder))
+            yield cls._of(recipe, world, engine, mode=mode, folder=folder, trust_remote_code=trust_remote_code)
+
+    @classmethod
+    def alone(cls, recipe: Recipe, *, trust_remote_code: bool = False) -> RunContext:
+        """Rows and model of a recipe for this process only, which writes into no run folder."""
+        engine, folder = Engine.of("ddp"), RunFolder(Path())
+        return cls._of(recipe, World(), engine, mode="new", folder=folder, trust_remote_code=trust_remote_code)
+
+    @classmethod
+    def _of(cls, recipe: Recipe, world: World, engine: Engine, **named: Any) -> RunContext:
+        device = default_device()
+        precision = resolve_precision(recipe.train.precision, device)
+        if ignored := ignored_settings(engine, recipe, world, precision):
+            output.warn_once(f"{engine.name}: only the engine is taken from this file, not {', '.join(ignored)}.")
+        return cls(recipe=recipe, world=world, engine=engine, device=device, precision=precision, **named)
+
+    def settle(self, verb: Verb, *, needs_plan: bool = False) -> Progress:
+        """How far the run has come, the same in every process, before anything is written.
+
+        Raises:
+            InputError: the command would replace something without being told to, has nothing to resume, or would
+                delete files that are not gora's.
+        """
+        progress = Progress.from_json(self.world.from_main(lambda: find_progress(self.folder).as_json()))
+        settle(self.folder, progress, verb, self.mode, needs_plan=needs_plan)
+        self.world.refuse_together(lambda: refuse_foreign_files(self.folder))
+        if self.world.main:
+            delete(self.folder.failure)
+        return progress
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """Find the model, load its tokenizer, read and tokenize the rows; all processes of a run ask together.
 
         Raises:
             InputError: the model, the tokenizer or the rows cannot be used.
         """
         quiet_libraries()
-        world, engine = begin(recipe)
-        world = World() if alone else world
-        device = default_device()
-        precision = resolve_precision(recipe.train.precision, device)
-        if unread := unread_settings(engine, recipe, world, precision):
-            output.warn_once(f"{engine.name}: only the engine is taken from this file, not {', '.join(unread)}.")
-        source = find_model(recipe.model, labels=recipe.data.choices, trust_remote_code=trust_remote_code)
+        recipe = self.recipe
+        source = find_model(recipe.model, labels=recipe.data.choices, trust_remote_code=self.trust_remote_code)
         tokenizer = load_tokenizer(recipe.model, source)
         with output.terminal.status("reading and tokenizing rows"):
             data = prepare(
@@ -109,21 +169,35 @@ class Setup:
         output.say(f"rows      {data.counts.summary()}")
         collator = _collator(tokenizer, source)
         # From here on process 0 may change the run folder, which all have looked at.
-        world.barrier()
-        return cls(
-            recipe=recipe,
-            world=world,
-            engine=engine,
-            device=device,
-            precision=precision,
-            source=source,
-            tokenizer=tokenizer,
-            data=data,
-            collator=collator,
-        )
+        self.world.barrier()
+        return Inputs(source=source, tokenizer=tokenizer, data=data, collator=collator)
+
+    @property
+    def source(self) -> Source:
+        """The base model, found and not loaded."""
+        return self.inputs.source
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """As it will be saved with the adapter."""
+        return self.inputs.tokenizer
+
+    @property
+    def data(self) -> PreparedData:
+        """Tokenized training and evaluation rows."""
+        return self.inputs.data
+
+    @property
+    def collator(self) -> Collator | LabelCollator:
+        """Makes micro-batches of rows."""
+        return self.inputs.collator
 
     def load_model(self) -> PreTrainedModel:
-        """Load the base model, frozen; what it lacks of a classifier's head is the same at every call."""
+        """Load the base model, frozen; what it lacks of a classifier's head is the same at every call.
+
+        Raises:
+            InputError: it cannot be loaded, or cannot take the rows.
+        """
         with output.terminal.status("loading the model"):
             model = load_model(self.recipe.model, self.source, self.device, seed=self.recipe.seed)
         settle_padding(model, self.collator.pad_token_id)
@@ -195,6 +269,19 @@ class Setup:
             return value
 
         return loss
+
+
+def _refuse_what_cannot_run(engine: Engine, recipe: Recipe) -> None:
+    if engine.kind == "deepspeed" and find_spec("deepspeed") is None:
+        raise InputError(
+            f"distributed: {engine.name} needs DeepSpeed, which is not installed. Install it (pip install deepspeed), "
+            "or give --set distributed=ddp."
+        )
+    if engine.shards_weights and recipe.model.quantization:
+        raise InputError(
+            f"distributed: {engine.name} shards base weights, which {recipe.model.quantization} ones cannot be. "
+            "Give ddp or zero2, or model.quantization: null."
+        )
 
 
 def _collator(tokenizer: PreTrainedTokenizerBase, source: Source) -> Collator | LabelCollator:

@@ -1,0 +1,138 @@
+"""What a run was begun with, and whether it is still so: recipe, plan, rows, base model, processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from gora.errors import InputError
+from gora.manifest import sha256_of
+from gora.plan import Plan
+from gora.recipe.derived import by_key, micro_batch_size, rank_bounds
+from gora.recipe.schema import Recipe
+from gora.runs.folder import PROVENANCE, RunFolder
+from gora.runtime.engine import Engine
+from gora.runtime.world import World
+
+_START_OVER = "Give the same ones, or --overwrite to start over."
+# Settings that change how a run is watched or kept, not what it computes.
+_FREE_TO_CHANGE = {
+    "description",
+    "output",
+    "train.log_steps",
+    "train.save_steps",
+    "train.keep_checkpoints",
+    "evaluation.steps",
+    "evaluation.micro_batch_size",
+    "evaluation.tasks",
+    "evaluation.batch_size",
+}
+
+
+def provenance_of(recipe: Recipe, folder: RunFolder, data: str, world: World) -> dict[str, Any]:
+    """What training is begun with: saved in each checkpoint, and compared before one is resumed."""
+    settings = recipe.model_dump(mode="json")
+    return {"recipe": settings, "plan": _plan_hash(folder), "data": data, "processes": world.size}
+
+
+def check_provenance(checkpoint: Path, recipe: Recipe, folder: RunFolder, engine: Engine, world: World) -> None:
+    """Refuse to resume a checkpoint with other settings, another plan or other processes than it was saved with.
+
+    The rows are not known yet; see `check_same_rows`.
+
+    Raises:
+        InputError: listing what differs.
+    """
+    begun = _read(checkpoint)
+    differing = _differing(begun["recipe"], recipe)
+    if begun["plan"] != _plan_hash(folder):
+        differing.append(f"{folder.plan} is not the plan that the run began with")
+    _refuse(differing)
+    # Every step sees the same rows with any number of processes, but some engines shard the optimizer's state.
+    if begun["processes"] != world.size and engine.kind != "ddp":
+        raise InputError(
+            f"{checkpoint} holds the optimizer's state in {begun['processes']} shards, one per process, as "
+            f"{engine.name} keeps it; this run has {world.size} processes. Resume with {begun['processes']}."
+        )
+
+
+def check_same_rows(checkpoint: Path, data: str) -> None:
+    """Refuse to resume on other training rows.
+
+    Raises:
+        InputError: the rows are not those that the run began with.
+    """
+    if _read(checkpoint)["data"] != data:
+        raise InputError(
+            f"The training rows are not those that {checkpoint} was trained on. Add --overwrite to start over."
+        )
+
+
+def check_same_settings(folder: RunFolder, recipe: Recipe) -> None:
+    """Refuse to complete what another recipe has made.
+
+    Raises:
+        InputError: listing what differs, or the run's recipe cannot be read.
+    """
+    try:
+        begun = dict(yaml.safe_load(folder.recipe.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise InputError(f"{folder.recipe} does not say what the run was begun with: {error}") from None
+    _refuse(_differing(begun, recipe))
+
+
+def plan_differences(plan: Plan, recipe: Recipe) -> list[str]:
+    """Settings of the recipe that the plan was not made with, one sentence each."""
+    bounds = rank_bounds(recipe.gora, recipe.adapter)
+    pairs = {
+        "adapter.rank": (plan.reference_rank, recipe.adapter.rank),
+        "adapter.alpha": (plan.alpha, recipe.adapter.alpha),
+        "gora.gamma": (plan.gamma, recipe.gora.gamma),
+        "gora.init_a": (plan.init_a, recipe.gora.init_a),
+        "gora.rank_min": (plan.rank_min, bounds.smallest),
+        "gora.rank_max": (plan.rank_max, bounds.largest),
+        "gora.importance": (plan.importance, recipe.gora.importance),
+        "gora.budget": (plan.budget, recipe.gora.budget),
+        "seed": (plan.seed, recipe.seed),
+        "gora.steps": (plan.steps, recipe.gora.steps),
+        "gora.micro_batch_size": (plan.micro_batch_size, micro_batch_size(recipe)),
+    }
+    return [
+        f"{key}: {made} in the plan, {wanted} in the recipe" for key, (made, wanted) in pairs.items() if made != wanted
+    ]
+
+
+def _differing(recipe: dict[str, Any], now: Recipe) -> list[str]:
+    """A setting that the older recipe does not have counts as its default: it may be new in this gora."""
+    try:
+        old, new = (by_key(each) for each in (Recipe.model_validate(recipe), now))
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors()]
+        raise InputError("This run's recipe is not valid for this version of gora.", problems) from None
+    keys = sorted((old.keys() | new.keys()) - _FREE_TO_CHANGE)
+    return [
+        f"{key}: {old.get(key)!r} when the run began, {new.get(key)!r} now"
+        for key in keys
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _refuse(differing: list[str]) -> None:
+    if differing:
+        raise InputError(f"The run was begun with other settings. {_START_OVER}", differing)
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    try:
+        begun = json.loads((checkpoint / PROVENANCE).read_text(encoding="utf-8"))
+        return {key: begun[key] for key in ("recipe", "plan", "data", "processes")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{checkpoint / PROVENANCE} does not say what the checkpoint is of: {error}") from None
+
+
+def _plan_hash(folder: RunFolder) -> str | None:
+    return sha256_of(folder.plan) if folder.plan.exists() else None
