@@ -19,6 +19,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
+def opened(recipe):
+    """Rows, tokenizer and model of a recipe, in no run folder."""
+    from gora.runs.context import RunContext
+
+    context = RunContext.alone(recipe)
+    assert context.inputs
+    return context
+
+
 @pytest.fixture
 def gora_here(monkeypatch, capsys):
     """The command in this process, where all is imported: exit code, and what it wrote to both streams."""

@@ -107,7 +107,7 @@ def settle(folder: RunFolder, progress: Progress, verb: Verb, mode: Mode, *, nee
     begins = RunState.PLANNED if verb == "train" and needs_plan else RunState.EMPTY
     ends = RunState.PLANNED if verb == "precompute" else RunState.FINISHED
     if mode == "new" and progress.state > begins:
-        _refuse_to_replace(folder, resumable=progress.state < ends)
+        _refuse_to_replace(folder, begins, resumable=progress.state < ends)
     if mode == "resume" and progress.state >= ends and verb != "run":
         finished = folder.plan if verb == "precompute" else progress.trained
         raise InputError(
@@ -121,8 +121,10 @@ def settle(folder: RunFolder, progress: Progress, verb: Verb, mode: Mode, *, nee
         )
 
 
-def _refuse_to_replace(folder: RunFolder, *, resumable: bool) -> None:
-    made = (folder.plan, folder.pass_checkpoint, folder.adapter, folder.model, *folder.all_checkpoints()[-1:])
+def _refuse_to_replace(folder: RunFolder, begins: RunState, *, resumable: bool) -> None:
+    made = [folder.adapter, folder.model, *folder.all_checkpoints()[-1:]]
+    if begins < RunState.PLANNED:
+        made = [folder.plan, folder.pass_checkpoint, *made]
     names = ", ".join(path.name for path in made if path.exists())
     resume = "--resume to continue it, " if resumable else ""
     raise InputError(

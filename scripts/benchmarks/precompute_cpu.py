@@ -28,9 +28,8 @@ def measure(way: str) -> None:
     from gora.models.targets import weight_shape
     from gora.planning.gradient_pass import MicroBatches
     from gora.recipe import load_recipe
-    from gora.runs.setup import Setup
-
-    setup = Setup.of(load_recipe("quickstart", [f"gora.steps={STEPS}"]).recipe)
+    
+    setup = opened(load_recipe("quickstart", [f"gora.steps={STEPS}"]).recipe)
     model, batches = setup.load_model(), MicroBatches(setup)
     targets = setup.find_targets(model)
 

@@ -5,7 +5,7 @@ import math
 import re
 
 import pytest
-from test_compare import SMALL, gora, outcome
+from tests.comparison.test_compare import SMALL, gora, outcome
 
 from gora.comparison.trials import make_trials
 from gora.comparison.tuning import Tuning

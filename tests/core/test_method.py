@@ -15,8 +15,8 @@ from gora.models.targets import find_targets
 from gora.plan import read_factors, read_plan
 from gora.recipe import load_recipe
 from gora.runs.loss import evaluate_loss
-from gora.runs.setup import Setup
 from gora.stages.precompute import precompute
+from tests.conftest import opened
 
 SMALL = (
     "data.train.max_rows=96",
@@ -34,7 +34,7 @@ def planned(tmp_path_factory):
     output = tmp_path_factory.mktemp("planned")
     recipe = load_recipe("quickstart", [*SMALL, f"output={output}"]).recipe
     made = precompute(recipe)
-    return Setup.of(recipe), made.plan, read_factors(made.path, made.plan)
+    return opened(recipe), made.plan, read_factors(made.path, made.plan)
 
 
 def wrapping(model, plan, factors):

@@ -7,7 +7,7 @@ import json
 
 import pytest
 from rich.console import Console
-from test_data import TINY, byte_level, prepared, turns, write_rows
+from tests.data.test_data import TINY, byte_level, prepared, turns, write_rows
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

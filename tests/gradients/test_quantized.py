@@ -129,7 +129,7 @@ def test_a_quantised_base_goes_from_gradients_to_a_merged_model(kind, tmp_path, 
     assert read_plan(tmp_path / "run" / "plan.safetensors").steps == 2
     assert json.loads((adapter / "gora.json").read_text())["base_quantization"] == kind
     with pytest.raises(InputError, match="does not belong to this model"):
-        train(load_recipe("quickstart", [*overrides, "model.quantization=null"]).recipe, overwrite=True)
+        train(load_recipe("quickstart", [*overrides, "model.quantization=null"]).recipe, mode="overwrite")
     merge(adapter, tmp_path / "merged")
     assert f"trained on a base in {kind}" in " ".join(capsys.readouterr().out.split())
     AutoModelForCausalLM.from_pretrained(tmp_path / "merged")

@@ -21,7 +21,7 @@ from gora.gradients.sums import DeviceSums
 from gora.models.targets import find_targets, weight_shape
 from gora.planning.micro_batches import MicroBatches
 from gora.recipe import load_recipe
-from gora.runs.setup import Setup
+from gora.runs.context import RunContext
 from gora.runtime.world import join
 from gora.stages import train as train_stage
 from gora.stages.precompute import precompute
@@ -67,7 +67,7 @@ def engines(folder):
         precompute(settings, keep="fp32")
         if name == "zero3":
             # Nothing of the engine may be left when process 0 loads the model again.
-            run(settings, merge_too=True, resume=True)
+            run(settings, merge_too=True, mode="resume")
         else:
             train(settings)
 
@@ -81,7 +81,7 @@ def directions(folder):
 def poison():
     """The loss of one micro-batch is NaN, whichever process runs it."""
     last = []
-    get, make = MicroBatches.__getitem__, Setup.loss_of
+    get, make = MicroBatches.__getitem__, RunContext.loss_of
 
     def remember(self, index):
         last[:] = [index]
@@ -91,16 +91,16 @@ def poison():
         loss = make(self, model)
         return lambda batch: loss(batch) * (float("nan") if last == [POISONED] else 1.0)
 
-    MicroBatches.__getitem__, Setup.loss_of = remember, loss_of
+    MicroBatches.__getitem__, RunContext.loss_of = remember, loss_of
 
 
 def nan(folder):
     """A micro-batch that cannot be used, with whole and with shared sums."""
-    get, make = MicroBatches.__getitem__, Setup.loss_of
+    get, make = MicroBatches.__getitem__, RunContext.loss_of
     poison()
     for name, offload in (("whole", "none"), ("shared", "cpu")):
         precompute(recipe(folder / name, "gora.steps=11", f"gora.offload={offload}"))
-    MicroBatches.__getitem__, Setup.loss_of = get, make
+    MicroBatches.__getitem__, RunContext.loss_of = get, make
 
 
 def nan_in_training(folder):
@@ -124,7 +124,7 @@ def nan_in_training(folder):
 
 def unused(folder):
     """A target layer that no row reaches, as the vision tower of a model that is given text only."""
-    load = Setup.load_model
+    load = RunContext.load_model
 
     def with_spare(self):
         model = load(self)
@@ -132,9 +132,9 @@ def unused(folder):
         torch.nn.init.ones_(model.model.spare.weight)
         return model
 
-    Setup.load_model = with_spare
+    RunContext.load_model = with_spare
     train(recipe(folder / "unused", "adapter.method=lora", "adapter.targets=[q_proj,spare]", "train.max_steps=2"))
-    Setup.load_model = load
+    RunContext.load_model = load
 
 
 def retaken(folder):
@@ -152,7 +152,7 @@ def retaken(folder):
             precompute(recipe(folder / name, f"gora.offload={before}"))
         except Interrupted:
             MicroBatches.__getitem__ = get
-        precompute(recipe(folder / name, f"gora.offload={after}"), resume=True)
+        precompute(recipe(folder / name, f"gora.offload={after}"), mode="resume")
 
 
 class SignalHere(TrainerCallback):
@@ -181,7 +181,7 @@ def interrupt(folder):
             raise AssertionError("nothing was interrupted")
         train_stage.Report = report
         if name == "zero2":
-            train(settings, resume=True)
+            train(settings, mode="resume")
 
 
 def uneven(folder):
@@ -192,7 +192,7 @@ def uneven(folder):
     if world.main:
         shutil.copytree(folder / "ddp" / "checkpoints" / "checkpoint-3", folder / "again" / "checkpoints/checkpoint-3")
     world.barrier()
-    train(recipe(folder / "again", *UNEVEN), resume=True)
+    train(recipe(folder / "again", *UNEVEN), mode="resume")
 
 
 def give_back_freed_memory():

@@ -185,7 +185,7 @@ def test_a_resumed_run_of_a_method_that_moves_weights_equals_an_unbroken_one(tmp
     train(recipe(broken, name, "train.max_steps=4", "train.save_steps=2"))
     for made in ("adapter", "checkpoints/checkpoint-4"):
         (broken / made).rename(tmp_path / made.replace("/", "-"))
-    train(recipe(broken, name, "train.max_steps=4", "train.save_steps=2"), resume=True)
+    train(recipe(broken, name, "train.max_steps=4", "train.save_steps=2"), mode="resume")
     pairs = [PeftModel.from_pretrained(base(), folder / "adapter") for folder in (whole, broken)]
     assert (logits(pairs[0]) - logits(pairs[1])).abs().max() < 1e-5
 

@@ -14,9 +14,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 from gora.models.load import find_model, load_tokenizer
 from gora.recipe import load_recipe
 from gora.recipe.builtin import builtin_paths
-from gora.runs.setup import Setup
 from gora.stages.run import run
-from tests.conftest import ROOT
+from tests.conftest import ROOT, opened
 
 ROWS = ROOT / "tests" / "fixtures" / "rows"
 TWO_STEPS = (
@@ -102,6 +101,6 @@ def test_the_others_run_as_well(name, tiny_t5, tmp_path):
 @pytest.mark.parametrize("name", [*LLAMA, *GLUE])
 def test_what_is_trained_is_the_answer(name, tiny_t5):
     more = () if name.startswith("glue/") else ("data.holdout=0", "evaluation.steps=null")
-    setup = Setup.of(load_recipe(name, settings(name, tiny_t5, *more)).recipe)
+    setup = opened(load_recipe(name, settings(name, tiny_t5, *more)).recipe)
     trained = [label for label in setup.data.train[0]["labels"] if label != -100]
     assert setup.tokenizer.decode(trained) == FIRST_TRAINED[family(name)]

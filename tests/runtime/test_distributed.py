@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from gora.gradients.archive import ArchivedStatistics
 from gora.plan import read_factors, read_plan
-from gora.stages.precompute import plan_again, precompute
+from gora.stages.precompute import plan_from_gradients, precompute
 from gora.stages.train import train
 from tests.conftest import ROOT
 from tests.helpers import processes
@@ -138,7 +138,7 @@ def scenarios(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["along whole", "along shared"])
 def test_an_a_along_the_gradient_is_that_of_one_process(scenarios, one, tmp_path, name):
-    expected = plan_again(recipe(tmp_path / "one", "gora.init_a=gradient"), one / "gradients")
+    expected = plan_from_gradients(recipe(tmp_path / "one", "gora.init_a=gradient"), one / "gradients")
     plan = read_plan(scenarios / name / "plan.safetensors")
     assert [module.rank for module in plan.modules] == [module.rank for module in expected.plan.modules]
     found, others = (read_factors(folder / "plan.safetensors", plan) for folder in (scenarios / name, tmp_path / "one"))
@@ -151,7 +151,7 @@ def test_an_a_along_the_gradient_is_that_of_one_process(scenarios, one, tmp_path
 @pytest.mark.parametrize("name", ["whole", "shared"])
 def test_a_micro_batch_with_nan_in_one_process_is_left_out_in_all(scenarios, name, tmp_path, monkeypatch):
     monkeypatch.setattr(processes.MicroBatches, "__getitem__", processes.MicroBatches.__getitem__)
-    monkeypatch.setattr(processes.Setup, "loss_of", processes.Setup.loss_of)
+    monkeypatch.setattr(processes.RunContext, "loss_of", processes.RunContext.loss_of)
     processes.poison()
     precompute(recipe(tmp_path / "one", "gora.steps=11"))
     assert_same_plan(scenarios / name, tmp_path / "one")
@@ -202,7 +202,7 @@ def test_a_stop_that_reaches_one_process_ends_all_after_the_same_step_and_any_nu
     checkpoint = scenarios / "ddp" / "checkpoints" / f"checkpoint-{STOP_AFTER}"
     assert json.loads((checkpoint / "provenance.json").read_text())["processes"] == 2
     assert not (scenarios / "ddp" / "adapter").exists()
-    train(recipe(scenarios / "ddp", "adapter.method=lora"), resume=True)
+    train(recipe(scenarios / "ddp", "adapter.method=lora"), mode="resume")
     resumed, other = lines(scenarios / "ddp"), lines(scenarios / "zero2")
     assert [line["step"] for line in resumed] == [line["step"] for line in other]
     assert [line["step"] for line in resumed if "loss" in line] == list(range(1, 21))

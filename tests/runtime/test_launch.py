@@ -17,8 +17,8 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from gora.errors import GoraError, InputError
 from gora.recipe import load_recipe
-from gora.runs.ignored_settings import unread_settings
-from gora.runs.setup import Setup, begin
+from gora.runs.context import RunContext
+from gora.runs.ignored_settings import ignored_settings
 from gora.runtime import launch as launch_module
 from gora.runtime.engine import NAMES, Engine
 from gora.runtime.failure import FAILURE_FILE, first_to_fail
@@ -278,9 +278,11 @@ def test_a_file_that_contradicts_the_recipe_or_cannot_be_read_is_refused_by_key(
 
 
 def test_an_engine_that_is_not_installed_is_refused_with_what_to_install(environment, monkeypatch):
-    monkeypatch.setattr("gora.runs.setup.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"zero2 needs DeepSpeed.*pip install deepspeed.*distributed=ddp"):
-        begin(load_recipe("quickstart", ["distributed=zero2"]).recipe)
+    monkeypatch.setattr("gora.runs.context.find_spec", lambda name: None)
+    recipe = load_recipe("quickstart", ["distributed=zero2"]).recipe
+    refused = pytest.raises(InputError, match=r"zero2 needs DeepSpeed.*pip install deepspeed.*distributed=ddp")
+    with refused, RunContext.open(recipe, command="gora train"):
+        pass
 
 
 def test_fully_sharded_training_is_refused_on_cpus():
@@ -325,14 +327,15 @@ def test_what_accelerates_file_says_beside_the_engine_is_named_where_something_e
     (tmp_path / "a.yaml").write_text(ACCELERATE.format(**keys))
     recipe = load_recipe("quickstart", ["train.batch_size=16", "train.micro_batch_size=2"]).recipe
     engine = Engine.of(str(tmp_path / "a.yaml"))
-    assert unread_settings(engine, recipe, World(size=2, local_size=2), "fp32") == named
+    assert ignored_settings(engine, recipe, World(size=2, local_size=2), "fp32") == named
 
 
 def test_settings_of_a_file_that_nothing_reads_are_said_once(tmp_path, environment, capsys):
     (tmp_path / "a.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: 8\ndynamo_config: {backend: X}\n")
     settings = [*TINY_RUN, f"distributed={tmp_path / 'a.yaml'}", f"output={tmp_path / 'run'}"]
     for _ in range(2):
-        Setup.of(load_recipe("quickstart", settings).recipe)
+        with RunContext.open(load_recipe("quickstart", settings).recipe, command="gora train"):
+            pass
     said = [line for line in capsys.readouterr().out.splitlines() if "a.yaml" in line]
     assert len(said) == 1
     assert said[0].endswith("only the engine is taken from this file, not num_processes: 8 (1 runs), dynamo_config.")

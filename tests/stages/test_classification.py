@@ -31,12 +31,11 @@ from gora.planning.micro_batches import MicroBatches
 from gora.recipe import load_recipe
 from gora.recipe.schema import DataSection, ModelSection, SourceSection
 from gora.runs.loss import evaluate_loss
-from gora.runs.setup import Setup
 from gora.stages.evaluate import Job, evaluate, task_jobs
 from gora.stages.merge import merge
 from gora.stages.precompute import precompute
 from gora.stages.train import train
-from tests.conftest import ROOT
+from tests.conftest import ROOT, opened
 from tests.helpers.classifiers import GOOD, KINDS, sentences, tokenizer, write_model, write_recipe, write_rows
 
 CPU = torch.device("cpu")
@@ -88,7 +87,7 @@ def test_the_loss_falls_and_the_head_learns(finished, home):
     losses = json.loads((folder / "results.json").read_text())["loss"]
     assert losses["final"] < 0.5 * losses["base"]
     recipe = recipe_of(home / "bert.yaml", folder)
-    drawn = Setup.of(recipe).load_model().classifier.weight
+    drawn = opened(recipe).load_model().classifier.weight
     trained = adapter_tensors(folder)["base_model.model.classifier.weight"]
     assert trained.dtype == torch.float32
     assert (trained - drawn).abs().max() > 1e-3
@@ -216,7 +215,7 @@ def test_every_method_trains_the_head_and_saves_what_it_computes(home, tmp_path,
     assert (logits - held["logits"]).abs().max() < 1e-5
     trained = dict(model.named_parameters())
     weight = next(value for name, value in trained.items() if "classifier" in name and "original" not in name)
-    assert (weight - Setup.of(recipe).load_model().classifier.weight).abs().max() > 1e-4
+    assert (weight - opened(recipe).load_model().classifier.weight).abs().max() > 1e-4
 
 
 def test_eva_is_refused_where_it_would_never_see_enough_inputs_of_the_pooler(home, tmp_path):
@@ -231,7 +230,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit_in_the_head_too(home, 
     (again / "checkpoints").mkdir(parents=True)
     shutil.copytree(whole / "checkpoints" / "checkpoint-5", again / "checkpoints" / "checkpoint-5")
     (again / "metrics.jsonl").write_bytes((whole / "metrics.jsonl").read_bytes())
-    resumed = train(recipe_of(home / "bert.yaml", again, *settings), resume=True)
+    resumed = train(recipe_of(home / "bert.yaml", again, *settings), mode="resume")
     found, expected = adapter_tensors(again), adapter_tensors(whole)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -274,7 +273,7 @@ def test_the_step_is_that_of_the_mean_over_all_rows_whatever_the_micro_batches(h
         "data.eval=null",
     )
     recipe = recipe_of(home / "bert.yaml", tmp_path / "run", *more)
-    setup = Setup.of(recipe)
+    setup = opened(recipe)
     model = setup.load_model().double()
     targets = find_targets(model, "all-linear")
     trained = [layer.weight for layer in targets.values()] + list(model.classifier.parameters())
@@ -291,7 +290,7 @@ def test_the_step_is_that_of_the_mean_over_all_rows_whatever_the_micro_batches(h
 
 
 def test_the_evaluation_loss_is_the_mean_over_rows(home, tmp_path):
-    setup = Setup.of(recipe_of(home / "bert.yaml", tmp_path, "evaluation.micro_batch_size=4"))
+    setup = opened(recipe_of(home / "bert.yaml", tmp_path, "evaluation.micro_batch_size=4"))
     model = setup.load_model()
     rows = setup.data.eval
     batch = setup.collator([rows[index] for index in range(len(rows))])
@@ -305,7 +304,7 @@ def test_gradient_sums_equal_autograd_in_float64(home, tmp_path, kind):
     recipe = recipe_of(home / f"{kind}.yaml", tmp_path / "run")
     precompute(recipe, keep="fp32")
     kept = ArchivedStatistics(tmp_path / "run" / "gradients")
-    setup = Setup.of(recipe)
+    setup = opened(recipe)
     model = setup.load_model().double()
     targets = find_targets(model, "all-linear")
     batches = MicroBatches(setup)
@@ -482,14 +481,14 @@ def test_a_pair_recipe_reads_two_columns(home, tmp_path):
     ]
     write_rows(tmp_path / "pairs.jsonl", rows[:40])
     more = (f"data.train.path={tmp_path / 'pairs.jsonl'}", "data.prompt=premise", "data.prompt_pair=hypothesis")
-    setup = Setup.of(recipe_of(home / "bert.yaml", tmp_path / "run", *more, "data.eval=null", "data.holdout=8"))
+    setup = opened(recipe_of(home / "bert.yaml", tmp_path / "run", *more, "data.eval=null", "data.holdout=8"))
     example = setup.data.train[0]
     assert example["input_ids"].count(3) == 2 and sum(example["token_type_ids"]) == 5
     assert setup.data.counts.train.supervised_tokens == 32
     assert setup.data.counts.train.labels == {"bad": 32, "good": 0}
     other = (*more[:2], "data.prompt_pair=premise2")
     with pytest.raises(InputError, match=r"data\.prompt_pair asks for the column 'premise2'"):
-        Setup.of(recipe_of(home / "bert.yaml", tmp_path / "run", *other, "data.eval=null"))
+        opened(recipe_of(home / "bert.yaml", tmp_path / "run", *other, "data.eval=null"))
 
 
 def test_token_types_and_labels_count_in_the_fingerprint(home, tmp_path):
@@ -500,12 +499,12 @@ def test_token_types_and_labels_count_in_the_fingerprint(home, tmp_path):
         tokenizer(separators=separators, token_types=types).save_pretrained(tmp_path / "tokenizer")
         more = (f"data.train.path={tmp_path / 'rows.jsonl'}", "data.prompt=a", "data.prompt_pair=b", "data.eval=null")
         recipe = recipe_of(home / "bert.yaml", tmp_path / "run", *more, f"model.tokenizer={tmp_path / 'tokenizer'}")
-        prints.add(Setup.of(recipe).data.fingerprint)
+        prints.add(opened(recipe).data.fingerprint)
     assert len(prints) == 4
 
 
 def test_a_sample_shows_the_name_of_its_label(home, tmp_path):
-    setup = Setup.of(recipe_of(home / "bert.yaml", tmp_path))
+    setup = opened(recipe_of(home / "bert.yaml", tmp_path))
     console = Console(width=100, record=True)
     console.print(sample_text(setup.tokenizer, setup.data.train))
     shown = console.export_text()
@@ -537,7 +536,7 @@ def test_a_template_of_ones_own_makes_the_text(tmp_path):
 def test_a_row_that_cannot_be_used_is_named(home, tmp_path, row, reason):
     write_rows(tmp_path / "rows.jsonl", [{"sentence": "a film", "label": 0}, row])
     with pytest.raises(InputError) as raised:
-        Setup.of(recipe_of(home / "bert.yaml", tmp_path, f"data.train.path={tmp_path / 'rows.jsonl'}"))
+        opened(recipe_of(home / "bert.yaml", tmp_path, f"data.train.path={tmp_path / 'rows.jsonl'}"))
     assert "rows.jsonl:2: " in str(raised.value) and reason in str(raised.value)
 
 
@@ -583,7 +582,7 @@ def test_a_row_longer_than_the_model_s_positions_is_refused(home, tmp_path):
     write_rows(tmp_path / "rows.jsonl", [{"sentence": "film " * 38, "label": 0}] * 8)
     more = (f"data.train.path={tmp_path / 'rows.jsonl'}", "data.max_length=64", "gora.steps=1")
     for kind, answer in (("bert", None), ("roberta", "the longest row has 40 tokens, but the model takes 39")):
-        setup = Setup.of(recipe_of(home / f"{kind}.yaml", tmp_path / kind, *more))
+        setup = opened(recipe_of(home / f"{kind}.yaml", tmp_path / kind, *more))
         if answer is None:
             setup.load_model()
         else:

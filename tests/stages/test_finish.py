@@ -77,7 +77,7 @@ def test_a_run_stopped_after_its_last_step_makes_what_is_missing(stopped, again,
     before = (again.plan.stat().st_mtime_ns, steps(stopped))
     if not saved:
         shutil.rmtree(again.adapter)
-    result = run(recipe(again.path), resume=True, merge_too=True)
+    result = run(recipe(again.path), mode="resume", merge_too=True)
     assert (again.plan.stat().st_mtime_ns, steps(again.path)) == before
     assert all(torch.equal(value, weights(stopped)[name]) for name, value in weights(again.path).items())
     assert result.losses == facts(again.path)["loss"]
@@ -91,23 +91,23 @@ def test_a_run_stopped_after_its_last_step_makes_what_is_missing(stopped, again,
 
 
 def test_the_loss_of_a_saved_adapter_is_that_of_an_unbroken_run(stopped, again, tmp_path):
-    finished = train(recipe(again.path), resume=True)
+    finished = train(recipe(again.path), mode="resume")
     shutil.copytree(stopped, tmp_path / "other", ignore=shutil.ignore_patterns("adapter", "checkpoints"))
-    unbroken = train(recipe(tmp_path / "other"), resume=True)
+    unbroken = train(recipe(tmp_path / "other"), mode="resume")
     assert finished.losses == pytest.approx(unbroken.losses, rel=1e-5)
     with pytest.raises(InputError, match="adapter is finished: there is nothing to resume"):
-        train(recipe(again.path), resume=True)
+        train(recipe(again.path), mode="resume")
 
 
 def test_a_merge_that_was_stopped_is_made_up_for_and_a_whole_one_left_alone(again, monkeypatch):
     monkeypatch.setattr(run_stage, "merge", stop)
     with pytest.raises(StopSignal):
-        run(recipe(again.path), resume=True, merge_too=True)
+        run(recipe(again.path), mode="resume", merge_too=True)
     assert again.results.exists()
     monkeypatch.undo()
-    run(recipe(again.path), resume=True, merge_too=True)
+    run(recipe(again.path), mode="resume", merge_too=True)
     made = (again.merged / "config.json").stat().st_mtime_ns
-    result = run(recipe(again.path), resume=True, merge_too=True)
+    result = run(recipe(again.path), mode="resume", merge_too=True)
     assert (again.merged / "config.json").stat().st_mtime_ns == made
     assert result.losses == facts(again.path)["loss"]
 
@@ -127,7 +127,7 @@ def test_what_other_methods_leave_is_evaluated_as_well(tmp_path, monkeypatch, me
     with pytest.raises(StopSignal):
         train(settings)
     monkeypatch.undo()
-    assert train(settings, resume=True).losses["final"] == pytest.approx(final[0], rel=1e-4)
+    assert train(settings, mode="resume").losses["final"] == pytest.approx(final[0], rel=1e-4)
 
 
 class SignalInTheLastStep(TrainerCallback):
@@ -142,23 +142,23 @@ def test_a_signal_in_the_last_step_saves_the_adapter_and_leaves_the_rest_for_lat
     with pytest.raises(Interrupted, match=r"adapter is trained and saved; add --resume") as stopped:
         train(settings)
     assert stopped.value.exit_code == 143
-    assert train(settings, resume=True).losses["final"] > 0
+    assert train(settings, mode="resume").losses["final"] > 0
 
 
 def test_another_recipe_or_other_rows_do_not_finish_a_run(again):
     with pytest.raises(InputError) as refused:
-        train(recipe(again.path, "train.learning_rate=1"), resume=True)
+        train(recipe(again.path, "train.learning_rate=1"), mode="resume")
     assert refused.value.problems == ("train.learning_rate: 0.0005 when the run began, 1.0 now",)
     noted = json.loads(again.pending_results.read_text())
     again.pending_results.write_text(json.dumps({**noted, "data": "other"}))
     with pytest.raises(InputError, match="rows are not those"):
-        train(recipe(again.path), resume=True)
+        train(recipe(again.path), mode="resume")
     again.pending_results.unlink()
     with pytest.raises(InputError, match=r"results.partial, which the evaluation goes on from"):
-        train(recipe(again.path), resume=True)
+        train(recipe(again.path), mode="resume")
     again.results.write_text('{"loss": {}}')
     with pytest.raises(InputError, match="other settings"):
-        run(recipe(again.path, "train.learning_rate=1"), resume=True)
+        run(recipe(again.path, "train.learning_rate=1"), mode="resume")
 
 
 def test_a_merge_of_a_whole_model_is_refused_before_anything_is_trained(tmp_path):

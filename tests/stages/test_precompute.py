@@ -7,7 +7,6 @@ import signal
 import psutil
 import pytest
 import torch
-from test_gradients import collect, text_batches
 
 import gora.gradients.checkpoint as checkpoint
 from gora.core.importance import importance
@@ -22,8 +21,10 @@ from gora.models.targets import find_targets, weight_of, weight_shape
 from gora.plan import read_factors
 from gora.planning import gradient_pass as stage
 from gora.recipe import load_recipe
-from gora.runs.setup import Setup
-from gora.stages.precompute import plan_again, precompute
+from gora.runs.context import RunContext
+from gora.stages.precompute import plan_from_gradients, precompute
+from tests.conftest import opened
+from tests.gradients.test_gradients import collect, text_batches
 
 SMALL = ("data.train.max_rows=64", "data.eval.max_rows=8", "data.max_length=128", "gora.steps=6")
 
@@ -49,7 +50,7 @@ def kept(tmp_path_factory):
 
 def test_a_plan_from_kept_gradients_is_the_plan_of_the_pass(kept, tmp_path):
     folder, made = kept
-    again = plan_again(recipe(tmp_path / "again"), folder / "gradients")
+    again = plan_from_gradients(recipe(tmp_path / "again"), folder / "gradients")
     assert again.plan == made.plan
     same(again, made)
     assert again.path.read_bytes() == made.path.read_bytes()
@@ -67,7 +68,7 @@ def test_a_plan_from_kept_gradients_is_the_plan_of_the_pass(kept, tmp_path):
 )
 def test_another_plan_from_kept_gradients_is_the_plan_of_another_pass(kept, tmp_path, change):
     folder, _ = kept
-    again = plan_again(recipe(tmp_path / "again", *change), folder / "gradients")
+    again = plan_from_gradients(recipe(tmp_path / "again", *change), folder / "gradients")
     anew = precompute(recipe(tmp_path / "anew", *change))
     assert [module.rank for module in again.plan.modules] == [module.rank for module in anew.plan.modules]
     same(again, anew, tolerance=1e-6)
@@ -89,7 +90,7 @@ def test_what_needs_whole_gradients_is_refused_with_low_memory_before_anything_b
 def test_gradients_kept_in_bfloat16_are_as_good_as_bfloat16_is(kept, tmp_path):
     _, made = kept
     precompute(recipe(tmp_path / "run"), keep="bf16")
-    again = plan_again(recipe(tmp_path / "again"), tmp_path / "run" / "gradients")
+    again = plan_from_gradients(recipe(tmp_path / "again"), tmp_path / "run" / "gradients")
     assert [module.rank for module in again.plan.modules] == [module.rank for module in made.plan.modules]
     same(again, made, tolerance=5e-3)
 
@@ -97,13 +98,13 @@ def test_gradients_kept_in_bfloat16_are_as_good_as_bfloat16_is(kept, tmp_path):
 def test_kept_gradients_of_another_pass_and_broken_ones_are_refused(kept, tmp_path):
     folder, _ = kept
     with pytest.raises(InputError, match="another pass") as refused:
-        plan_again(recipe(tmp_path / "a", "gora.steps=5", "seed=3"), folder / "gradients")
+        plan_from_gradients(recipe(tmp_path / "a", "gora.steps=5", "seed=3"), folder / "gradients")
     assert refused.value.problems == ("seed: 42 there, 3 in the recipe", "gora.steps: 6 there, 5 in the recipe")
     with pytest.raises(InputError, match="cannot be read"):
-        plan_again(recipe(tmp_path / "b"), tmp_path / "none")
+        plan_from_gradients(recipe(tmp_path / "b"), tmp_path / "none")
     (tmp_path / "state.json").write_text(json.dumps({"tensors": {}}))
     with pytest.raises(InputError, match="does not hold kept gradients"):
-        plan_again(recipe(tmp_path / "c"), tmp_path)
+        plan_from_gradients(recipe(tmp_path / "c"), tmp_path)
 
 
 def sampled(llama, share):
@@ -178,7 +179,7 @@ def test_low_memory_makes_a_plan_near_the_full_one_and_reports_its_error(kept, t
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_an_interrupted_pass_says_what_it_kept_and_goes_on_to_the_same_plan(tmp_path, monkeypatch, low_memory):
     unbroken = precompute(recipe(tmp_path / "unbroken"), low_memory=low_memory)
-    real = Setup.loss_of
+    real = RunContext.loss_of
     calls = []
 
     def loss_of(setup, model):
@@ -192,15 +193,15 @@ def test_an_interrupted_pass_says_what_it_kept_and_goes_on_to_the_same_plan(tmp_
 
         return signalled
 
-    monkeypatch.setattr(Setup, "loss_of", loss_of)
+    monkeypatch.setattr(RunContext, "loss_of", loss_of)
     mine = recipe(tmp_path / "run")
     with pytest.raises(Interrupted, match=r"gradients.checkpoint holds the sums of 3 of 6 micro-batches; add --resume"):
         precompute(mine, low_memory=low_memory)
     assert not (tmp_path / "run" / "plan.safetensors").exists()
     with pytest.raises(InputError, match=r"already holds gradients.checkpoint.*--resume"):
         precompute(mine, low_memory=low_memory)
-    monkeypatch.setattr(Setup, "loss_of", real)
-    resumed = precompute(mine, resume=True, low_memory=low_memory)
+    monkeypatch.setattr(RunContext, "loss_of", real)
+    resumed = precompute(mine, mode="resume", low_memory=low_memory)
     assert resumed.path.read_bytes() == unbroken.path.read_bytes()
     assert not (tmp_path / "run" / "gradients.checkpoint").exists()
 
@@ -208,7 +209,7 @@ def test_an_interrupted_pass_says_what_it_kept_and_goes_on_to_the_same_plan(tmp_
 def test_sums_are_saved_on_the_way_and_survive_a_killed_process(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_SECONDS_BETWEEN", 0.0)
     monkeypatch.setattr(checkpoint, "_TIMES_AS_LONG", 0.0)
-    real = Setup.loss_of
+    real = RunContext.loss_of
     calls = []
 
     def loss_of(setup, model):
@@ -223,25 +224,25 @@ def test_sums_are_saved_on_the_way_and_survive_a_killed_process(tmp_path, monkey
         return dying
 
     mine = recipe(tmp_path / "run")
-    monkeypatch.setattr(Setup, "loss_of", loss_of)
+    monkeypatch.setattr(RunContext, "loss_of", loss_of)
     with pytest.raises(GoraError, match="as if killed"):
         precompute(mine)
     document = json.loads((tmp_path / "run" / "gradients.checkpoint" / "state.json").read_text())
     assert document["progress"]["cursor"] == 4
-    monkeypatch.setattr(Setup, "loss_of", real)
-    resumed = precompute(mine, resume=True)
+    monkeypatch.setattr(RunContext, "loss_of", real)
+    resumed = precompute(mine, mode="resume")
     same(resumed, precompute(recipe(tmp_path / "unbroken")))
 
 
 def test_a_micro_batch_that_cannot_be_used_is_named_with_its_rows(tmp_path, monkeypatch, capsys):
-    real = Setup.loss_of
+    real = RunContext.loss_of
 
     def loss_of(setup, model):
         loss = real(setup, model)
         first = stage.MicroBatches(setup)[1]["input_ids"]
         return lambda batch: loss(batch) * (float("nan") if torch.equal(batch["input_ids"], first) else 1)
 
-    monkeypatch.setattr(Setup, "loss_of", loss_of)
+    monkeypatch.setattr(RunContext, "loss_of", loss_of)
     made = precompute(recipe(tmp_path / "run", "gora.steps=20", "gora.micro_batch_size=2"))
     said = capsys.readouterr().out
     assert "micro-batch 1 is left out: its loss is nan (rows builtin:gsm8k/train.jsonl:" in said
@@ -254,7 +255,7 @@ def test_what_cannot_fit_is_refused_before_the_model_is_loaded(tmp_path, monkeyp
         available = 10**6
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Little)
-    monkeypatch.setattr(Setup, "load_model", lambda self: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(RunContext, "load_model", lambda self: pytest.fail("the model was loaded"))
     with pytest.raises(InputError, match=r"weights 21\.6 MB, gradient sums 4\.7 MB: more than the 1\.0 MB"):
         precompute(recipe(tmp_path / "run"))
 
@@ -265,6 +266,6 @@ def test_what_cannot_fit_is_refused_before_the_model_is_loaded(tmp_path, monkeyp
 )
 def test_a_processor_that_is_slow_in_bfloat16_is_named(tmp_path, monkeypatch, capsys, capability, dtype, told):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    Setup.of(recipe(tmp_path / "run", f"model.dtype={dtype}")).load_model()
+    opened(recipe(tmp_path / "run", f"model.dtype={dtype}")).load_model()
     said = capsys.readouterr()
     assert (said.out + said.err).count("Add --set model.dtype=float32") == told

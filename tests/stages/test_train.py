@@ -136,7 +136,7 @@ def test_a_run_resumed_from_a_checkpoint_equals_an_unbroken_one_bit_for_bit(trai
     import shutil
 
     shutil.copytree(folder / "checkpoints" / f"checkpoint-{step}", again / "checkpoints" / f"checkpoint-{step}")
-    result = train(recipe.model_copy(update={"output": str(again)}), resume=True)
+    result = train(recipe.model_copy(update={"output": str(again)}), mode="resume")
     expected = load_file(folder / "adapter" / "adapter_model.safetensors")
     found = load_file(again / "adapter" / "adapter_model.safetensors")
     assert found.keys() == expected.keys()
@@ -164,16 +164,14 @@ def test_a_used_folder_is_refused_unless_told_what_to_do(trained):
     with pytest.raises(InputError, match=r"already holds adapter.*--resume.*--overwrite"):
         train(recipe)
     with pytest.raises(InputError, match="nothing to resume"):
-        train(recipe, resume=True)
-    with pytest.raises(InputError, match="one of the two"):
-        train(recipe, resume=True, overwrite=True)
+        train(recipe, mode="resume")
 
 
 def test_a_plan_made_with_other_settings_is_refused_with_each_of_them(trained):
     _recipe, folder, _, _ = trained
     other = small_recipe(folder, "adapter.alpha=32", "gora.gamma=0.1", "gora.rank_max=16", "seed=7")
     with pytest.raises(InputError) as refused:
-        train(other, overwrite=True)
+        train(other, mode="overwrite")
     assert {problem.partition(":")[0] for problem in refused.value.problems} == {
         "adapter.alpha",
         "gora.gamma",
@@ -196,10 +194,10 @@ def test_a_plan_for_other_weights_or_targets_is_refused_with_the_difference(trai
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     changed = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(other)})})
     with pytest.raises(InputError, match=r"model.weights: the target weights"):
-        train(changed, overwrite=True)
+        train(changed, mode="overwrite")
     narrower = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"targets": ["q_proj"]})})
     with pytest.raises(InputError, match="18 planned layers are not targets of this run"):
-        train(narrower, overwrite=True)
+        train(narrower, mode="overwrite")
     assert (folder / "adapter").exists()
 
 
@@ -227,7 +225,7 @@ def test_a_termination_request_saves_a_checkpoint_and_resuming_equals_an_unbroke
     assert stopped.value.exit_code == 143
     assert not (again / "adapter").exists()
     monkeypatch.setattr(stage, "RefuseNaN", real)
-    train(recipe, resume=True)
+    train(recipe, mode="resume")
     expected = load_file(folder / "adapter" / "adapter_model.safetensors")
     found = load_file(again / "adapter" / "adapter_model.safetensors")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -249,7 +247,7 @@ def test_resuming_with_other_settings_names_them_and_a_setting_that_is_newer_tha
         update={"output": str(again), "train": recipe.train.model_copy(update={"learning_rate": 1.0, "log_steps": 3})}
     )
     with pytest.raises(InputError) as refused:
-        train(other, resume=True)
+        train(other, mode="resume")
     assert refused.value.problems == ("train.learning_rate: 0.0005 when the run began, 1.0 now",)
 
 
@@ -566,12 +564,12 @@ def test_resuming_with_another_plan_or_other_rows_is_refused(trained, tmp_path):
     source = recipe.data.train.model_copy(update={"path": str(tmp_path / "rows.jsonl")})
     moved = mine.model_copy(update={"data": recipe.data.model_copy(update={"train": source})})
     with pytest.raises(InputError, match="other settings"):
-        train(moved, resume=True)
+        train(moved, mode="resume")
     state = again / "checkpoints" / "checkpoint-10" / "provenance.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "data": "other"}))
     with pytest.raises(InputError, match="training rows are not those"):
-        train(mine, resume=True)
+        train(mine, mode="resume")
     plan = again / "plan.safetensors"
     plan.write_bytes(plan.read_bytes() + b" ")
     with pytest.raises(InputError, match=r"not a whole safetensors|other settings"):
-        train(mine, resume=True)
+        train(mine, mode="resume")
