@@ -107,7 +107,7 @@ def settle(folder: RunFolder, progress: Progress, verb: Verb, mode: Mode, *, nee
     begins = RunState.PLANNED if verb == "train" and needs_plan else RunState.EMPTY
     ends = RunState.PLANNED if verb == "precompute" else RunState.FINISHED
     if mode == "new" and progress.state > begins:
-        _refuse_to_replace(folder, begins, resumable=progress.state < ends)
+        _refuse_to_replace(folder, begins, resumable=progress.state < ends or verb == "run")
     if mode == "resume" and progress.state >= ends and verb != "run":
         finished = folder.plan if verb == "precompute" else progress.trained
         raise InputError(

@@ -28,10 +28,11 @@ def measure(way: str) -> None:
     from gora.models.targets import weight_shape
     from gora.planning.gradient_pass import MicroBatches
     from gora.recipe import load_recipe
-    
-    setup = opened(load_recipe("quickstart", [f"gora.steps={STEPS}"]).recipe)
-    model, batches = setup.load_model(), MicroBatches(setup)
-    targets = setup.find_targets(model)
+    from gora.runs.context import RunContext
+
+    context = RunContext.alone(load_recipe("quickstart", [f"gora.steps={STEPS}"]).recipe)
+    model, batches = context.load_model(), MicroBatches(context)
+    targets = context.find_targets(model)
 
     def loss_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return model(**batch, use_cache=False).loss
@@ -44,7 +45,7 @@ def measure(way: str) -> None:
         for index in range(STEPS):
             loss_of(batches[index]).backward()
     else:
-        sums = DeviceSums({name: weight_shape(module) for name, module in targets.items()}, setup.device)
+        sums = DeviceSums({name: weight_shape(module) for name, module in targets.items()}, context.device)
         Collection(
             attachment=Attachment(model, targets),
             sums=sums,

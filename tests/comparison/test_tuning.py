@@ -5,13 +5,13 @@ import math
 import re
 
 import pytest
-from tests.comparison.test_compare import SMALL, gora, outcome
 
 from gora.comparison.trials import make_trials
 from gora.comparison.tuning import Tuning
 from gora.comparison.tuning_table import Tuned, tuning_table
 from gora.errors import InputError
 from gora.stages.compare import compare
+from tests.comparison.test_compare import SMALL, gora, outcome
 
 RATES = "train.learning_rate=1e-9,5e-3"
 

@@ -7,7 +7,6 @@ import json
 
 import pytest
 from rich.console import Console
-from tests.data.test_data import TINY, byte_level, prepared, turns, write_rows
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -15,6 +14,7 @@ from gora.data import IGNORED, sample_text
 from gora.data.code_blocks import code_spans
 from gora.errors import InputError
 from gora.recipe import load_recipe
+from tests.data.test_data import TINY, byte_level, prepared, turns, write_rows
 
 MARKDOWN = {
     "no code": "Only words, `inline` and ``more``.",
