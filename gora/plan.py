@@ -36,7 +36,9 @@ class ModelIdentity(_Record):
     config: str
     """SHA-256 of the model's architecture settings."""
     weights: str
-    """SHA-256 of the names and values of the target weights."""
+    """SHA-256 over name, shape, data type and value of every tensor in the model's files, targets or not."""
+    tensors: str = ""
+    """The first eight hexadecimal digits of each tensor's own SHA-256, sorted and joined."""
 
 
 class DataIdentity(_Record):
@@ -184,13 +186,16 @@ def read_factors(path: Path | str, plan: Plan) -> Factors:
     return {m.name: (tensors[f"{m.name}.lora_A"], tensors[f"{m.name}.lora_B"]) for m in plan.adapted}
 
 
-def identity_differences(plan: Plan, model: ModelIdentity, shapes: dict[str, tuple[int, int]]) -> list[str]:
-    """What keeps a plan from fitting a model, one sentence a difference; empty when it fits.
+def identity_differences(
+    plan: Plan, model: ModelIdentity, shapes: dict[str, tuple[int, int]], *, changed: str = ""
+) -> list[str]:
+    """What keeps a plan from fitting a model, one sentence per difference; empty when it fits.
 
     Args:
         plan: the plan.
-        model: identity of the loaded model, its weights' fingerprint over `shapes`' layers.
+        model: identity of the loaded model.
         shapes: (out, in) of every target layer of the loaded model.
+        changed: which weights differ, where they do.
     """
     planned = {module.name: module.shape for module in plan.modules}
     found = []
@@ -206,7 +211,10 @@ def identity_differences(plan: Plan, model: ModelIdentity, shapes: dict[str, tup
         if planned[name] != shapes[name]:
             found.append(f"modules.{name}.shape: {planned[name]} in the plan, {shapes[name]} in the model")
     if not found and plan.model.weights != model.weights:
-        found.append(f"model.weights: the target weights of {model.name!r} are not those the plan was made from")
+        found.append(
+            f"model.weights: the weights of the base model {model.name!r} differ from those the plan was made from"
+            + (f" ({changed})" if changed else "")
+        )
     return found
 
 

@@ -20,7 +20,7 @@ from gora.plan import (
     write_plan,
 )
 from gora.recipe import load_recipe
-from gora.runs.resume import plan_differences
+from gora.runs.provenance import plan_differences
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (6, 4), "model.layers.0.self_attn.v_proj": (3, 4)}
 
@@ -201,6 +201,14 @@ def test_a_stranger_is_told_by_the_differing_field(model, shapes, message):
     found = identity_differences(plan, plan.model.model_copy(update=model), there)
     assert len(found) == 1
     assert re.search(message, found[0])
+
+
+def test_changed_weights_are_named_where_they_are_known():
+    plan = make_plan()
+    other = plan.model.model_copy(update={"weights": "x"})
+    assert identity_differences(plan, other, SHAPES, changed="1 of 9 tensors differ: t")[0].endswith(
+        "differ from those the plan was made from (1 of 9 tensors differ: t)"
+    )
 
 
 def test_the_right_model_differs_in_nothing_even_under_another_name():

@@ -15,6 +15,7 @@ from gora import manifest
 from gora.adapters.save import ADAPTER_NOTE, BaseNote
 from gora.errors import InputError
 from gora.models.head import head_modules, train_head
+from gora.models.weight_files import WeightsNote
 from gora.runtime.console import output
 
 WEIGHTS = "adapter_model.safetensors"
@@ -116,10 +117,16 @@ def read_base_note(adapter: Path) -> BaseNote | None:
         return None
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
-        dtype, fingerprint = note["base_dtype"], note["base_fingerprint"]
-        labels = tuple(map(str, note["labels"])) if "labels" in note else None
-        note = BaseNote(dtype=dtype, quantization=note.get("base_quantization"), fingerprint=fingerprint, labels=labels)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        weights = note.get("base_weights")
+        note = BaseNote(
+            dtype=note["base_dtype"],
+            quantization=note.get("base_quantization"),
+            fingerprint=note["base_fingerprint"],
+            weights=None if weights is None else WeightsNote(**weights),
+            quantized_files=bool(note.get("base_files_quantized")),
+            labels=tuple(map(str, note["labels"])) if "labels" in note else None,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}).") from None
     if note.dtype not in ("float32", "bfloat16"):
         raise InputError(f"{path}: base_dtype {note.dtype!r} is neither float32 nor bfloat16.")

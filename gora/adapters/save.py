@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from gora import __version__, manifest
 from gora.errors import GoraError
 from gora.files import publish, write_json
 from gora.models.sharding import gather
+from gora.models.weight_files import WeightsNote
 from gora.plan import Factors
 
 ADAPTER_NOTE = "gora.json"
@@ -31,12 +32,16 @@ class BaseNote:
         dtype: type of its weights, or of those that were not quantised.
         quantization: how the others were, or None.
         fingerprint: of all weights as they were held, without a classifier's head.
+        weights: those in its files, quantised or not; None in an adapter of a gora that did not note them.
+        quantized_files: whether its files hold them quantised: the full weights are then in other files.
         labels: names of a classifier's labels, or None.
     """
 
     dtype: str
     quantization: str | None
     fingerprint: str
+    weights: WeightsNote | None = None
+    quantized_files: bool = False
     labels: tuple[str, ...] | None = None
 
 
@@ -82,6 +87,8 @@ def save_adapter(
         "base_dtype": base.dtype,
         "base_quantization": base.quantization,
         "base_fingerprint": base.fingerprint,
+        "base_weights": None if base.weights is None else asdict(base.weights),
+        "base_files_quantized": base.quantized_files,
         "prompt_format": prompt_format,
     } | ({} if base.labels is None else {"labels": list(base.labels)})
     with publish(path) as aside:

@@ -54,6 +54,11 @@ class Source:
         return self.head == "language" and not self.encoder_decoder
 
     @property
+    def quantized_files(self) -> bool:
+        """Whether the model's files hold its weights quantised."""
+        return getattr(self.config, "quantization_config", None) is not None
+
+    @property
     def family(self) -> Any:
         """The class of transformers that loads it."""
         if self.head == "classification":

@@ -22,7 +22,7 @@ from gora.data import Collator, LabelCollator, PreparedData, named_template, pad
 from gora.errors import InputError
 from gora.files import delete
 from gora.models.encoders import knows_token_types, longest_input
-from gora.models.fingerprint import base_weights, config_fingerprint, weights_fingerprint
+from gora.models.fingerprint import config_fingerprint
 from gora.models.head import head_modules, settle_padding
 from gora.models.load import (
     Source,
@@ -33,6 +33,7 @@ from gora.models.load import (
     load_tokenizer,
 )
 from gora.models.targets import find_targets, kind_of
+from gora.models.weight_files import StoredWeights, stored_weights
 from gora.plan import ModelIdentity
 from gora.recipe.schema import Recipe
 from gora.runs.folder import RunFolder
@@ -243,13 +244,21 @@ class RunContext:
         output.log("\n".join(targets))
         return targets
 
-    def identify(self, model: PreTrainedModel, targets: Mapping[str, nn.Module]) -> ModelIdentity:
-        """Fingerprints of the architecture and of the target weights."""
-        names = {f"{name}.weight" for name in targets}
-        weights = self.world.from_main(
-            lambda: weights_fingerprint((name, tensor) for name, tensor in base_weights(model) if name in names)
+    @cached_property
+    def base(self) -> StoredWeights:
+        """The weights in the base model's files; all processes have to ask together."""
+        with output.terminal.status("fingerprinting the base model"):
+            return stored_weights(self.source, self.world)
+
+    def identify(self, model: PreTrainedModel) -> ModelIdentity:
+        """Fingerprints of the architecture and of all weights."""
+        note = self.base.note
+        return ModelIdentity(
+            name=self.recipe.model.name,
+            config=config_fingerprint(model.config),
+            weights=note.fingerprint,
+            tensors=note.tensors,
         )
-        return ModelIdentity(name=self.recipe.model.name, config=config_fingerprint(model.config), weights=weights)
 
     def move(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Move a micro-batch to the device."""

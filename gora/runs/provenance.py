@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from gora.errors import InputError
 from gora.manifest import sha256_of
+from gora.models.weight_files import StoredWeights, WeightsNote
 from gora.plan import Plan
 from gora.recipe.derived import by_key, micro_batch_size, rank_bounds
 from gora.recipe.schema import Recipe
@@ -33,16 +35,22 @@ _FREE_TO_CHANGE = {
 }
 
 
-def provenance_of(recipe: Recipe, folder: RunFolder, data: str, world: World) -> dict[str, Any]:
+def provenance_of(recipe: Recipe, folder: RunFolder, data: str, base: WeightsNote, world: World) -> dict[str, Any]:
     """What training is begun with: saved in each checkpoint, and compared before one is resumed."""
     settings = recipe.model_dump(mode="json")
-    return {"recipe": settings, "plan": _plan_hash(folder), "data": data, "processes": world.size}
+    return {
+        "recipe": settings,
+        "plan": _plan_hash(folder),
+        "data": data,
+        "base": asdict(base),
+        "processes": world.size,
+    }
 
 
 def check_provenance(checkpoint: Path, recipe: Recipe, folder: RunFolder, engine: Engine, world: World) -> None:
     """Refuse to resume a checkpoint with other settings, another plan or other processes than it was saved with.
 
-    The rows are not known yet; see `check_same_rows`.
+    Rows and base weights are not known yet; see `check_same_rows` and `check_same_base`.
 
     Raises:
         InputError: listing what differs.
@@ -69,6 +77,20 @@ def check_same_rows(checkpoint: Path, data: str) -> None:
     if _read(checkpoint)["data"] != data:
         raise InputError(
             f"The training rows are not those that {checkpoint} was trained on. Add --overwrite to start over."
+        )
+
+
+def check_same_base(checkpoint: Path, base: StoredWeights) -> None:
+    """Refuse to resume on other base weights.
+
+    Raises:
+        InputError: the weights are not those that the run began with, saying which differ.
+    """
+    if changed := base.changes_since(_read(checkpoint)["base"]):
+        raise InputError(
+            f"The weights of the base model are not those that {checkpoint} was trained on. Restore them, or add "
+            "--overwrite to start over.",
+            [changed],
         )
 
 
@@ -129,7 +151,8 @@ def _refuse(differing: list[str]) -> None:
 def _read(checkpoint: Path) -> dict[str, Any]:
     try:
         begun = json.loads((checkpoint / PROVENANCE).read_text(encoding="utf-8"))
-        return {key: begun[key] for key in ("recipe", "plan", "data", "processes")}
+        known = {key: begun[key] for key in ("recipe", "plan", "data", "processes")}
+        return known | {"base": WeightsNote(**begun["base"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{checkpoint / PROVENANCE} does not say what the checkpoint is of: {error}") from None
 

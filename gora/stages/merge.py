@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gora import manifest
+from gora.adapters.base import other_base
 from gora.adapters.destination import check_destination
 from gora.adapters.load import (
     HEAD_KEY,
@@ -35,6 +36,7 @@ from gora.files import publish
 from gora.models.fingerprint import base_weights, weights_fingerprint
 from gora.models.head import in_head, settle_padding
 from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
+from gora.models.weight_files import read_stored_weights
 from gora.recipe.schema import ModelSection
 from gora.runs.owner import is_owned, owning
 from gora.runtime.console import output
@@ -190,16 +192,25 @@ def _refuse_more_than_a_head(wrapped: PeftModel, job: _Job) -> None:
 
 
 def _check_base(model: PreTrainedModel, job: _Job) -> None:
-    if job.origin and job.origin.quantization:
+    """Refuse another base. The same weights may be stored in another type: those in memory then decide."""
+    origin = job.origin
+    if origin is None:
+        return
+    if origin.quantization:
         output.warn(
-            f"the adapter was trained on a base in {job.origin.quantization}; it is merged into the full weights, "
+            f"the adapter was trained on a base in {origin.quantization}; it is merged into the full weights, "
             "which compute something slightly different."
         )
-    elif job.origin and weights_fingerprint(base_weights(model)) != job.origin.fingerprint:
-        raise InputError(
-            f"model {job.settings.name!r} is not the base that the adapter was trained on: its weights differ. "
-            "Give that one with --base."
-        )
+    if origin.weights is None or (origin.quantized_files and not job.source.quantized_files):
+        # Nothing says which files hold the full weights of a base whose own files are quantised.
+        changed = "" if origin.quantization else "the fingerprints differ"
+    else:
+        changed = read_stored_weights(job.source).changes_since(origin.weights)
+    if not changed:
+        return
+    # What was held in training was not these weights if they were quantised there.
+    if origin.quantization or weights_fingerprint(base_weights(model)) != origin.fingerprint:
+        raise other_base(job.settings.name, job.adapter, changed, "Give that one with --base.")
 
 
 @torch.no_grad()

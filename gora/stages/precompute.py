@@ -76,7 +76,7 @@ def precompute_in(context: RunContext, *, low_memory: bool = False, keep: Archiv
         check_memory(context, low_memory)
         model = context.load_model()
         targets = context.find_targets(model)
-        identity = context.identify(model, targets)
+        identity = context.identify(model)
         if context.engine.shards_weights:
             shard_weights(model, context.device)
         if context.mode == "overwrite" and world.main:

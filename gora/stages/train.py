@@ -8,6 +8,7 @@ from typing import Any
 
 from peft import PeftModel
 
+from gora.adapters.base import check_base
 from gora.adapters.save import BaseNote, adapter_values, save_adapter, save_whole
 from gora.data.prompting import describe_prompt_format
 from gora.errors import GoraError, InputError, Interrupted
@@ -21,6 +22,7 @@ from gora.runs.folder import step_of
 from gora.runs.loss import evaluate_loss
 from gora.runs.provenance import (
     check_provenance,
+    check_same_base,
     check_same_rows,
     check_same_settings,
     plan_differences,
@@ -126,6 +128,7 @@ def _open(context: RunContext, progress: Progress) -> _Opened:
     plan = _read_plan(context) if METHODS[recipe.adapter.method].needs_plan else None
     if checkpoint is not None:
         check_same_rows(checkpoint, context.data.fingerprint)
+        check_same_base(checkpoint, context.base)
     steps = optimizer_steps(len(context.data.train), recipe.train, accumulation, world.size)
     return _Opened(plan=plan, checkpoint=checkpoint, accumulation=accumulation, steps=steps)
 
@@ -196,7 +199,8 @@ def _complete(context: RunContext, progress: Progress) -> Trained:
     """Evaluate what an earlier command has trained and saved, and write `results.json`.
 
     Raises:
-        InputError: it was trained with other settings or rows, or what was noted before the end is missing.
+        InputError: it was trained with other settings, rows or base weights, or what was noted before the end is
+            missing.
     """
     folder, trained = context.folder, progress.trained
     assert trained is not None
@@ -206,6 +210,8 @@ def _complete(context: RunContext, progress: Progress) -> Trained:
     with output.logging_to(folder.log, "train"):
         if context.data.fingerprint != data:
             raise InputError(f"The rows are not those that {trained} was trained on. Add --overwrite to start over.")
+        if trained == folder.adapter:
+            check_base(trained, context.source, context.world)
         final = None
         if context.data.eval:
             model = load_trained(context, trained)
@@ -239,7 +245,7 @@ def _make_trainer(
         lr_ratio=ratio,
         all_used=plan is not None and all(module.gradient_norm > 0 for module in plan.adapted),
         evaluate_loss=(lambda: evaluate_loss(start.model, context)) if context.data.eval else None,
-        provenance=provenance_of(recipe, context.folder, context.data.fingerprint, world),
+        provenance=provenance_of(recipe, context.folder, context.data.fingerprint, context.base.note, world),
     )
     # These ask the trainer that they are added to.
     report.check = lambda: check_engine(trainer, engine, world)
@@ -282,6 +288,8 @@ def _save(context: RunContext, start: Wrapped, report: Report, trainer: GoraTrai
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=context.recipe.model.quantization,
         fingerprint=start.original,
+        weights=context.base.note,
+        quantized_files=context.source.quantized_files,
         labels=labels,
     )
     save_adapter(

@@ -22,6 +22,7 @@ from gora.models.head import settle_padding
 from gora.models.load import find_model, load_model
 from gora.models.sharding import gather
 from gora.models.targets import weight_shape
+from gora.models.weight_files import WeightsNote
 from gora.plan import Factors, Plan, identity_differences, read_factors
 from gora.planning.gradient_pass import collect_gradients
 from gora.planning.micro_batches import MicroBatches
@@ -110,7 +111,7 @@ def _wrapping(
     settings, folder = context.recipe.adapter, context.folder
 
     def gradients() -> Callable[[str], Tensor]:
-        identity = context.identify(model, targets)
+        identity = context.identify(model)
         collected = collect_gradients(context, model, targets, identity, low_memory=False)
         if context.world.main:
             delete(folder.pass_checkpoint)
@@ -134,7 +135,8 @@ def _wrapping(
 def _refuse_stranger(context: RunContext, model: PreTrainedModel, targets: Mapping[str, nn.Module], plan: Plan) -> None:
     advice = "Make it again with `gora precompute --overwrite`."
     shapes = {name: weight_shape(module) for name, module in targets.items()}
-    if differences := identity_differences(plan, context.identify(model, targets), shapes):
+    changed = context.base.changes_since(WeightsNote(fingerprint=plan.model.weights, tensors=plan.model.tensors))
+    if differences := identity_differences(plan, context.identify(model), shapes, changed=changed):
         raise InputError(f"{context.folder.plan} does not belong to this model. {advice}", differences)
     if plan.data.fingerprint != context.data.fingerprint:
         raise InputError(

@@ -27,12 +27,16 @@ from gora.cli import app
 from gora.errors import GoraError, InputError
 from gora.methods import METHODS, AdapterSettings, Wrapping
 from gora.models.fingerprint import base_weights, weights_fingerprint
+from gora.models.load import find_model
 from gora.models.targets import find_targets
+from gora.models.weight_files import read_stored_weights
 from gora.recipe import load_recipe
+from gora.recipe.schema import ModelSection
 from gora.stages.merge import merge, probe_logits
 from gora.stages.precompute import precompute
 from gora.stages.train import train
 from tests.conftest import TINY
+from tests.helpers.weights import flip_last_bit, rewrite_note
 
 VOCABULARY = 4096
 
@@ -84,7 +88,11 @@ def save_base(folder, model, tokenizer, dtype=torch.float32):
     return folder
 
 
-def adapt(base, folder, tokenizer, dtype=torch.float32):
+def stored(base):
+    return read_stored_weights(find_model(ModelSection(name=str(base)))).note
+
+
+def adapt(base, folder, tokenizer, dtype=torch.float32, quantization=None):
     """An adapter as gora's training leaves it, with a B that is far from zero."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     fingerprint = weights_fingerprint(base_weights(model))
@@ -99,7 +107,7 @@ def adapt(base, folder, tokenizer, dtype=torch.float32):
         wrapped,
         tokenizer,
         method="lora",
-        base=BaseNote(dtype=name, quantization=None, fingerprint=fingerprint),
+        base=BaseNote(dtype=name, quantization=quantization, fingerprint=fingerprint, weights=stored(base)),
         prompt_format={},
     )
     return folder
@@ -160,6 +168,46 @@ def test_the_same_base_in_another_folder_is_taken(made, tmp_path):
     assert merge(made[1], tmp_path / "merged", base=str(moved)).largest_difference < 1e-4
 
 
+def test_the_same_base_in_other_files_is_taken_without_a_look_at_the_weights_in_memory(made, tmp_path, monkeypatch):
+    sharded = shutil.copytree(made[0], tmp_path / "sharded", ignore=shutil.ignore_patterns("*.safetensors"))
+    AutoModelForCausalLM.from_pretrained(made[0]).save_pretrained(sharded, max_shard_size="50KB")
+    assert (sharded / "model.safetensors.index.json").exists()
+    monkeypatch.setattr(stage, "weights_fingerprint", never)
+    merge(made[1], tmp_path / "merged", base=str(sharded))
+
+
+def test_the_same_base_in_another_lossless_type_is_taken(tmp_path, tokenizer):
+    base = save_base(tmp_path / "base", llama(), tokenizer, torch.bfloat16)
+    adapter = adapt(base, tmp_path / "adapter", tokenizer, torch.bfloat16)
+    wide = save_base(tmp_path / "wide", AutoModelForCausalLM.from_pretrained(base), tokenizer)
+    assert load_file(wide / "model.safetensors")["model.norm.weight"].dtype == torch.float32
+    merge(adapter, tmp_path / "merged", base=str(wide))
+
+
+def test_a_change_of_one_bit_outside_of_the_adapted_layers_is_refused_and_named(made, tmp_path):
+    other = shutil.copytree(made[0], tmp_path / "other")
+    flip_last_bit(other / "model.safetensors", "model.norm.weight")
+    problems = refuses("with --base", made[1], tmp_path / "merged", base=str(other))
+    assert problems == "1 of 21 tensors differ: model.norm.weight"
+
+
+def test_the_adapter_of_a_quantised_base_is_merged_into_the_full_weights_of_that_base_only(made, tmp_path, tokenizer):
+    adapter = adapt(made[0], tmp_path / "adapter", tokenizer, quantization="nf4")
+    merge(adapter, tmp_path / "merged")
+    other = save_base(tmp_path / "other", llama(seed=5), tokenizer)
+    assert "tensors differ" in refuses("not the base", adapter, tmp_path / "no", base=str(other))
+    # The files of that base were quantised: the full weights are in files that training has not seen.
+    rewrite_note(adapter, lambda note: note.update(base_files_quantized=True))
+    merge(adapter, tmp_path / "full", base=str(other))
+
+
+def test_an_adapter_whose_note_says_nothing_of_files_is_compared_in_memory(copied, made, tmp_path, tokenizer):
+    rewrite_note(copied, lambda note: note.pop("base_weights"))
+    merge(copied, tmp_path / "merged")
+    other = save_base(tmp_path / "other", llama(seed=5), tokenizer)
+    refuses("not the base", copied, tmp_path / "no", base=str(other))
+
+
 def test_a_bfloat16_base_is_known_again_whichever_type_it_was_trained_in(tmp_path, tokenizer):
     base = save_base(tmp_path / "base", llama(), tokenizer, torch.bfloat16)
     for dtype in (torch.float32, torch.bfloat16):
@@ -216,7 +264,17 @@ def test_the_revision_in_the_adapter_is_that_of_its_base_and_of_no_other(copied,
     assert seen == [(str(made[0]), "abc123"), ("some/other", None)]
 
 
-@pytest.mark.parametrize("note", ["{", "[]", "{}", '{"base_dtype": "int8", "base_fingerprint": "x"}'])
+@pytest.mark.parametrize(
+    "note",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"base_dtype": "int8", "base_fingerprint": "x"}',
+        '{"base_dtype": "float32", "base_fingerprint": "x", "base_weights": "y"}',
+        '{"base_dtype": "float32", "base_fingerprint": "x", "base_weights": {"fingerprint": 3, "tensors": 4}}',
+    ],
+)
 def test_a_damaged_note_is_refused(copied, tmp_path, note):
     (copied / "gora.json").write_text(note)
     refuses(r"gora\.json", copied, tmp_path / "merged")

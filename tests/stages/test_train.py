@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from array import array
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -19,9 +20,11 @@ from gora.data.encode import Encoded
 from gora.data.examples import Examples
 from gora.errors import GoraError, InputError, Interrupted
 from gora.models.fingerprint import base_weights, weights_fingerprint
+from gora.models.load import find_model
+from gora.models.weight_files import read_stored_weights
 from gora.plan import read_plan
 from gora.recipe import load_recipe
-from gora.recipe.schema import TrainSection
+from gora.recipe.schema import ModelSection, TrainSection
 from gora.runtime.world import World
 from gora.stages.merge import merge, probe_logits
 from gora.stages.precompute import precompute
@@ -114,6 +117,7 @@ def test_the_note_beside_the_adapter_names_the_untouched_base(trained):
     base = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.bfloat16)
     note = json.loads((folder / "adapter" / "gora.json").read_text())
     assert note["base_fingerprint"] == weights_fingerprint(base_weights(base))
+    assert note["base_weights"] == asdict(read_stored_weights(find_model(ModelSection(name=str(TINY)))).note)
     assert (note["method"], note["base_dtype"]) == ("gora", "float32")
 
 
@@ -193,7 +197,7 @@ def test_a_plan_for_other_weights_or_targets_is_refused_with_the_difference(trai
 
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     changed = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(other)})})
-    with pytest.raises(InputError, match=r"model.weights: the target weights"):
+    with pytest.raises(InputError, match=r"model.weights: .*\(1 of \d+ tensors differ: model.layers.3.self"):
         train(changed, mode="overwrite")
     narrower = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"targets": ["q_proj"]})})
     with pytest.raises(InputError, match="18 planned layers are not targets of this run"):

@@ -10,6 +10,7 @@ from typing import Literal
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gora.adapters.base import check_base
 from gora.adapters.load import load_adapter, read_config
 from gora.data import padding_id
 from gora.data.prompting import Prompting
@@ -25,6 +26,7 @@ from gora.models.load import Source, default_device, find_model, load_model, loa
 from gora.recipe.schema import DataSection, Recipe, SourceSection
 from gora.runs.context import RunContext
 from gora.runs.loss import evaluate_loss
+from gora.runtime.world import join
 
 BackendName = Literal["hf", "vllm"]
 
@@ -32,15 +34,17 @@ BackendName = Literal["hf", "vllm"]
 def load_subject(
     named: Named, *, backend: BackendName = "hf", batch_size: int = 64, trust_remote_code: bool = False
 ) -> LocalSubject:
-    """Load the model and put the adapter round it, unmerged.
+    """Load the model and put the adapter round it, unmerged; all processes have to ask together.
 
     Raises:
-        InputError: one of them cannot be loaded, or they do not belong together.
+        InputError: one of them cannot be loaded, or the adapter was trained on another base.
     """
     labels = named.prompt_format.choices if named.prompt_format else None
     source = find_model(named.model, labels=labels, trust_remote_code=trust_remote_code)
     tokenizer = find_tokenizer(named, source)
     prompting = Prompting(named.prompt_format, tokenizer, head=source.head, encoder_decoder=source.encoder_decoder)
+    if named.adapter is not None:
+        check_base(named.adapter, source, join())
     fingerprint = _fingerprint(named, source)
     if backend == "vllm":
         check_vllm(named.model)
