@@ -59,8 +59,12 @@ def record_failure(path: Path, error: Exception) -> None:
     folder, failure = RunFolder(path), Failure.of(error)
     if not first_to_fail(failure.exit_code):
         return
+    recorded = bool(os.environ.get(RECORD))
+    if not folder.log.exists() and not recorded:
+        # The command was refused before it had begun: nothing of it stays.
+        return
     try:
-        if failure.code != REFUSED or os.environ.get(RECORD):
+        if failure.code != REFUSED or recorded:
             write_json(folder.failure, asdict(failure))
         if folder.log.exists():
             append_line(folder.log, f"error: {failure.message}")

@@ -1,12 +1,12 @@
 """Runs that are killed at a chosen point of their file operations, and what `--resume` makes of them.
 
-    python tests/helpers/kill_points.py FOLDER PROCESSES WANTED [overwrite]
+    python -m tests.helpers.kill_points FOLDER PROCESSES WANTED [overwrite]
 
-The libraries are imported once; every run is a fork of this process. Each operation on the run folder (opening to write,
-fsync, rename, unlink, rmdir, mkdir) is a point. An unbroken run counts them; then WANTED of them, spread evenly over
-all (0: every one), are tried: process 0 of a new run ends itself with SIGKILL just before the operation, the other is
-ended as its launcher would, and the run is resumed. One JSON object per point is printed: where it was, and whether the
-resumed run equals the unbroken one bit for bit.
+The libraries are imported once; every run is a fork of this process, which therefore wants OMP_NUM_THREADS=1. Each
+operation on the run folder (opening to write, fsync, rename, unlink, rmdir, mkdir) is a point. An unbroken run counts
+them; then WANTED of them, spread evenly over all (0: every one), are tried: process 0 of a new run ends itself with
+SIGKILL just before the operation, the other is ended as its launcher would, and the run is resumed. One JSON object per
+point is printed: where it was, and whether the resumed run equals the unbroken one bit for bit.
 """
 
 import json
@@ -16,10 +16,6 @@ import signal
 import socket
 import sys
 from pathlib import Path
-
-for name, value in {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}.items():
-    os.environ[name] = value
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from gora.recipe import load_recipe
 from gora.stages.run import run
@@ -66,20 +62,14 @@ def main(folder: Path, processes: int, wanted: int, overwrite: bool) -> None:
     counted = folder / "counted"
     if overwrite:
         shutil.copytree(whole, counted)
-    assert (
-        attempt(counted, "overwrite" if overwrite else "new", processes, count_to=folder / "points") == [0] * processes
-    )
+    mode = "overwrite" if overwrite else "new"
+    assert attempt(counted, mode, processes, count_to=folder / "points") == [0] * processes
     points = (folder / "points").read_text().splitlines()
-    chosen = (
-        range(len(points))
-        if not wanted
-        else sorted({round(i * (len(points) - 1) / (wanted - 1)) for i in range(wanted)})
-    )
-    for point in chosen:
+    for point in spread(len(points), wanted):
         place = folder / f"killed-{point}"
         if overwrite:
             shutil.copytree(whole, place)
-        ended = attempt(place, "overwrite" if overwrite else "new", processes, kill_at=point)
+        ended = attempt(place, mode, processes, kill_at=point)
         resumed = attempt(place, "resume", processes)
         found = facts(place) if resumed == [0] * processes else {}
         left = [str(path.relative_to(place)) for path in place.rglob(".writing-*")]
@@ -95,6 +85,13 @@ def main(folder: Path, processes: int, wanted: int, overwrite: bool) -> None:
         }
         print(json.dumps(report), flush=True)
         shutil.rmtree(place, ignore_errors=True)
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """So many of the numbers below `count`, the first and the last among them; all for 0."""
+    if not wanted:
+        return list(range(count))
+    return sorted({round(place * (count - 1) / (wanted - 1)) for place in range(wanted)})
 
 
 def facts(run_folder: Path) -> dict[str, object]:
@@ -157,7 +154,7 @@ def watch(place: Path, kill_at: int | None, count_to: Path | None) -> None:
     """Count operations on the run folder from here on; write each down, or end the process at one of them."""
     seen = 0
     root = str(place)
-    note = open(count_to, "w") if count_to else None
+    note = count_to.open("w") if count_to else None
 
     def at(operation: str, path: object) -> None:
         nonlocal seen
@@ -172,7 +169,7 @@ def watch(place: Path, kill_at: int | None, count_to: Path | None) -> None:
 
     def hook(event: str, arguments: tuple) -> None:
         if event == "open":
-            path, mode, flags = arguments
+            path, _, flags = arguments
             if flags is not None and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
                 at("open", path)
         elif event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"):

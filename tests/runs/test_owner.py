@@ -72,11 +72,11 @@ def test_a_folder_that_is_not_gora_s_is_refused_and_nothing_in_it_is_touched(gor
 
 
 def test_comparisons_and_evaluations_refuse_such_a_folder_too(gora_here, foreign):
-    before = content(foreign)
+    before, questions = content(foreign), ("--task", "gsm8k", "--data", "builtin:gsm8k/test.jsonl", "--limit", "1")
     answers = [
         gora_here("compare", "quickstart", "--methods", "lora", "--output", foreign, cwd=foreign.parent),
         gora_here("compare", "quickstart", "--methods", "lora", "--set", f"output={foreign}", cwd=foreign.parent),
-        gora_here("eval", "builtin:tiny-6m", "--task", "gsm8k", "--output", foreign, cwd=foreign.parent),
+        gora_here("eval", "builtin:tiny-6m", *questions, "--output", foreign, cwd=foreign.parent),
     ]
     for code, _, told in answers:
         assert code == 2
@@ -107,9 +107,9 @@ def test_a_second_command_is_told_who_holds_the_folder_and_goes_on_once_it_was_k
     holder = start(HOLDER, folder)
     assert holder.stdout.readline() == "held\n"
     (folder / "log.txt").write_text("")
-    with pytest.raises(InputError, match=rf"in use by `gora train` \(host .*, process {holder.pid}, since 20"):
-        with owning(folder, command="gora run"):
-            pass
+    told = pytest.raises(InputError, match=rf"in use by `gora train` \(host .*, process {holder.pid}, since 20")
+    with told, owning(folder, command="gora run"):
+        pass
     holder.kill()
     holder.wait()
     with owning(folder, command="gora run"):
@@ -164,9 +164,9 @@ def test_a_link_to_a_folder_is_followed_and_one_to_nothing_refused(tmp_path):
         other = start(HOLDER, tmp_path / "disk")
         assert other.wait() == 1
     assert (tmp_path / "disk" / MARKER).exists()
-    with pytest.raises(InputError, match=r"link to .*gone, which does not exist"):
-        with owning(tmp_path / "nowhere", command="gora run"):
-            pass
+    told = pytest.raises(InputError, match=r"link to .*gone, which does not exist")
+    with told, owning(tmp_path / "nowhere", command="gora run"):
+        pass
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "adapter", "merged", "evaluation", "plan.safetensors"])
