@@ -39,6 +39,10 @@ class Trial:
     recipe: Recipe
     folder: RunFolder
 
+    def as_json(self) -> dict[str, Any]:
+        """Which run it is, for programs that look for its results."""
+        return {"label": self.label, "seed": self.seed, "folder": self.folder.path.name}
+
     @property
     def progress(self) -> Progress:
         """How far the run has come."""

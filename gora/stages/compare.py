@@ -118,6 +118,7 @@ def _compare(
 
     def run(trials: Sequence[Trial], folder: Path) -> list[Outcome]:
         passes = shared_passes(trials, folder) if wanted.share_gradients else []
+        write_json(folder / "runs.json", [trial.as_json() for trial in trials])
         failures = _run_what_is_open(reference, trials, passes, jobs)
         return [_outcome(trial, failures) for trial in trials]
 

@@ -4,7 +4,7 @@
 
 Writes a Llama-3.1-8B with random bfloat16 weights and rows of about 1024 tokens to a working folder, and runs
 `gora run` on them as a user would: attention targets, rank 8, micro-batches of 4 rows. One process is measured under
-the first engine only. Figures are those that gora logs: rates over the whole pass and over all training steps, with
+the first engine only. Figures are those of `results.json`: rates over the whole pass and over all training steps, with
 the first ones.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -22,14 +21,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENIZER = ROOT / "gora" / "assets" / "models" / "tiny-6m"
-PATTERNS = {
-    "gradient_seconds": r"to load and try, ([\d.]+)s for gradients",
-    "gradient_rate": r"micro-batches of \d+ rows.*, ([\d,]+) tokens/s",
-    "train_rate": r"steps in .*, ([\d,]+) tokens/s",
-    "engine": r"engine    (.*)",
-    "sums": r"sums      (.*)",
-    "memory": r"(peak memory .*)",
-}
 
 
 def main() -> None:
@@ -105,7 +96,7 @@ def make_rows(path: Path, tokens: int) -> None:
 
 
 def measure(engine: str, gpus: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One `gora run`, and what its log says."""
+    """One `gora run`, and what its results say."""
     work = arguments.work
     output = work / f"run-{engine}-{gpus}"
     shutil.rmtree(output, ignore_errors=True)
@@ -129,20 +120,21 @@ def measure(engine: str, gpus: int, arguments: argparse.Namespace) -> dict[str, 
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - start
-    log = (output / "log.txt").read_text() if (output / "log.txt").exists() else ""
     if done.returncode:
-        return {"error": done.stderr[-3000:], "seconds": seconds}
-    found = {name: re.findall(pattern, log) for name, pattern in PATTERNS.items()}
-    losses = [json.loads(line).get("loss") for line in (output / "metrics.jsonl").read_text().splitlines()]
-    rates = {name: float(found[name][-1].replace(",", "")) for name in ("gradient_rate", "train_rate")}
+        failure = output / "failure.json"
+        error = json.loads(failure.read_text())["message"] if failure.exists() else done.stderr[-3000:]
+        return {"error": error, "seconds": seconds}
+    results = json.loads((output / "results.json").read_text())
+    stages = [results["precompute"], results["train"]]
     return {
         "seconds": seconds,
-        "gradient_seconds": float(found["gradient_seconds"][-1]),
-        **rates,
-        "engine": found["engine"][-1],
-        "sums": found["sums"][-1],
-        "memory": found["memory"],
-        "losses": losses,
+        "gradient_seconds": stages[0]["seconds"]["gradients"],
+        "gradient_rate": stages[0]["tokens_per_second"],
+        "train_rate": stages[1]["tokens_per_second"],
+        "engine": stages[1]["runs_as"],
+        "sums": stages[0]["sums"],
+        "memory": [stage["peak_bytes"] for stage in stages],
+        "losses": [json.loads(line).get("loss") for line in (output / "metrics.jsonl").read_text().splitlines()],
     }
 
 
@@ -157,6 +149,11 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             known[name] = "absent"
     return known
+
+
+def memory_text(peak: dict[str, int]) -> str:
+    """Peak bytes of host and GPU in words."""
+    return ", ".join(f"{where} {size / 1e9:.2f} GB" for where, size in peak.items())
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -174,7 +171,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         training = f"{row['train_rate'] / one['train_rate']:.2f}" if one else ""
         lines.append(
             f"| {row['engine_asked']} | {gpus} | {row['gradient_seconds']:.1f} | {row['gradient_rate'] / gpus:,.0f} | "
-            f"{seconds} | {row['train_rate'] / gpus:,.0f} | {training} | {'; '.join(row['memory'])} |"
+            f"{seconds} | {row['train_rate'] / gpus:,.0f} | {training} | {'; '.join(map(memory_text, row['memory']))} |"
         )
     return "\n".join(lines)
 

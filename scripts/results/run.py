@@ -150,7 +150,7 @@ def labelled(method: str, rate: float) -> str:
 def losses_found(path: Path) -> dict[str, float | None]:
     """Evaluation loss by label, None where training diverged; runs that failed of something else are left out."""
     rows = json.loads(path.read_text())
-    diverged = {row["label"] for row in rows if any("NaN or infinity" in why for why in row["failures"])}
+    diverged = {row["label"] for row in rows if any(why["code"] == "not-finite" for why in row["failures"])}
     found = {row["label"]: row["loss"]["mean"] if row["loss"] else None for row in rows}
     return {label: loss for label, loss in found.items() if loss is not None or label in diverged}
 
@@ -202,7 +202,10 @@ def compare(
     print(f"{name}: {output.name}, {len(variants)} variants, seeds {seeds}", flush=True)
     with open(output.with_suffix(".log"), "a", encoding="utf-8") as log:
         print("$ gora", shlex.join(command), file=log, flush=True)
-        subprocess.run([sys.executable, "-m", "gora", *command], stdout=log, stderr=log, check=True)
+        done = subprocess.run([sys.executable, "-m", "gora", *command], stdout=log, stderr=log, check=False)
+    # 1: some runs failed, which comparison.json tells by their codes.
+    if done.returncode not in (0, 1) or not (output / "comparison.json").exists():
+        sys.exit(f"gora compare ended with exit code {done.returncode}; see {output.with_suffix('.log')}")
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from catalogue import CHANGED, METHODS, PAPER, SETS
+from catalogue import CHANGED, PAPER, SETS
 from run import Losses, least, losses_merged
 
 Run = dict[str, Any]
@@ -114,14 +113,16 @@ def rate_that_counts(seeds: dict[float, int], losses: dict[str, float | None]) -
 
 def read_runs(folder: Path) -> Iterator[tuple[str, float, Run]]:
     """Method, learning rate and result of the finished runs of a comparison."""
-    names = {re.sub(r"[^\w.+=-]+", "_", name): name for name in (*METHODS, *CHANGED)}
-    for path in sorted(folder.glob("runs/*/results.json")):
-        parts = re.fullmatch(r"(.*)_at_([\d.e-]+)_seed=(\d+)", path.parent.name)
-        assert parts is not None, path
-        result = json.loads(path.read_text())
+    listed = folder / "runs.json"
+    for trial in json.loads(listed.read_text()) if listed.exists() else []:
+        path = folder / "runs" / trial["folder"] / "results.json"
+        result = json.loads(path.read_text()) if path.exists() else {}
+        if "loss" not in result:
+            continue
         tasks = {task: sides["trained"]["metrics"] for task, sides in result.pop("tasks", {}).items()}
-        run = {"seed": int(parts[3]), **result, **({"tasks": tasks} if tasks else {})}
-        yield names[parts[1]], float(parts[2]), run
+        run = {"seed": trial["seed"], **result, **({"tasks": tasks} if tasks else {})}
+        method, _, rate = trial["label"].rpartition(" at ")
+        yield method, float(rate), run
 
 
 def final_table(sets: dict[str, dict[str, Any]], methods: list[str], seeds: int, *, places: bool = True) -> str:

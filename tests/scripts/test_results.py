@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import re
 import sys
 
 import pytest
@@ -37,8 +36,10 @@ def made(tmp_path, monkeypatch):
         for label in variants:
             method, _, rate = label.rpartition(" at ")
             found = loss(method, float(rate))
-            failures = ["seed 0: The gradient of step 3 holds NaN or infinity"] if found is None else []
-            rows.append({"label": label, "loss": {"mean": found} if found else None, "failures": failures})
+            diverged = [{"seed": 0, "code": "not-finite", "message": "..."}]
+            rows.append(
+                {"label": label, "loss": {"mean": found} if found else None, "failures": [] if found else diverged}
+            )
         (output / "comparison.json").write_text(json.dumps(rows))
 
     monkeypatch.setattr(results, "compare", compare)
@@ -88,8 +89,8 @@ def test_changes_are_tried_around_the_best_rate_of_what_they_change(made):
 def test_a_failure_that_is_no_divergence_is_tried_again(tmp_path):
     rows = [
         {"label": "a at 1", "loss": {"mean": 1.5}, "failures": []},
-        {"label": "b at 1", "loss": None, "failures": ["seed 0: The gradient of step 3 holds NaN or infinity"]},
-        {"label": "c at 1", "loss": None, "failures": ["seed 0: CUDA out of memory"]},
+        {"label": "b at 1", "loss": None, "failures": [{"seed": 0, "code": "not-finite", "message": "any words"}]},
+        {"label": "c at 1", "loss": None, "failures": [{"seed": 0, "code": "out-of-memory", "message": "NaN"}]},
     ]
     (tmp_path / "comparison.json").write_text(json.dumps(rows))
     assert results.losses_found(tmp_path / "comparison.json") == {"a at 1": 1.5, "b at 1": None}
@@ -98,10 +99,13 @@ def test_a_failure_that_is_no_divergence_is_tried_again(tmp_path):
 @pytest.mark.parametrize("method", ["LoRA-GA, B at a quarter", "GoRA, nuclear norm of W * G"])
 def test_runs_are_found_by_method_rate_and_seed(tmp_path, method):
     assert method in {**METHODS, **CHANGED}
-    trial = re.sub(r"[^\w.+=-]+", "_", f"{method} at 0.018 seed=3")
-    folder = tmp_path / "runs" / trial
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text('{"loss": {"final": 1.0}}')
+    for name, content in {"a": '{"loss": {"final": 1.0}}', "b": '{"precompute": {}}'}.items():
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "results.json").write_text(content)
+    trials = [
+        {"label": f"{method} at 0.018", "seed": seed, "folder": name} for seed, name in ((3, "a"), (4, "b"), (5, "c"))
+    ]
+    (tmp_path / "runs.json").write_text(json.dumps(trials))
     assert list(results_tables.read_runs(tmp_path)) == [(method, 0.018, {"seed": 3, "loss": {"final": 1.0}})]
 
 
@@ -116,6 +120,8 @@ def test_sets_that_were_not_run_are_neither_in_the_file_nor_in_the_tables(tmp_pa
     run = tmp_path / "runs" / "code" / "final" / "runs" / "LoRA_at_0.01_seed=1"
     run.mkdir(parents=True)
     (run / "results.json").write_text('{"loss": {"final": 1.25}}')
+    trial = {"label": "LoRA at 0.01", "seed": 1, "folder": run.name}
+    (run.parents[1] / "runs.json").write_text(json.dumps([trial]))
     (tmp_path / "runs" / "code" / "search.json").write_text('{"LoRA": {"0.01": 1.5}}')
     arguments = ["tables.py", str(tmp_path / "found.json"), str(tmp_path / "runs"), "--seeds", "1"]
     monkeypatch.setattr(sys, "argv", arguments)
