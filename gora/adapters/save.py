@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gora import __version__, manifest
 from gora.errors import GoraError
 from gora.files import publish, write_json
+from gora.models.fingerprint import adapter_parameters
 from gora.models.sharding import gather
 from gora.models.weight_files import WeightsNote
 from gora.plan import Factors
@@ -50,8 +51,8 @@ def adapter_values(model: nn.Module) -> dict[str, torch.Tensor]:
 
     Where they are shared out, all processes have to ask together.
     """
-    named = model.named_parameters()
-    return {name: gather(value).detach().cpu() for name, value in named if value.requires_grad or ".lora_" in name}
+    named, of_adapter = model.named_parameters(), adapter_parameters(model)
+    return {name: gather(value).detach().cpu() for name, value in named if value.requires_grad or name in of_adapter}
 
 
 def save_adapter(
@@ -110,6 +111,8 @@ def save_whole(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype,
+    *,
+    method: str,
     prompt_format: dict[str, Any],
 ) -> None:
     """Publish a model whose own weights were trained, in the type that its base had."""
@@ -118,7 +121,7 @@ def save_whole(
         model.save_pretrained(str(aside), safe_serialization=True, state_dict=state)
         tokenizer.save_pretrained(str(aside))
         write_json(
-            aside / ADAPTER_NOTE, {"gora_version": __version__, "method": "full", "prompt_format": prompt_format}
+            aside / ADAPTER_NOTE, {"gora_version": __version__, "method": method, "prompt_format": prompt_format}
         )
         manifest.seal(aside)
 
@@ -157,5 +160,5 @@ def _check(written: dict[str, torch.Tensor], held: dict[str, torch.Tensor]) -> N
     if differing:
         raise GoraError(f"The saved adapter differs from the trained one in {', '.join(differing[:3])}.")
     factors_b = [tensor for name, tensor in written.items() if ".lora_B" in name]
-    if not any(tensor.any() for tensor in factors_b):
+    if factors_b and not any(tensor.any() for tensor in factors_b):
         raise GoraError("Every B of the trained adapter is zero: training has not changed anything.")

@@ -1,36 +1,53 @@
-"""Fine-tuning methods, one small file each."""
+"""Fine-tuning methods, one small file each: a class with the name of a record in `METHOD_FACTS`."""
 
-from gora.methods.adalora import AdaLora
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
+from pkgutil import iter_modules
+
+from torch import nn
+
+from gora.errors import GoraError
 from gora.methods.base import AdapterSettings, Method, Wrapping
-from gora.methods.dora import Dora
-from gora.methods.eva import Eva
-from gora.methods.full import Full
-from gora.methods.gora import Gora
-from gora.methods.lora import Lora
-from gora.methods.lora_fa import LoraFa
-from gora.methods.lora_ga import LoraGa
-from gora.methods.lora_plus import LoraPlus
-from gora.methods.lora_pro import LoraPro
-from gora.methods.milora import Milora
-from gora.methods.olora import Olora
-from gora.methods.pissa import Pissa
-from gora.methods.rslora import RsLora
+from gora.recipe.method_facts import METHOD_NAMES
 
-METHODS: dict[str, Method] = {
-    "gora": Gora(),
-    "lora": Lora(),
-    "rslora": RsLora(),
-    "dora": Dora(),
-    "lora+": LoraPlus(),
-    "olora": Olora(),
-    "pissa": Pissa(),
-    "milora": Milora(),
-    "lora-ga": LoraGa(),
-    "eva": Eva(),
-    "adalora": AdaLora(),
-    "lora-pro": LoraPro(),
-    "lora-fa": LoraFa(),
-    "full": Full(),
-}
 
-__all__ = ["METHODS", "AdapterSettings", "Method", "Wrapping"]
+def _classes() -> Iterator[type[Method]]:
+    """Every class of this package's modules that has a name of its own."""
+    for found in iter_modules(__path__):
+        module = import_module(f"{__name__}.{found.name}")
+        for value in vars(module).values():
+            here = isinstance(value, type) and value.__module__ == module.__name__
+            if here and issubclass(value, Method) and "name" in vars(value):
+                yield value
+
+
+def by_name(classes: Iterable[type[Method]], names: Sequence[str]) -> dict[str, Method]:
+    """An instance of each class under its name, in the order of the names.
+
+    Raises:
+        GoraError: a name has no class, or two.
+    """
+    found: dict[str, type[Method]] = {}
+    for method in classes:
+        if (other := found.setdefault(method.name, method)) is not method:
+            places = f"{other.__module__} and {method.__module__}"
+            raise GoraError(f"The method {method.name!r} is defined twice, in {places}. Give one of them another name.")
+    if missing := [name for name in names if name not in found]:
+        listed = ", ".join(map(repr, missing))
+        raise GoraError(f"METHOD_FACTS has {listed}, but no class in {__name__} has that `name`. Add one.")
+    return {name: found[name]() for name in names}
+
+
+METHODS = by_name(_classes(), METHOD_NAMES)
+
+
+def model_for_loss(model: nn.Module) -> nn.Module:
+    """The part of a model that computes the loss of rows alone, whichever method its adapter is of."""
+    for method in METHODS.values():
+        model = method.model_for_loss(model)
+    return model
+
+
+__all__ = ["METHODS", "AdapterSettings", "Method", "Wrapping", "model_for_loss"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from peft import AdaLoraConfig, PeftModel
+from peft import AdaLoraConfig, PeftModel, PeftType
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -18,8 +18,10 @@ _FEWEST = 3
 class AdaLora(Method):
     """PEFT's AdaLoRA: 150 steps before ranks shrink and 900 after, in shorter runs a tenth and a half of all steps."""
 
+    name = "adalora"
     parts: ClassVar = {**Method.parts, "E": ".lora_E."}
     whole_gradients = True
+    plain_lora = False
 
     def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PeftModel:
         """See `Method`."""
@@ -50,6 +52,10 @@ class AdaLora(Method):
     def callbacks(self, model: nn.Module) -> list[TrainerCallback]:
         """See `Method`."""
         return [_Allocate(model)]
+
+    def model_for_loss(self, model: nn.Module) -> nn.Module:
+        """See `Method`. PEFT adds a penalty outside the base model, which has the adapted layers inside."""
+        return model.get_base_model() if isinstance(model, PeftModel) and model.peft_type == PeftType.ADALORA else model
 
 
 class _Allocate(TrainerCallback):

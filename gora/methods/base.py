@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NoReturn
 
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, TrainerCallback
 
+from gora.errors import GoraError
 from gora.models.head import head_modules, train_head
 from gora.plan import Factors, Plan
+from gora.recipe.method_facts import METHOD_NAMES, facts_of
 
 ADAPTER = "default"
 
@@ -29,6 +31,13 @@ class AdapterSettings:
     dora: bool = False
 
 
+def _not_offered(what: str) -> Callable[[], Any]:
+    def refuse() -> NoReturn:
+        raise GoraError(f"The method asks for {what}, which it was not offered: a fault in gora.")
+
+    return refuse
+
+
 @dataclass(frozen=True, kw_only=True)
 class Wrapping:
     """What a method may use when it wraps a model.
@@ -37,7 +46,7 @@ class Wrapping:
         targets: the layers to adapt, by name.
         settings: rank, alpha, dropout and whether columns are normalised.
         steps: optimizer steps of the whole run.
-        plan: for methods with `needs_plan`.
+        plan: for methods with `needs_plan`, which read it as `required_plan`.
         factors: the plan's initial values.
         gradients: collects the mean gradients of the targets and answers for a layer: float32, (out, in).
         batches: the micro-batches of the gradient pass, on the model's device.
@@ -49,24 +58,61 @@ class Wrapping:
     steps: int = 1
     plan: Plan | None = None
     factors: Factors = field(default_factory=dict)
-    gradients: Callable[[], Callable[[str], Tensor]] | None = None
-    batches: Callable[[], Iterable[dict[str, Tensor]]] | None = None
+    gradients: Callable[[], Callable[[str], Tensor]] = field(default=_not_offered("gradients"))
+    batches: Callable[[], Iterable[dict[str, Tensor]]] = field(default=_not_offered("micro-batches"))
     initial: Factors | None = None
+
+    @property
+    def required_plan(self) -> Plan:
+        """The plan.
+
+        Raises:
+            GoraError: there is none, because the method's facts do not say that it needs one.
+        """
+        return self.plan or _not_offered("a plan")()
 
 
 class Method:
-    """One fine-tuning method; what stands here is LoRA training."""
+    """One fine-tuning method; what stands here is LoRA training.
 
-    needs_plan = False
-    """Whether `gora precompute` has to run before."""
-    lr_ratio = 1.0
+    A class with a `name` of its own is the method that `METHOD_FACTS` has a record of, and takes its facts from there.
+    """
+
+    name: ClassVar[str]
+    """The value of `adapter.method`."""
+    title: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str | None]
+    supports_dora: ClassVar[bool]
+    needs_plan: ClassVar[bool]
+    saved_as: ClassVar[Literal["adapter", "model"]]
+
+    lr_ratio: ClassVar[float] = 1.0
     """Learning rate of B over that of A, where the recipe says `auto`."""
-    parts: ClassVar[Mapping[str, str]] = {"A": ".lora_A.", "B": ".lora_B."}
+    parts: ClassVar[Mapping[str, str]] = {"A": ".lora_A.", "B": ".lora_B.", "magnitudes": ".lora_magnitude_vector."}
     """Parameter groups: a name, and what the names of its parameters hold. B alone has a rate of its own."""
-    moves_weights = False
+    moves_weights: ClassVar[bool] = False
     """Whether a part of the base weights is moved into the initial adapter, so that the rest is what training sees."""
-    whole_gradients = False
+    whole_gradients: ClassVar[bool] = False
     """Whether it needs the gradients of all processes in each one, which only data parallelism has."""
+    plain_lora: ClassVar[bool] = True
+    """Whether what is saved is B A beside each weight and no more, which any runtime loads."""
+
+    def __init_subclass__(cls) -> None:
+        """Take over the facts that the recipe knows.
+
+        Raises:
+            GoraError: there is no record of that name, or the class states one of its facts again.
+        """
+        own = vars(cls)
+        if "name" not in own:
+            return
+        if cls.name not in METHOD_NAMES:
+            raise GoraError(f"{cls.__module__}: the method {cls.name!r} has no record in METHOD_FACTS. Add one.")
+        for fact, value in vars(facts_of(cls.name)).items():
+            if fact != "name" and fact in own:
+                raise GoraError(f"{cls.__module__}: {fact} is said in METHOD_FACTS. Take it out of the class.")
+            setattr(cls, fact, value)
 
     def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PreTrainedModel | PeftModel:
         """Put the adapter round the model; its values are float32 and ready to train."""
@@ -79,6 +125,14 @@ class Method:
     def callbacks(self, model: nn.Module) -> list[TrainerCallback]:
         """What it does around training steps."""
         return []
+
+    def model_for_loss(self, model: nn.Module) -> nn.Module:
+        """The part of a model that computes the loss of rows alone, without what this method adds to it in training.
+
+        Args:
+            model: trained or loaded, with this method's adapter or any other; that of another is returned as it is.
+        """
+        return model
 
 
 def lora_config(wrapping: Wrapping, **settings: Any) -> LoraConfig:
@@ -94,14 +148,15 @@ def lora_config(wrapping: Wrapping, **settings: Any) -> LoraConfig:
     return LoraConfig(**{**common, **settings})
 
 
-def wrap_with(model: nn.Module, config: LoraConfig) -> PeftModel:
+def wrap_with(model: nn.Module, config: PeftConfig) -> PeftModel:
     """Wrap a model with PEFT, adapter values in float32; a classifier's head is trained and saved beside them."""
     encoder_decoder = getattr(model.config, "is_encoder_decoder", False)  # type: ignore[union-attr]
     head = head_modules(model)
     if head:
         config.task_type = TaskType.SEQ_CLS
         # PEFT adds these names by itself.
-        config.modules_to_save = [name for name in head if name not in SEQ_CLS_HEAD_NAMES] or None
+        to_save = [name for name in head if name not in SEQ_CLS_HEAD_NAMES]
+        config.modules_to_save = to_save or None  # type: ignore[attr-defined]
     else:
         config.task_type = TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM
     wrapped: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)  # type: ignore[arg-type, assignment]

@@ -11,6 +11,9 @@ from gora.methods.base import Method, Wrapping, lora_config, wrap_with
 class Dora(Method):
     """PEFT's DoRA; magnitudes learn at the rate of A."""
 
+    name = "dora"
+    plain_lora = False
+
     def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PeftModel:
         """See `Method`."""
         return wrap_with(model, lora_config(wrapping, use_dora=True))

@@ -19,6 +19,8 @@ from gora.models.head import head_modules
 class Eva(Method):
     """PEFT's EVA on the micro-batches of the gradient pass, forward only."""
 
+    name = "eva"
+
     def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PeftModel:
         """See `Method`.
 
@@ -28,7 +30,6 @@ class Eva(Method):
         """
         if model.config.is_encoder_decoder:
             raise InputError("adapter.method: eva is for models without an encoder. Choose another method.")
-        assert wrapping.batches is not None
         # Every token of a classifier's input counts; its labels are not of tokens.
         config = EvaConfig(use_label_mask=not head_modules(model))
         wrapped = wrap_with(model, lora_config(wrapping, init_lora_weights="eva", eva_config=config))

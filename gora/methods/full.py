@@ -13,8 +13,10 @@ from gora.models.head import train_head
 class Full(Method):
     """The target weights themselves are trained, in float32, and a classifier's head."""
 
+    name = "full"
     parts: ClassVar = {"weights": ".weight"}
     whole_gradients = True
+    plain_lora = False
 
     def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PreTrainedModel:
         """See `Method`."""

@@ -20,13 +20,12 @@ from gora.plan import Factors, Plan
 class Gora(Method):
     """The method of arXiv 2502.12171; with DoRA, magnitudes are those of the weights after the first step."""
 
-    needs_plan = True
+    name = "gora"
     lr_ratio = 16.0
 
     def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PeftModel:
         """Wrap with the plan's ranks and values, and check that PEFT has taken them; see `Method`."""
-        plan, factors, shared = wrapping.plan, wrapping.factors, wrapping.settings
-        assert plan is not None
+        plan, factors, shared = wrapping.required_plan, wrapping.factors, wrapping.settings
         names = [name for name, _ in model.named_modules()]
         config = plan_config(plan, shared.dropout, names)
         config.use_dora = shared.dora

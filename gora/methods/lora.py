@@ -11,6 +11,8 @@ from gora.methods.base import Method, Wrapping, lora_config, wrap_with
 class Lora(Method):
     """The baseline."""
 
+    name = "lora"
+
     def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PeftModel:
         """Wrap with equal ranks; see `Method`."""
         return wrap_with(model, lora_config(wrapping))

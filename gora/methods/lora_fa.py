@@ -16,6 +16,7 @@ from gora.methods.base import ADAPTER, Method, Wrapping, lora_config, lora_layer
 class LoraFa(Method):
     """PEFT's LoRA-FA optimizer, in one group of known rate and decay."""
 
+    name = "lora-fa"
     parts: ClassVar = {"B": ".lora_B."}
     whole_gradients = True
 

@@ -13,6 +13,8 @@ from gora.models.targets import as_out_in
 class LoraGa(Residual):
     """PEFT's LoRA-GA with stable scaling, on the mean gradients that gora collects."""
 
+    name = "lora-ga"
+
     def config(self, wrapping: Wrapping) -> LoraConfig:
         """See `Residual`."""
         return lora_config(wrapping, init_lora_weights="lora_ga", lora_ga_config=LoraGAConfig())
@@ -20,7 +22,6 @@ class LoraGa(Residual):
     def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PeftModel:
         """See `Residual`. PEFT looks for each layer's gradient beside its weight, in the weight's shape."""
         if wrapping.initial is None:
-            assert wrapping.gradients is not None
             gradient_of = wrapping.gradients()
             for name, layer in wrapping.targets.items():
                 layer._peft_loraga_grad = as_out_in(layer, gradient_of(name))  # type: ignore[assignment]

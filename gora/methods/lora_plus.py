@@ -6,4 +6,5 @@ from gora.methods.lora import Lora
 class LoraPlus(Lora):
     """LoRA with another ratio of rates."""
 
+    name = "lora+"
     lr_ratio = 16.0

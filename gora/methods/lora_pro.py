@@ -18,6 +18,7 @@ _SINGULAR = 1e-6
 class LoraPro(Lora):
     """The adjusted gradients go to AdamW, as in the authors' efficient mode."""
 
+    name = "lora-pro"
     whole_gradients = True
 
     def callbacks(self, model: nn.Module) -> list[TrainerCallback]:

@@ -14,6 +14,8 @@ from gora.methods.residual import Residual, base_weight, move
 class Milora(Residual):
     """Training keeps to the directions that the base model uses least."""
 
+    name = "milora"
+
     def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PeftModel:
         """See `Residual`."""
         wrapped = wrap_with(model, lora_config(wrapping))

@@ -11,6 +11,8 @@ from gora.methods.residual import Residual
 class Olora(Residual):
     """PEFT's OLoRA."""
 
+    name = "olora"
+
     def config(self, wrapping: Wrapping) -> LoraConfig:
         """See `Residual`."""
         return lora_config(wrapping, init_lora_weights="olora")

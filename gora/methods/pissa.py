@@ -11,6 +11,8 @@ from gora.methods.residual import Residual
 class Pissa(Residual):
     """PEFT's PiSSA, by a fast SVD with 64 iterations."""
 
+    name = "pissa"
+
     def config(self, wrapping: Wrapping) -> LoraConfig:
         """See `Residual`."""
         return lora_config(wrapping, init_lora_weights="pissa_niter_64")

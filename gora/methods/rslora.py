@@ -12,6 +12,8 @@ from gora.methods.base import Method, Wrapping, lora_config, wrap_with
 class RsLora(Method):
     """LoRA with rank-stabilised scaling, written as an alpha that every runtime understands."""
 
+    name = "rslora"
+
     def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PeftModel:
         """See `Method`."""
         shared = wrapping.settings

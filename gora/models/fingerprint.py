@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
@@ -51,10 +52,21 @@ def base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     Those of adapters are skipped, and those of a classifier's head, which is drawn at random and trained.
     """
-    of_head = in_head(model)
+    of_head, of_adapter = in_head(model), adapter_parameters(model)
     for name, parameter in model.named_parameters():
-        if ".lora_" not in name and ".ranknum." not in name and not of_head(name):
+        if name not in of_adapter and not of_head(name):
             yield name.removeprefix(_PEFT_PREFIX).replace(".base_layer.", "."), parameter
+
+
+def adapter_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters that PEFT has put beside the base weights: all of an adapted layer but its base layer."""
+    return {
+        f"{layer}.{name}"
+        for layer, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer)
+        for name, _ in module.named_parameters()  # type: ignore[attr-defined]
+        if not name.startswith("base_layer.")
+    }
 
 
 def _digest(named: tuple[str, Tensor]) -> str:

@@ -8,12 +8,12 @@ from pathlib import PurePath
 
 from gora.errors import InputError
 from gora.recipe.derived import rank_bounds
+from gora.recipe.method_facts import METHOD_FACTS, facts_of
 from gora.recipe.schema import DataSection, Recipe, SourceSection, TrainSection
 
 TEMPLATES = ("plain", "alpaca", "qa")
 INSTRUCTION_ONLY = ("prompt", "prompt_pair", "response", "choices", "template")
 CHAT_ONLY = ("messages", "chat_template", "system")
-_WITH_DORA = ("gora", "lora", "rslora", "lora+", "dora")
 _FILES = (".jsonl", ".json", ".csv", ".parquet")
 
 
@@ -78,7 +78,7 @@ def _rule(rule: Rule) -> Rule:
 @_rule
 def _ranks(recipe: Recipe) -> Iterator[Contradiction]:
     """The reference rank's budget has to lie between the bounds; `auto` bounds always leave room for it."""
-    if recipe.adapter.method != "gora":
+    if not facts_of(recipe.adapter.method).needs_plan:
         return
     low, high, rank = recipe.gora.rank_min, recipe.gora.rank_max, recipe.adapter.rank
     concerned = ("adapter.rank", "adapter.method")
@@ -101,8 +101,9 @@ def _resolved(written: int | str, value: int) -> str:
 @_rule
 def _dora(recipe: Recipe) -> Iterator[Contradiction]:
     adapter = recipe.adapter
-    if adapter.dora and adapter.method not in _WITH_DORA:
-        text = f"dora does not go together with {adapter.method}; methods that have it: {', '.join(_WITH_DORA)}"
+    if adapter.dora and not facts_of(adapter.method).supports_dora:
+        able = ", ".join(facts.name for facts in METHOD_FACTS if facts.supports_dora)
+        text = f"dora does not go together with {adapter.method}; methods that have it: {able}"
         yield Contradiction(("adapter.dora", "adapter.method"), text)
 
 

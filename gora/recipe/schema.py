@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gora.recipe.method_facts import MethodName
+
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Head = Literal["language", "classification"]
@@ -96,30 +98,15 @@ class DataSection(Section):
 class AdapterSection(Section):
     """The low-rank adapter."""
 
-    method: Literal[
-        "gora",
-        "lora",
-        "rslora",
-        "dora",
-        "lora+",
-        "olora",
-        "pissa",
-        "milora",
-        "lora-ga",
-        "eva",
-        "adalora",
-        "lora-pro",
-        "lora-fa",
-        "full",
-    ] = "gora"
+    method: MethodName = "gora"
     """`gora` takes ranks and initial values from the plan, `lora` is the plain baseline, `full` trains the target
     weights themselves; `docs/methods.md` has them all."""
     dora: bool = False
-    """Also train the magnitudes of the weights' columns apart (DoRA); for gora, lora, rslora, lora+ and dora."""
+    """Also train the magnitudes of the weights' columns apart (DoRA), where the method has it (`docs/methods.md`)."""
     rank: Positive = 8
     """Rank of every layer (lora), or the reference rank whose parameter budget is shared out (gora)."""
     alpha: Annotated[float, Field(gt=0)] = 16.0
-    """Scaling numerator: alpha / sqrt(rank) for gora and rslora, else alpha / rank."""
+    """Scaling numerator: alpha / sqrt(rank) for gora and rslora, alpha / rank for lora."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input during training."""
     targets: str | Annotated[list[str], Field(min_length=1)] = "attention"
@@ -166,7 +153,7 @@ class TrainSection(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     """Peak learning rate of A."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """Learning rate of B over that of A; auto is 16 for gora and lora+, else 1."""
+    """Learning rate of B over that of A; auto is the method's own, which is 16 for gora and lora+ and 1 for lora."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Course of the learning rate after warm-up."""
     warmup_ratio: Fraction = 0.03

@@ -68,7 +68,7 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The trained model of full fine-tuning."""
+        """The trained model of a method that saves a whole one."""
         return self.path / "model"
 
     @property

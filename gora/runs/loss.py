@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from peft import PeftModel
 from torch import nn, no_grad
 
 from gora.data.examples import Examples
+from gora.methods import model_for_loss
 from gora.runs.context import RunContext
 from gora.runtime.precision import autocast
 
@@ -32,8 +32,7 @@ def evaluate_loss(model: nn.Module, context: RunContext, rows: Examples | None =
     mine = batches[world.index :: world.size]
     was_training = model.training
     model.eval()
-    # AdaLoRA adds its penalty to the loss outside the base model, which has the adapted layers inside.
-    computing = model.get_base_model() if isinstance(model, PeftModel) and model.peft_type == "ADALORA" else model
+    computing = model_for_loss(model)
     total, tokens = 0.0, 0
     with no_grad(), autocast(context.precision, context.device):
         for turn in range(math.ceil(len(batches) / world.size)):

@@ -50,19 +50,19 @@ def run(
         InputError, GoraError, Interrupted: as the stages do.
     """
     begin = time.monotonic()
-    needs_plan = METHODS[recipe.adapter.method].needs_plan
-    if merge_too and recipe.adapter.method == "full":
-        raise InputError("--merge: full fine-tuning leaves a whole model, there is no adapter to merge.")
-    if gradients is not None and not needs_plan:
+    method = METHODS[recipe.adapter.method]
+    if merge_too and method.saved_as == "model":
+        raise InputError(f"--merge: {method.title} leaves a whole model, there is no adapter to merge.")
+    if gradients is not None and not method.needs_plan:
         raise InputError(f"--from-gradients: the method {recipe.adapter.method} makes no plan. Leave it out.")
     with RunContext.open(recipe, command="gora run", mode=mode, trust_remote_code=trust_remote_code) as context:
-        progress = context.settle("run", needs_plan=needs_plan)
+        progress = context.settle("run", needs_plan=method.needs_plan)
         # What training or a task would refuse is refused before the gradients take their time.
         refuse_what_cannot_train(context.engine, context.device, recipe.adapter.method)
         accumulation_steps(recipe.train, context.world.size)
         job = closing_job(recipe, allow_code_execution=allow_code_execution, trust_remote_code=trust_remote_code)
         job.check()
-        if needs_plan and (mode == "overwrite" or progress.state < RunState.PLANNED):
+        if method.needs_plan and (mode == "overwrite" or progress.state < RunState.PLANNED):
             if gradients is None:
                 precompute_in(context)
             else:

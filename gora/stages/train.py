@@ -281,7 +281,14 @@ def _save(context: RunContext, start: Wrapped, report: Report, trainer: GoraTrai
     if not world.main:
         return
     if not isinstance(model, PeftModel):
-        save_whole(folder.model, model, context.tokenizer, model.dtype, prompt_format)
+        save_whole(
+            folder.model,
+            model,
+            context.tokenizer,
+            model.dtype,
+            method=context.recipe.adapter.method,
+            prompt_format=prompt_format,
+        )
         return
     labels = tuple(context.recipe.data.choices or ()) if context.source.head == "classification" else None
     base = BaseNote(

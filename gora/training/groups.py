@@ -13,7 +13,6 @@ from gora.methods import Method
 from gora.models.head import in_head
 from gora.recipe.schema import TrainSection
 
-_MAGNITUDES = {"magnitudes": ".lora_magnitude_vector."}
 _HEAD = "head"
 
 
@@ -34,7 +33,6 @@ def parameter_groups(
     Raises:
         GoraError: a trainable parameter belongs to no group, or nothing is trainable.
     """
-    parts = {**parts, **_MAGNITUDES}
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     of_head = in_head(model)
     part_of = {

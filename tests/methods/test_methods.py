@@ -6,14 +6,16 @@ import math
 import pytest
 import torch
 from peft import PeftModel
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from gora.errors import InputError
-from gora.methods import METHODS, AdapterSettings, Wrapping
+from gora.errors import GoraError, InputError
+from gora.methods import METHODS, AdapterSettings, Wrapping, model_for_loss
 from gora.methods.base import ADAPTER, lora_layers, pair
 from gora.methods.lora_pro import adjusted
 from gora.methods.milora import minor_components
 from gora.methods.residual import base_weight, product
+from gora.models.fingerprint import base_weights
 from gora.models.targets import find_targets, weight_of
 from gora.recipe import load_recipe
 from gora.recipe.schema import TrainSection
@@ -35,7 +37,7 @@ SMALL = (
     "train.log_steps=1",
     "train.learning_rate=1e-3",
 )
-LOW_RANK = [name for name in METHODS if name != "full"]
+LOW_RANK = [name for name, method in METHODS.items() if method.saved_as == "adapter"]
 MOVING = ["olora", "pissa", "milora", "lora-ga"]
 IDS = torch.arange(5, 45)[None]
 
@@ -147,6 +149,32 @@ def test_a_bfloat16_base_changes_nothing_in_what_is_trained_nor_in_its_precision
     }
     assert under[torch.bfloat16].keys() == under[torch.float32].keys()
     assert {value.dtype for value in under[torch.bfloat16].values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "gora"])
+def test_weights_of_the_base_are_told_from_those_of_an_adapter(name):
+    found = [weight for weight, _ in base_weights(wrapped(name)[0])]
+    assert sorted(found) == sorted(dict(base().named_parameters()))
+
+
+@pytest.mark.parametrize("name", ["lora", "adalora"])
+def test_the_loss_of_rows_is_their_cross_entropy_without_what_a_method_adds(name):
+    model, _ = wrapped(name)
+    with torch.no_grad():
+        expected = cross_entropy(model(input_ids=IDS).logits[0, :-1], IDS[0, 1:])
+        assert model_for_loss(model)(input_ids=IDS, labels=IDS).loss == pytest.approx(expected.item(), rel=1e-5)
+        whole = model(input_ids=IDS, labels=IDS).loss
+    assert (whole > 1.001 * expected) == (name == "adalora")
+
+
+def test_what_a_method_is_not_offered_is_named():
+    model = base().requires_grad_(False)
+    nothing = Wrapping(
+        targets=find_targets(model, "attention"), settings=AdapterSettings(rank=4, alpha=16.0, dropout=0.0)
+    )
+    for name, what in (("gora", "a plan"), ("lora-ga", "gradients"), ("eva", "micro-batches")):
+        with pytest.raises(GoraError, match=f"asks for {what}, which it was not offered"):
+            METHODS[name].wrap(model, nothing)
 
 
 def test_adalora_says_how_many_steps_it_needs():

@@ -299,6 +299,7 @@ def test_the_keys_of_a_section_given_twice_are_all_checked(problems: Problems) -
         ("train.learning_rate", "fast", "got 'fast'. Peak learning rate of A."),
         ("train.activation_checkpointing", "yes", "expected true or false, got 'yes'."),
         ("train.schedule", "cosin", "expected 'cosine', 'linear' or 'constant', got 'cosin'; did you mean 'cosine'?"),
+        ("adapter.method", "lroa", "'lora-fa' or 'full', got 'lroa'; did you mean 'lora'?"),
         ("model.name", "7", "expected text, got 7; put quotes around text"),
         ("model.name", "{a}", "expected text, got keys and values; put quotes around text"),
         ("adapter.targets", "[]", "expected text, or a list of text (at least 1), got []."),
