@@ -11,8 +11,7 @@ import torch
 from gora.data.encode import Encoded, Encoder
 from gora.data.encode_text import TextEncoder
 from gora.data.examples import Counts, DataCounts, Examples, count
-from gora.data.formats import Format, format_for, segments_of
-from gora.data.rows import BadRow, Rows
+from gora.data.formats import Formatted, bring_into, format_for
 from gora.data.sources import read_rows
 from gora.errors import InputError
 from gora.recipe.schema import DataSection, Head, SourceSection
@@ -44,22 +43,6 @@ class PreparedData:
     fingerprint: str
 
 
-@dataclass(frozen=True)
-class _Formatted:
-    """One source, read and brought into its format."""
-
-    rows: Rows
-    fmt: Format
-    read: list[Any]
-    """What each row was read as, None where it cannot be used."""
-    bad: list[BadRow]
-
-    @property
-    def without_code(self) -> int:
-        """Rows that are read and as they should be, but have no code block, where only those are trained."""
-        return self.rows.read - len(self.bad) - sum(one is not None for one in self.read)
-
-
 def prepare(
     data: DataSection,
     tokenizer: PreTrainedTokenizerBase,
@@ -86,14 +69,17 @@ def prepare(
     if data.eval is not None and data.holdout:
         raise InputError("data.eval and data.holdout both name rows to evaluate on. Use one of them.")
     _refuse_code_only(data, tokenizer, encoder_decoder)
+    _refuse_whole_texts(data, encoder_decoder)
     encode, shape = _encoding(data, tokenizer, head, encoder_decoder)
     _warn_of_length(data, tokenizer, say)
     # Both sources are checked before either is tokenised, which is what takes the time.
     train = _formatted(data, data.train, _TRAIN_SPLITS, tokenizer, head)
     evaluated = _formatted(data, data.eval, _EVAL_SPLITS, tokenizer, head) if data.eval is not None else None
-    for note in train.fmt.notes():
-        say(note)
-    _answer_for_bad_rows(data, [train, evaluated] if evaluated else [train], say)
+    sources = [train, evaluated] if evaluated else [train]
+    for note in [*train.fmt.notes(), *dict.fromkeys(source.notice() for source in sources)]:
+        if note is not None:
+            say(note)
+    _answer_for_bad_rows(data, sources, say)
 
     train_set, train_counts = _encoded(data, train, encode, shape)
     eval_set, eval_counts = None, None
@@ -125,44 +111,47 @@ def _encoding(
 
 def _formatted(
     data: DataSection, source: SourceSection, splits: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, head: Head
-) -> _Formatted:
+) -> Formatted:
     rows = read_rows(source, splits)
     fmt = format_for(data, tokenizer, typed=rows.typed, head=head)
-    return _Formatted(rows, fmt, *segments_of(rows, fmt))
+    return bring_into(rows, fmt, data.ignore)
 
 
-def _answer_for_bad_rows(data: DataSection, sources: list[_Formatted], say: Callable[[str], None]) -> None:
+def _answer_for_bad_rows(data: DataSection, sources: list[Formatted], say: Callable[[str], None]) -> None:
     bad = [row for source in sources for row in source.bad]
     if not bad:
         return
     named = [str(row) for row in bad[:_NAMED_AT_MOST]]
     if len(bad) > len(named):
         named.append(f"and {len(bad) - len(named):,} more")
-    total = f"{len(bad):,} of {sum(source.rows.read for source in sources):,} rows"
+    total = "; ".join(
+        f"{name}: {count:,} of {rows:,} rows cannot be used"
+        for source in sources
+        for name, count, rows in source.rows.shares(row.position for row in source.bad)
+    )
     if data.bad_rows == "error":
-        advice = "Mend them, or leave them out with `data.bad_rows: skip`."
-        raise InputError(f"{total} cannot be used. {advice}", named)
-    say("\n".join([f"{total} cannot be used and are left out:", *(f"  - {line}" for line in named)]))
+        raise InputError(f"{total}. Fix them, or skip them with `data.bad_rows: skip`.", named)
+    say("\n".join([f"{total} and are left out:", *(f"  - {line}" for line in named)]))
 
 
-def _encoded(data: DataSection, source: _Formatted, encode: Encode, shape: dict[str, Any]) -> tuple[Examples, Counts]:
-    usable = [index for index, read in enumerate(source.read) if read is not None]
-    encoded = list(encode(read for read in source.read if read is not None))
-    kept = [(one, source.rows.where(index)) for one, index in zip(encoded, usable, strict=True) if one is not None]
+def _encoded(data: DataSection, source: Formatted, encode: Encode, shape: dict[str, Any]) -> tuple[Examples, Counts]:
+    places = [place for _, place in source.examples()]
+    encoded = list(encode(example for example, _ in source.examples()))
+    kept = [(one, place) for one, place in zip(encoded, places, strict=True) if one is not None]
     examples = Examples([one for one, _ in kept], [place for _, place in kept], **shape)
     counts = count(
         examples,
-        rows=source.rows.read,
+        rows=source.rows.read + source.more,
         bad=len(source.bad),
         dropped=len(encoded) - len(kept),
-        without_code=source.without_code,
+        without_code=source.untrained,
     )
     if not kept:
         raise _nothing_left(data, source, counts)
     return examples, counts
 
 
-def _nothing_left(data: DataSection, source: _Formatted, counts: Counts) -> InputError:
+def _nothing_left(data: DataSection, source: Formatted, counts: Counts) -> InputError:
     reasons = [f"{counts.bad:,} of its {counts.rows:,} rows cannot be used."] if counts.bad else []
     if counts.without_code:
         reasons.append(f"{_without_code(counts)}.")
@@ -202,6 +191,14 @@ def _refuse_code_only(data: DataSection, tokenizer: PreTrainedTokenizerBase, enc
     if not tokenizer.is_fast:
         raise InputError(
             "data.supervise: code needs a fast tokenizer, which tells where its tokens lie. Use `response`."
+        )
+
+
+def _refuse_whole_texts(data: DataSection, encoder_decoder: bool) -> None:
+    if data.format == "text" and encoder_decoder:
+        raise InputError(
+            "data.format: text needs a decoder-only model: an encoder-decoder answers a prompt, and a text has none. "
+            "Use `instruction`."
         )
 
 
