@@ -213,8 +213,16 @@ class Chat:
         if not whole.startswith(start):
             raise Unusable(self._why_different(messages, index, start, whole, tools))
         if not whole.startswith(end):
+            end = self._without_last_end(end)
+        if not whole.startswith(end):
             raise Unusable(self._different(index + 1))
         return len(start), len(end)
+
+    def _without_last_end(self, text: str) -> str:
+        """A conversation without the end-of-sequence token that some templates write behind the end of its last turn."""
+        eos = str(self._tokenizer.eos_token or "")
+        turns = text.rstrip().removesuffix(eos) if eos else text
+        return turns if turns.rstrip().endswith(self._ends) else text
 
     def _different(self, count: int) -> str:
         return (

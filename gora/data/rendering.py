@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FIXED_DAY = datetime.datetime(2024, 7, 26)
+_DATE = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"'\\]*)(?P=quote)\s*\)""")
 # Code points that Unicode keeps for use inside programs: marks around a text, and the digits of its number.
 _OPEN, _NUMBERED, _CLOSE, _ZERO = "\ufdd0", "\ufdd1", "\ufdd2", 0xFDE0
 _MARK = re.compile(f"{_OPEN}([\ufde0-\ufdef]+){_NUMBERED}|{_CLOSE}")
@@ -59,7 +60,8 @@ class ChatTemplate:
 
     def __init__(self, name: str | None, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
-        self._text, self.title = named_template(name, tokenizer)
+        text, self.title = named_template(name, tokenizer)
+        self._text = _on_a_fixed_day(text)
 
     def mentions(self, word: str) -> bool:
         """Whether the template's text has a word, such as the name of a key."""
@@ -167,8 +169,6 @@ class ChatTemplate:
                 chat_template=self._text,
                 add_generation_prompt=prompt,
                 tokenize=False,
-                # Templates that write today's date would make other tokens, and another fingerprint, every day.
-                strftime_now=_FIXED_DAY.strftime,
             )
         except TemplateSyntaxError as error:
             raise InputError(f"The {self.title} is not valid Jinja: line {error.lineno}: {error.message}.") from error
@@ -220,6 +220,12 @@ class ChatTemplate:
                 missing = holds_call(whole[start:end], call)
                 if missing is not None:
                     raise Unusable(f"the {self.title} leaves out {missing} of tool call {place} of {message.name}")
+
+
+def _on_a_fixed_day(template: str) -> str:
+    """The template with a day of its own for today's date, which would make other tokens, and another fingerprint, every
+    day. A function cannot be handed to a template: transformers gives it plain values only."""
+    return _DATE.sub(lambda found: repr(_FIXED_DAY.strftime(found["format"])), template)
 
 
 def _advice(piece: _Piece, messages: Sequence[Message]) -> str:
