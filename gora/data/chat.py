@@ -219,7 +219,7 @@ class Chat:
         return len(start), len(end)
 
     def _without_last_end(self, text: str) -> str:
-        """A conversation without the end-of-sequence token that some templates write behind the end of its last turn."""
+        """A conversation without the end-of-sequence token that some templates write behind the end of its last one."""
         eos = str(self._tokenizer.eos_token or "")
         turns = text.rstrip().removesuffix(eos) if eos else text
         return turns if turns.rstrip().endswith(self._ends) else text

@@ -86,7 +86,8 @@ class Formatted:
         if not self.unread:
             return None
         named = ", ".join(f"{what} ({count:,})" for what, count in self.unread.most_common())
-        return f"{self.rows.name}: not read or not as it stands, and how often: {named}."
+        hint = " Name columns that need not be read in `data.ignore`." if "column '" in named else ""
+        return f"{self.rows.name}: not read, and how often it is there: {named}.{hint}"
 
 
 def format_for(
@@ -130,7 +131,7 @@ def bring_into(rows: Rows, fmt: Format, ignore: list[str]) -> Formatted:
     for index, row in enumerate(rows.rows):
         reading = None
         try:
-            reading = fmt.read(row)
+            reading = fmt.read({name: value for name, value in row.items() if name not in ignore} if ignore else row)
         except Untrained:
             pass
         except Unusable as fault:
@@ -141,16 +142,14 @@ def bring_into(rows: Rows, fmt: Format, ignore: list[str]) -> Formatted:
 
 
 def _check_columns(rows: Rows, fmt: Format, ignore: list[str]) -> None:
+    for column, key in fmt.columns.items():
+        if column in ignore:
+            raise InputError(f"data.ignore names the column {column!r}, which {key} asks for. Keep one of the two.")
     seen = rows.columns()
     problems = [
         f"{key} asks for the column {column!r}{did_you_mean(column, seen)}"
         for column, key in fmt.columns.items()
         if column not in seen
-    ]
-    problems += [
-        f"data.ignore names the column {column!r}, which data.{key.removeprefix('data.')} asks for"
-        for column, key in fmt.columns.items()
-        if column in ignore
     ]
     if rows.rows and problems:
         raise InputError(

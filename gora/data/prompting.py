@@ -18,7 +18,23 @@ from gora.recipe.schema import DataSection, Head, SourceSection
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_NOTED = ("format", "prompt", "prompt_pair", "response", "choices", "template", "messages", "system", "max_length")
+_NOTED = (
+    "format",
+    "prompt",
+    "prompt_pair",
+    "response",
+    "choices",
+    "template",
+    "train_on",
+    "messages",
+    "tools",
+    "turns",
+    "first_turn",
+    "system",
+    "text",
+    "ignore",
+    "max_length",
+)
 
 
 def describe_prompt_format(data: DataSection) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from gora.data.conversation import INSTRUCTING, REASONING, Message
 from gora.data.rows import Unusable
 from gora.data.templates import named_template
 from gora.data.thinking import split_thinking
-from gora.data.tool_calls import holds, holds_call, json_forms, missing_tool, with_text_arguments
+from gora.data.tool_calls import holds, holds_call, in_python, json_forms, missing_tool, with_text_arguments
 from gora.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class _Piece:
         what: what messages call it: `message 2`, `the reasoning of message 2`.
         optional: whether a template may leave it out.
         of_content: whether it belongs to the content.
+        anywhere: whether it may stand behind later messages, as templates do with a system message.
     """
 
     index: int
@@ -42,6 +43,7 @@ class _Piece:
     what: str
     optional: bool
     of_content: bool
+    anywhere: bool
 
 
 class ChatTemplate:
@@ -80,10 +82,13 @@ class ChatTemplate:
             InputError: it is not valid Jinja.
         """
         given = [self._given(message) for message in messages]
+        calls = [call for message in messages for call in message.tool_calls]
         try:
-            return self._rendered(given, tools, prompt)
+            text = self._rendered(given, tools, prompt)
+            if not any(in_python(text, call) for call in calls):
+                return text
         except Unusable:
-            if not any(message.tool_calls for message in messages):
+            if not calls:
                 raise
         # Servers give arguments as objects, as most templates expect them; some can only take them as text.
         for message in given:
@@ -223,8 +228,8 @@ class ChatTemplate:
 
 
 def _on_a_fixed_day(template: str) -> str:
-    """The template with a day of its own for today's date, which would make other tokens, and another fingerprint, every
-    day. A function cannot be handed to a template: transformers gives it plain values only."""
+    """The template with a day of its own for today's date, which would make other tokens, and another fingerprint,
+    every day. A function cannot be handed to a template: transformers gives it plain values only."""
     return _DATE.sub(lambda found: repr(_FIXED_DAY.strftime(found["format"])), template)
 
 
@@ -239,12 +244,13 @@ def _pieces(index: int, message: Message, *, optional_reasoning: bool) -> list[_
     pieces = []
     thought = f"the reasoning of {message.name}"
     if message.reasoning.strip():
-        pieces.append(_Piece(index, message.reasoning.strip(), thought, optional_reasoning, False))
+        pieces.append(_Piece(index, message.reasoning.strip(), thought, optional_reasoning, False, False))
     parts = split_thinking(message.content) if message.role == "assistant" else [(message.content, False)]
     for text, is_thinking in parts:
         if text.strip():
             what = thought if is_thinking else f"{message.name} ({message.role})"
-            pieces.append(_Piece(index, text.strip(), what, is_thinking and optional_reasoning, True))
+            may_lack = is_thinking and optional_reasoning
+            pieces.append(_Piece(index, text.strip(), what, may_lack, True, message.role in INSTRUCTING))
     return pieces
 
 
@@ -289,10 +295,10 @@ def _searched_spans(pieces: Sequence[_Piece], whole: str) -> dict[int, Span]:
     position = 0
     for number, piece in enumerate(pieces):
         for form in (piece.text, *json_forms(piece.text)):
-            at = whole.find(form, position)
+            at = whole.find(form, 0 if piece.anywhere else position)
             if at >= 0:
                 spans[number] = (at, at + len(form))
-                position = at + len(form)
+                position = position if piece.anywhere else at + len(form)
                 break
     return spans
 

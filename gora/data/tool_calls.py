@@ -59,6 +59,12 @@ def holds_call(text: str, call: dict[str, Any]) -> str | None:
     return None if written else "the arguments"
 
 
+def in_python(text: str, call: dict[str, Any]) -> bool:
+    """Whether a text has a call's arguments as Python shows them, which happens where a template prints an object."""
+    arguments = call["function"]["arguments"]
+    return isinstance(arguments, dict) and bool(arguments) and str(arguments) in text
+
+
 def missing_tool(text: str, tools: list[dict[str, Any]]) -> str | None:
     """The name of the first tool whose name or description a text lacks."""
     for tool in tools:

@@ -209,7 +209,7 @@ def test_a_template_that_has_no_place_for_tools_is_named(tmp_path: Path) -> None
     tokenizer = tokenizer_of(FAMILIES["llama-3"])
     (example,) = examples_of(tokenizer, tmp_path, {"messages": WITH_TOOLS})
     assert f"⟦{CALLS['llama-3']}⟧" in spelled(tokenizer, example)
-    with pytest.raises(InputError, match="x.jsonl:1: the tokenizer's chat template leaves out the tools"):
+    with pytest.raises(InputError, match=r"x\.jsonl:1: the tokenizer's chat template leaves out the tools"):
         examples_of(tokenizer, tmp_path, {"messages": WITH_TOOLS, "tools": TOOLS})
     with pytest.raises(InputError, match="leaves out the name of tool call 1 of message 2"):
         examples_of(tokenizer_of(FAMILIES["zephyr"]), tmp_path, {"messages": WITH_TOOLS})
@@ -235,5 +235,7 @@ def test_a_prompt_that_opens_the_thinking_block_is_matched_or_named(tmp_path: Pa
     assert spelled(tokenizer, example).endswith("<think>\n\n</think>\n\n⟦It is 5.<|im_end|>⟧")
     tokenizer = tokenizer_of(FAMILIES["chatml"])
     tokenizer.chat_template = FAMILIES["chatml"].template.removesuffix("{% endif %}") + "<think>\n{% endif %}"
-    with pytest.raises(InputError, match=r"writes '<\|im_start\|>assistant\\n<think>\\n' to ask for message 2, but not"):
+    with pytest.raises(
+        InputError, match=r"writes '<\|im_start\|>assistant\\n<think>\\n' to ask for message 2, but not"
+    ):
         examples_of(tokenizer, tmp_path, does_not)

@@ -94,7 +94,7 @@ _MISTRAL_3 = (
     "[INST] {% if told is defined and loop.first %}{{ told }}\n\n{% endif %}{{ m.content }}[/INST]"
     "{% elif m.tool_calls %}[TOOL_CALLS] [{% for call in m.tool_calls %}{{ call.function | tojson }}"
     "{% if not loop.last %}, {% endif %}{% endfor %}]{{ eos_token }}"
-    '{% elif m.role == \'tool\' %}[TOOL_RESULTS] {"content": {{ m.content | tojson }}}[/TOOL_RESULTS]'
+    "{% elif m.role == 'tool' %}[TOOL_RESULTS] {\"content\": {{ m.content | tojson }}}[/TOOL_RESULTS]"
     "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 _GEMMA = (
