@@ -1,18 +1,27 @@
 """The chat format: a list of messages, rendered by a chat template, of which the assistant's turns are trained."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gora.data.conversation import INSTRUCTING, Message, read_message, read_messages, trained_turns, unheeded
+from gora.data.conversation import (
+    INSTRUCTING,
+    Conversation,
+    Message,
+    from_first_question,
+    read_message,
+    read_messages,
+    trained_turns,
+    unheeded,
+)
 from gora.data.messages import described
 from gora.data.reading import Reading
-from gora.data.rendering import ChatTemplate, Span
+from gora.data.rendering import ChatTemplate
 from gora.data.rows import Unusable
 from gora.data.segments import Segment, code_only, column_of, joined
 from gora.data.templates import puts_bos_in_front
 from gora.data.thinking import empty_block
 from gora.data.tool_calls import read_tools
+from gora.data.written import Span, check_written
 from gora.recipe.schema import DataSection
 
 if TYPE_CHECKING:
@@ -24,21 +33,6 @@ REFUSED_COLUMNS = dict.fromkeys(("image", "images", "audio", "audios", "video", 
     "tools": "set `data.tools: tools`, or name the column in `data.ignore`",
 }
 """Columns that say something a conversation needs, and what to do where nothing reads them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """What a row says.
-
-    Attributes:
-        messages: the messages, the recipe's system message in front where the row has none.
-        tools: the tools that the assistant may call.
-        dropped: how many turns of the assistant stood in front and were dropped.
-    """
-
-    messages: tuple[Message, ...]
-    tools: tuple[dict[str, Any], ...]
-    dropped: int
 
 
 class Chat:
@@ -117,7 +111,7 @@ class Chat:
         if system and messages[0].role in INSTRUCTING:
             raise Unusable("column 'system' and the first message are both a system message; keep one of them")
         messages = [*([read_message(_system(system), "column 'system'")] if system else []), *messages]
-        messages, dropped = self._from_first_question(messages)
+        messages, dropped = from_first_question(messages, drop=self._data.first_turn == "drop")
         return Conversation(
             tuple(self._with_system(messages)), tuple(read_tools(tools, self._data.tools)) if tools else (), dropped
         )
@@ -131,7 +125,7 @@ class Chat:
             ]
         )
         text = self._template.render(given, prompt=True)
-        self._template.check(given, (), text, reasoning_from=len(given), prompt=True)
+        check_written(self._template, given, (), text, reasoning_from=len(given), prompt=True)
         return text
 
     def notes(self) -> list[str]:
@@ -158,19 +152,6 @@ class Chat:
             return list(messages)
         return [read_message(_system(self._data.system), "data.system"), *messages]
 
-    def _from_first_question(self, messages: list[Message]) -> tuple[list[Message], int]:
-        """The conversation from where there is something to answer, and how many turns stood before."""
-        front = next((index for index, each in enumerate(messages) if each.role not in INSTRUCTING), len(messages))
-        first = next((index for index in range(front, len(messages)) if messages[index].role != "assistant"), None)
-        if self._data.first_turn == "drop" and first is not None:
-            return messages[:front] + messages[first:], first - front
-        if front == 0 and messages[0].role == "assistant":
-            raise Unusable(
-                "the conversation starts with the assistant, so there is nothing to answer "
-                "(`data.first_turn: drop` begins it with the message after)"
-            )
-        return messages, 0
-
     def _together(
         self, conversation: Conversation, trained: Sequence[int]
     ) -> tuple[Sequence[Message], str, list[Segment]]:
@@ -181,7 +162,7 @@ class Chat:
         """
         messages, tools = conversation.messages[: trained[-1] + 1], conversation.tools
         whole = self._template.render(messages, tools)
-        spans = self._template.check(messages, tools, whole)
+        spans = check_written(self._template, messages, tools, whole)
         segments: list[Segment] = []
         done = 0
         for index in trained:
@@ -197,7 +178,7 @@ class Chat:
         """One turn behind the conversation before it, as the template writes it when it is the last."""
         messages, tools = conversation.messages[: index + 1], conversation.tools
         whole = self._template.render(messages, tools)
-        spans = self._template.check(messages, tools, whole, reasoning_from=index)
+        spans = check_written(self._template, messages, tools, whole, reasoning_from=index)
         start, end = self._borders(messages, index, tools, whole)
         start = self._start(messages[index], start, spans.get(index))
         return messages, whole, [Segment(whole[:start], False), *self._turn(whole, start, end, messages[index])]

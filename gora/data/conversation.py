@@ -62,6 +62,21 @@ class Message:
         return bool(self.content.strip() or self.reasoning.strip() or self.tool_calls)
 
 
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a row says.
+
+    Attributes:
+        messages: the messages, the recipe's system message in front where the row has none.
+        tools: the tools that the assistant may call.
+        dropped: how many turns of the assistant stood in front and were dropped.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...]
+    dropped: int
+
+
 def read_messages(value: Any, column: str) -> list[Message]:
     """The messages of a conversation, from a list or the JSON text of one.
 
@@ -100,6 +115,28 @@ def read_message(item: Any, name: str) -> Message:
     if role == "assistant" and message.trains is not False and not message.says_something:
         raise Unusable(f"{name}: the assistant's {content_key} is empty: there is nothing to train on")
     return message
+
+
+def from_first_question(messages: Sequence[Message], *, drop: bool) -> tuple[list[Message], int]:
+    """The conversation from where there is something to answer, and how many turns stood before.
+
+    Args:
+        messages: the conversation.
+        drop: leave out turns of the assistant in front of the first message that is not its own.
+
+    Raises:
+        Unusable: it starts with the assistant, and those turns are not to be dropped or are all there is.
+    """
+    front = next((index for index, each in enumerate(messages) if each.role not in INSTRUCTING), len(messages))
+    first = next((index for index in range(front, len(messages)) if messages[index].role != "assistant"), None)
+    if drop and first is not None:
+        return [*messages[:front], *messages[first:]], first - front
+    if messages[0].role == "assistant":
+        raise Unusable(
+            "the conversation starts with the assistant, so there is nothing to answer "
+            "(`data.first_turn: drop` begins it with the message after)"
+        )
+    return list(messages), 0
 
 
 def trained_turns(messages: Sequence[Message], train_on: str | Iterable[str]) -> list[int]:

@@ -74,12 +74,17 @@ class Formatted:
         """How many examples there are beyond one for each row that is read."""
         return sum(len(one.examples) - 1 for one in self.read if one is not None)
 
-    def examples(self) -> Iterator[tuple[Any, str]]:
-        """Every example and where it came from: `train.jsonl:17`, `train.jsonl:17 (message 4)`."""
+    def examples(self) -> Iterator[Any]:
+        """What the encoder takes, for every example."""
+        for reading in self.read:
+            yield from reading.examples if reading else ()
+
+    def origins(self) -> Iterator[tuple[int, str]]:
+        """The index of the row of every example, and its place: `train.jsonl:17`, `train.jsonl:17 (message 4)`."""
         for index, reading in enumerate(self.read):
-            for number, example in enumerate(reading.examples if reading else ()):
+            for number in range(len(reading.examples) if reading else 0):
                 name = f" ({reading.names[number]})" if reading and reading.names else ""
-                yield example, self.rows.where(index) + name
+                yield index, self.rows.where(index) + name
 
     def notice(self) -> str | None:
         """A line that names what nobody reads, or None."""

@@ -81,21 +81,24 @@ def prepare(
             say(note)
     _answer_for_bad_rows(data, sources, say)
 
-    train_set, train_counts = _encoded(data, train, encode, shape)
+    if encoder_decoder:
+        _warn_of_earlier_answers(data, train, say)
+
+    train_set, train_counts, train_rows = _encoded(data, train, encode, shape)
     eval_set, eval_counts = None, None
     if evaluated is not None:
-        eval_set, eval_counts = _encoded(data, evaluated, encode, shape)
+        eval_set, eval_counts, _ = _encoded(data, evaluated, encode, shape)
     elif data.holdout:
-        train_set, eval_set = _hold_out(train_set, data.holdout, seed, train_counts)
+        train_set, eval_set = _hold_out(train_set, train_rows, data.holdout, seed, train_counts)
         train_counts = count(
             train_set,
             rows=train_counts.rows,
             bad=train_counts.bad,
             dropped=train_counts.dropped,
-            held_out=data.holdout,
+            held_out=len(eval_set),
             without_code=train_counts.without_code,
         )
-        eval_counts = count(eval_set, rows=data.holdout)
+        eval_counts = count(eval_set, rows=len(eval_set))
     return PreparedData(train_set, eval_set, DataCounts(train_counts, eval_counts), train_set.fingerprint())
 
 
@@ -134,11 +137,13 @@ def _answer_for_bad_rows(data: DataSection, sources: list[Formatted], say: Calla
     say("\n".join([f"{total} and are left out:", *(f"  - {line}" for line in named)]))
 
 
-def _encoded(data: DataSection, source: Formatted, encode: Encode, shape: dict[str, Any]) -> tuple[Examples, Counts]:
-    places = [place for _, place in source.examples()]
-    encoded = list(encode(example for example, _ in source.examples()))
-    kept = [(one, place) for one, place in zip(encoded, places, strict=True) if one is not None]
-    examples = Examples([one for one, _ in kept], [place for _, place in kept], **shape)
+def _encoded(
+    data: DataSection, source: Formatted, encode: Encode, shape: dict[str, Any]
+) -> tuple[Examples, Counts, list[int]]:
+    """The examples, what became of the rows, and the row that each example is of."""
+    encoded = list(encode(source.examples()))
+    kept = [(one, *origin) for one, origin in zip(encoded, source.origins(), strict=True) if one is not None]
+    examples = Examples([one for one, _, _ in kept], [place for _, _, place in kept], **shape)
     counts = count(
         examples,
         rows=source.rows.read + source.more,
@@ -148,7 +153,7 @@ def _encoded(data: DataSection, source: Formatted, encode: Encode, shape: dict[s
     )
     if not kept:
         raise _nothing_left(data, source, counts)
-    return examples, counts
+    return examples, counts, [row for _, row, _ in kept]
 
 
 def _nothing_left(data: DataSection, source: Formatted, counts: Counts) -> InputError:
@@ -168,16 +173,21 @@ def _without_code(counts: Counts) -> str:
     return f"{rows}; `data.supervise: response` trains whole answers"
 
 
-def _hold_out(examples: Examples, holdout: int, seed: int, counts: Counts) -> tuple[Examples, Examples]:
-    total = len(examples)
-    if holdout >= total:
+def _hold_out(
+    examples: Examples, rows: list[int], holdout: int, seed: int, counts: Counts
+) -> tuple[Examples, Examples]:
+    """Set whole rows aside, so that no conversation has turns on both sides."""
+    known = list(dict.fromkeys(rows))
+    if holdout >= len(known):
         raise InputError(
-            f"data.holdout is {holdout:,}, but there are {total:,} usable rows, and some must be left to train on.",
+            f"data.holdout is {holdout:,}, but there are {len(known):,} usable rows, "
+            "and some must be left to train on.",
             [_without_code(counts)] if counts.without_code else [],
         )
-    drawn = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:holdout].tolist()
-    held = set(drawn)
-    return examples.subset([index for index in range(total) if index not in held]), examples.subset(sorted(drawn))
+    drawn = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))[:holdout].tolist()
+    held = {known[number] for number in drawn}
+    kept = [index for index, row in enumerate(rows) if row not in held]
+    return examples.subset(kept), examples.subset([index for index, row in enumerate(rows) if row in held])
 
 
 def _refuse_code_only(data: DataSection, tokenizer: PreTrainedTokenizerBase, encoder_decoder: bool) -> None:
@@ -192,6 +202,13 @@ def _refuse_code_only(data: DataSection, tokenizer: PreTrainedTokenizerBase, enc
         raise InputError(
             "data.supervise: code needs a fast tokenizer, which tells where its tokens lie. Use `response`."
         )
+
+
+def _warn_of_earlier_answers(data: DataSection, source: Formatted, say: Callable[[str], None]) -> None:
+    several = sum(sum(segment.supervised for segment in segments) > 1 for segments in source.examples())
+    if several:
+        advice = "; `data.turns: separate` trains every answer" if data.format == "chat" else ""
+        say(f"{several:,} rows have several answers, of which an encoder-decoder is trained on the last alone{advice}.")
 
 
 def _refuse_whole_texts(data: DataSection, encoder_decoder: bool) -> None:

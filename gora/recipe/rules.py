@@ -209,6 +209,9 @@ def _classification(recipe: Recipe) -> Iterator[Contradiction]:
     if data.template in TEMPLATES and data.template != "plain":
         text = f"{data.template} asks for an answer in words, which a classification head does not give; use plain"
         yield Contradiction(("data.template", "model.head"), text)
+    if data.train_on != "all":
+        text = "a classification head has no turns to choose from; use all"
+        yield Contradiction(("data.train_on", "model.head"), text)
     if data.prompt_pair == data.prompt:
         text = f"both texts of a pair come from the column {data.prompt!r}; name another one, or null for one text"
         yield Contradiction(("data.prompt_pair", "data.prompt"), text)

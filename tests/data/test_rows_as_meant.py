@@ -10,9 +10,10 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from gora.data import IGNORED
+from gora.data.prompting import Prompting
 from gora.errors import InputError
 from gora.recipe import load_recipe
-from gora.recipe.schema import SourceSection
+from gora.recipe.schema import DataSection, SourceSection
 
 
 @pytest.fixture(scope="module")
@@ -437,6 +438,37 @@ def test_each_turn_alone_is_a_row_of_its_own(chatml: PreTrainedTokenizerBase, tm
     assert (data.counts.train.rows, data.counts.train.used) == (3, 3)
     assert data.train[0] == data.train[2]
     assert spelled(chatml, path, 1, format="chat", chat_template="chatml", turns="separate").count("⟦") == 1
+
+
+def test_a_holdout_takes_whole_conversations(chatml: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    rows = [talk(*[{"role": "user", "content": str(number)}, ANSWER] * 3) for number in range(6)]
+    path = write_rows(tmp_path / "x.jsonl", rows)
+    data = prepared(chatml, path, format="chat", chat_template="chatml", turns="separate", holdout=2)
+    assert data.eval is not None
+    lines = [{each.where(index).partition(" ")[0] for index in range(len(each))} for each in (data.train, data.eval)]
+    assert (len(lines[0]), len(lines[1]), lines[0] & lines[1]) == (4, 2, set())
+    assert (len(data.train), len(data.eval), data.counts.train.held_out) == (12, 6, 6)
+
+
+def test_answers_that_an_encoder_decoder_does_not_train_are_counted(
+    tiny: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    path = write_rows(tmp_path / "x.jsonl", [talk(ASK, ANSWER, ASK, ANSWER), talk(ASK, ANSWER)])
+    settings: dict[str, Any] = {"format": "chat", "chat_template": "plain", "encoder_decoder": True}
+    assert len(prepared(tiny, path, say=said.append, **settings).train) == 2
+    assert said[0].startswith("1 rows have several answers, of which an encoder-decoder is trained on the last alone")
+    assert len(prepared(tiny, path, turns="separate", say=said.append, **settings).train) == 3
+    assert len(said) == 1
+
+
+def test_a_question_that_the_template_leaves_out_is_not_asked(tiny: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}")
+    data = DataSection(train=SourceSection(path="-"), format="chat", chat_template=str(tmp_path / "own.jinja"))
+    asked = Prompting(data, tiny)
+    assert asked.conversation([ASK]) == "2 + 3?"
+    with pytest.raises(InputError, match=r"leaves out message 1 \(system\)"):
+        asked.conversation([{"role": "system", "content": "Be brief."}, ASK])
 
 
 @pytest.mark.parametrize(
