@@ -10,9 +10,10 @@ from gora.data.collate import Collator, LabelCollator, padding_id
 from gora.data.encode import IGNORED, Encoded, Encoder
 from gora.data.encode_text import TextEncoder
 from gora.data.examples import Counts, DataCounts, Examples
-from gora.data.formats import Format, format_for, segments_of
+from gora.data.formats import Format, Formatted, bring_into, format_for
 from gora.data.instruction import Instruction
 from gora.data.preparation import PreparedData, prepare
+from gora.data.reading import Reading
 from gora.data.row_order import draw_rows
 from gora.data.rows import BadRow, Rows
 from gora.data.segments import Segment
@@ -31,13 +32,16 @@ __all__ = [
     "Encoder",
     "Examples",
     "Format",
+    "Formatted",
     "Instruction",
     "LabelCollator",
     "LabelledText",
     "PreparedData",
+    "Reading",
     "Rows",
     "Segment",
     "TextEncoder",
+    "bring_into",
     "draw_rows",
     "format_for",
     "named_template",
@@ -45,5 +49,4 @@ __all__ = [
     "prepare",
     "read_rows",
     "sample_text",
-    "segments_of",
 ]

@@ -1,32 +1,38 @@
 """The chat format: a list of messages, rendered by a chat template, of which the assistant's turns are trained."""
 
-import datetime
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gora.data.messages import described, did_you_mean, quoted
+from gora.data.conversation import (
+    INSTRUCTING,
+    Conversation,
+    Message,
+    from_first_question,
+    read_message,
+    read_messages,
+    trained_turns,
+    unheeded,
+)
+from gora.data.messages import described
+from gora.data.reading import Reading
+from gora.data.rendering import ChatTemplate
 from gora.data.rows import Unusable
 from gora.data.segments import Segment, code_only, column_of, joined
-from gora.data.templates import named_template, puts_bos_in_front
-from gora.errors import InputError
+from gora.data.templates import puts_bos_in_front
+from gora.data.thinking import empty_block
+from gora.data.tool_calls import read_tools
+from gora.data.written import Span, check_written
 from gora.recipe.schema import DataSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "tool": "tool",
+_FOR_OTHER_MODELS = "gora trains text only: leave these rows out, or name the column in `data.ignore`"
+REFUSED_COLUMNS = dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), _FOR_OTHER_MODELS) | {
+    "functions": "set `data.tools: functions`, or name the column in `data.ignore`",
+    "tools": "set `data.tools: tools`, or name the column in `data.ignore`",
 }
-"""Every role that a message may name, and the role that the chat template is given."""
-
-_KEYS = (("role", "content"), ("from", "value"))
-_FIXED_DAY = datetime.datetime(2024, 7, 26)
-
-Message = dict[str, str]
+"""Columns that say something a conversation needs, and what to do where nothing reads them."""
 
 
 class Chat:
@@ -43,150 +49,212 @@ class Chat:
     def __init__(self, data: DataSection, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._data = data
         self._tokenizer = tokenizer
-        self._template, self._template_name = named_template(data.chat_template, tokenizer)
+        self._template = ChatTemplate(data.chat_template, tokenizer)
+        added = (token for token in tokenizer.added_tokens_decoder.values() if token.special)
+        self._ends = tuple(filter(None, map(str, [*tokenizer.all_special_tokens, *added])))
 
     @property
     def title(self) -> str:
         """`format chat, template chatml`."""
-        return f"format chat, {self._template_name}"
+        return f"format chat, {self._template.title}"
 
     @property
     def columns(self) -> dict[str, str]:
         """The column with the messages."""
         return {self._data.messages: "data.messages"}
 
-    def read(self, row: dict[str, Any]) -> list[Segment]:
-        """The segments of one row, neighbours of one kind joined; raises Unusable."""
-        return joined(self.segments(row))
+    @property
+    def optional(self) -> set[str]:
+        """The column with the tools, and one with a system message."""
+        return {self._data.tools, "system"}
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Columns that say something a conversation needs, and what to do where nothing reads them."""
+        return REFUSED_COLUMNS
+
+    def read(self, row: dict[str, Any]) -> Reading:
+        """The examples of one row: one, or one for each trained turn with `data.turns: separate`.
+
+        Raises:
+            Unusable: the conversation cannot be read, or the template does not write all of it.
+            Untrained: nothing of it is trained.
+        """
+        conversation = self.conversation(row)
+        messages = conversation.messages
+        trained = trained_turns(messages, self._data.train_on)
+        unread = unheeded(messages, {messages[index].role for index in trained})
+        unread += ["turn of the assistant in front of the first question"] * conversation.dropped
+        if self._data.turns == "together":
+            upto, whole, segments = self._together(conversation, trained)
+            return Reading([joined(segments)], [*unread, *self._template.unread(upto, whole)])
+        examples, names = [], []
+        for index in trained:
+            upto, whole, segments = self._alone(conversation, index)
+            examples.append(joined(segments))
+            names.append(messages[index].name)
+        return Reading(examples, [*unread, *self._template.unread(upto, whole)], names)
 
     def segments(self, row: dict[str, Any]) -> list[Segment]:
-        """The conversation up to its last assistant turn, every assistant turn supervised; raises Unusable.
+        """The conversation up to its last trained turn, every trained turn supervised; raises Unusable.
 
         With `data.supervise: code` only what is code in those turns is trained, and the end of those that have any.
-
-        The borders of a turn come from the template itself: what it renders before the turn, with the prompt for an
-        answer, and what it renders with the turn. So what is before a turn is what a server sends to the model.
         """
-        messages = self._with_system(read_messages(column_of(row, self._data.messages), self._data.messages))
-        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        if answers[0] == 0:
-            raise Unusable("the conversation starts with the assistant, so there is nothing to answer")
-        whole = self._rendered(messages[: answers[-1] + 1])
-        segments: list[Segment] = []
-        done = 0
-        for index in answers:
-            start = self._border(messages[:index], whole, prompt=True)
-            end = self._border(messages[: index + 1], whole, prompt=False)
-            if not done <= start <= end:
-                raise Unusable(f"{self._template_name} renders message {index + 1} as nothing of its own")
-            segments += [Segment(whole[done:start], False), *self._answer(whole[start:end], messages[index]["content"])]
-            done = end
-        return segments
+        conversation = self.conversation(row)
+        return self._together(conversation, trained_turns(conversation.messages, self._data.train_on))[2]
 
-    def prompt(self, messages: list[Message]) -> str:
+    def conversation(self, row: dict[str, Any]) -> Conversation:
+        """What a row says; raises Unusable."""
+        messages = read_messages(column_of(row, self._data.messages), self._data.messages)
+        tools = row.get(self._data.tools)
+        system = _system_of(row, self._data.messages)
+        if system and messages[0].role in INSTRUCTING:
+            raise Unusable("column 'system' and the first message are both a system message; keep one of them")
+        messages = [*([read_message(_system(system), "column 'system'")] if system else []), *messages]
+        messages, dropped = from_first_question(messages, drop=self._data.first_turn == "drop")
+        return Conversation(
+            tuple(self._with_system(messages)), tuple(read_tools(tools, self._data.tools)) if tools else (), dropped
+        )
+
+    def prompt(self, messages: list[dict[str, str]]) -> str:
         """What stands before the assistant's answer to a conversation; raises Unusable."""
-        return self._rendered(self._with_system(messages), prompt=True)
+        given = self._with_system(
+            [
+                Message(role=message["role"], content=message["content"], name=f"message {number}")
+                for number, message in enumerate(messages, start=1)
+            ]
+        )
+        text = self._template.render(given, prompt=True)
+        check_written(self._template, given, (), text, reasoning_from=len(given), prompt=True)
+        return text
 
     def notes(self) -> list[str]:
         """A warning where the template does not fit the tokenizer."""
-        rendered = self._rendered([{"role": "user", "content": "x"}], strict=False)
-        bos, notes = str(self._tokenizer.bos_token), []
+        try:
+            rendered = self._template.render([Message(role="user", content="x", name="message 1")])
+        except Unusable:
+            rendered = ""
+        title, bos, notes = self._template.title, str(self._tokenizer.bos_token), []
         if puts_bos_in_front(self._tokenizer) and rendered and not rendered.startswith(bos):
             notes.append(
-                f"The {self._template_name} does not write {bos}, which this tokenizer puts in front of every text. "
+                f"The {title} does not write {bos}, which this tokenizer puts in front of every text. "
                 f"It is trained with {bos} in front: send it when you generate, too."
             )
         if "<|im_start|>" in rendered and "<|im_start|>" not in self._tokenizer.get_vocab():
             notes.append(
-                f"This tokenizer has no token <|im_start|>: the {self._template_name} spells its marks in ordinary "
+                f"This tokenizer has no token <|im_start|>: the {title} spells its marks in ordinary "
                 "tokens. `data.chat_template: plain` needs no marks."
             )
         return notes
 
-    def _with_system(self, messages: list[Message]) -> list[Message]:
-        if self._data.system is None or messages[0]["role"] == "system":
-            return messages
-        return [{"role": "system", "content": self._data.system}, *messages]
+    def _with_system(self, messages: Sequence[Message]) -> list[Message]:
+        if self._data.system is None or messages[0].role in INSTRUCTING:
+            return list(messages)
+        return [read_message(_system(self._data.system), "data.system"), *messages]
 
-    def _border(self, messages: list[Message], whole: str, *, prompt: bool) -> int:
-        """Where the rendering of the first messages ends within the whole conversation."""
-        part = self._rendered(messages, prompt=prompt)
-        if not whole.startswith(part):
-            raise Unusable(
-                f"the {self._template_name} renders the first {len(messages)} messages differently when others follow, "
-                "so the answers cannot be told apart (`data.chat_template: chatml` or `plain` can)"
-            )
-        return len(part)
+    def _together(
+        self, conversation: Conversation, trained: Sequence[int]
+    ) -> tuple[Sequence[Message], str, list[Segment]]:
+        """All trained turns in one text.
 
-    def _answer(self, text: str, content: str) -> list[Segment]:
-        """A turn ends with the end-of-sequence token; white space that a template puts after it is not learned."""
+        The borders of a turn come from the template itself: what it renders before the turn, with the prompt for an
+        answer, and what it renders with the turn. So what is before a turn is what a server sends to the model.
+        """
+        messages, tools = conversation.messages[: trained[-1] + 1], conversation.tools
+        whole = self._template.render(messages, tools)
+        spans = check_written(self._template, messages, tools, whole)
+        segments: list[Segment] = []
+        done = 0
+        for index in trained:
+            start, end = self._borders(messages, index, tools, whole)
+            start = self._start(messages[index], start, spans.get(index))
+            if not done <= start <= end:
+                raise Unusable(f"the {self._template.title} renders {messages[index].name} as nothing of its own")
+            segments += [Segment(whole[done:start], False), *self._turn(whole, start, end, messages[index])]
+            done = end
+        return messages, whole, segments
+
+    def _alone(self, conversation: Conversation, index: int) -> tuple[Sequence[Message], str, list[Segment]]:
+        """One turn behind the conversation before it, as the template writes it when it is the last."""
+        messages, tools = conversation.messages[: index + 1], conversation.tools
+        whole = self._template.render(messages, tools)
+        spans = check_written(self._template, messages, tools, whole, reasoning_from=index)
+        start, end = self._borders(messages, index, tools, whole)
+        start = self._start(messages[index], start, spans.get(index))
+        return messages, whole, [Segment(whole[:start], False), *self._turn(whole, start, end, messages[index])]
+
+    def _borders(
+        self, messages: Sequence[Message], index: int, tools: Sequence[dict[str, Any]], whole: str
+    ) -> tuple[int, int]:
+        """Where a turn starts and ends in the whole conversation; raises Unusable."""
+        before = messages[:index]
+        prompt = messages[index].role == "assistant"
+        start = self._template.render(before, tools, prompt=prompt) if before else ""
+        end = whole if index == len(messages) - 1 else self._template.render(messages[: index + 1], tools)
+        if not whole.startswith(start):
+            raise Unusable(self._why_different(messages, index, start, whole, tools))
+        if not whole.startswith(end):
+            end = self._without_last_end(end)
+        if not whole.startswith(end):
+            raise Unusable(self._different(index + 1))
+        return len(start), len(end)
+
+    def _without_last_end(self, text: str) -> str:
+        """A conversation without the end-of-sequence token that some templates write behind the end of its last one."""
         eos = str(self._tokenizer.eos_token or "")
-        body, mark, after = text.rpartition(eos) if eos else ("", "", "")
-        learned = body + mark if mark and not after.strip() else text
+        turns = text.rstrip().removesuffix(eos) if eos else text
+        return turns if turns.rstrip().endswith(self._ends) else text
+
+    def _different(self, count: int) -> str:
+        return (
+            f"the {self._template.title} renders the first {count} messages differently when others follow, so the "
+            "answers cannot be told apart (`data.turns: separate` trains every turn as the last one)"
+        )
+
+    def _why_different(
+        self, messages: Sequence[Message], index: int, start: str, whole: str, tools: Sequence[dict[str, Any]]
+    ) -> str:
+        """Separate turns help where what stands before the prompt differs, and not where the prompt itself does."""
+        bare = self._template.render(messages[:index], tools)
+        if start.startswith(bare) and whole.startswith(bare):
+            return (
+                f"the {self._template.title} writes {start[len(bare) :]!r} to ask for {messages[index].name}, but not "
+                "where it writes that message itself, so it cannot be trained as it would be asked for "
+                "(`data.chat_template` names another one)"
+            )
+        return self._different(index)
+
+    def _start(self, message: Message, start: int, content: Span | None) -> int:
+        """Who speaks stands before a turn; only the assistant's prompt tells where that ends, so others begin at their
+        text."""
+        if message.role == "assistant":
+            return start
+        if content is None:
+            raise Unusable(f"the {self._template.title} does not show where {message.name} starts")
+        return content[0]
+
+    def _turn(self, whole: str, start: int, end: int, message: Message) -> list[Segment]:
+        """A turn ends with the token that ends it; white space that a template puts after that is not learned, nor is
+        a thinking block without a text."""
+        text = whole[start:end]
+        if message.role == "assistant" and not message.reasoning.strip():
+            unthought = empty_block(whole[:start], text, message.content)
+        else:
+            unthought = 0
+        body = text[unthought:].rstrip()
+        learned = body if body.endswith(self._ends) else text[unthought:]
         answer = Segment(learned, True)
         if self._data.supervise == "code":
-            answer = code_only(answer, content)
-        return [answer, Segment(text[len(learned) :], False)]
-
-    def _rendered(self, messages: list[Message], *, prompt: bool = False, strict: bool = True) -> str:
-        from jinja2 import TemplateSyntaxError
-
-        try:
-            text = self._tokenizer.apply_chat_template(
-                messages,
-                chat_template=self._template,
-                add_generation_prompt=prompt,
-                tokenize=False,
-                # Templates that write today's date would make other tokens, and another fingerprint, every day.
-                strftime_now=_FIXED_DAY.strftime,
-            )
-        except TemplateSyntaxError as error:
-            raise InputError(
-                f"The {self._template_name} is not valid Jinja: line {error.lineno}: {error.message}."
-            ) from error
-        except Exception as error:  # a template may raise anything, on purpose or not
-            if not strict:
-                return ""
-            raise Unusable(f"the {self._template_name} fails: {str(error) or type(error).__name__}") from error
-        return str(text)
+            answer = code_only(answer, message.content)
+        return [Segment(text[:unthought], False), answer, Segment(text[unthought + len(learned) :], False)]
 
 
-def read_messages(value: Any, column: str) -> list[Message]:
-    """The messages of a conversation as `role` and `content`, with the roles of `ROLES`.
-
-    Raises:
-        Unusable: it is no list of messages, a role is unknown, or no turn of the assistant says anything.
-    """
-    if not isinstance(value, list):
-        raise Unusable(f"column {column!r} must be a list of messages, not {described(value)}")
-    if not value:
-        raise Unusable(f"column {column!r} is an empty list")
-    messages = [_message(item, number) for number, item in enumerate(value, start=1)]
-    if not any(message["role"] == "assistant" for message in messages):
-        raise Unusable("the conversation has no assistant turn: there is nothing to train on")
-    return messages
+def _system(text: str) -> dict[str, str]:
+    return {"role": "system", "content": text}
 
 
-def _message(item: Any, number: int) -> Message:
-    if not isinstance(item, dict):
-        raise Unusable(f"message {number} must be an object with role and content, not {described(item)}")
-    for role_key, content_key in _KEYS:
-        if item.get(role_key) is not None and content_key in item:
-            return {"role": _role(item[role_key], number), "content": _content(item, role_key, content_key, number)}
-    raise Unusable(f"message {number} has neither role and content nor from and value; it has {quoted(map(str, item))}")
-
-
-def _role(role: Any, number: int) -> str:
-    if not isinstance(role, str) or role not in ROLES:
-        near = did_you_mean(role, ROLES) if isinstance(role, str) else ""
-        raise Unusable(f"message {number} has the role {role!r}; known are {quoted(ROLES)}{near}")
-    return ROLES[role]
-
-
-def _content(item: dict[str, Any], role_key: str, content_key: str, number: int) -> str:
-    content = item[content_key]
-    if not isinstance(content, str):
-        raise Unusable(f"message {number}: {content_key} must be text, not {described(content)}")
-    if ROLES[item[role_key]] == "assistant" and not content.strip():
-        raise Unusable(f"message {number}: the assistant's {content_key} is empty: there is nothing to train on")
-    return content
+def _system_of(row: dict[str, Any], messages: str) -> str | None:
+    value = row.get("system") if messages != "system" else None
+    if value is not None and not isinstance(value, str):
+        raise Unusable(f"column 'system' must be text, not {described(value)}")
+    return value or None

@@ -6,6 +6,7 @@ from typing import Any
 from gora.data.choices import choice_of
 from gora.data.columns import RowTemplate
 from gora.data.messages import described
+from gora.data.reading import Reading
 from gora.data.rows import Unusable
 from gora.data.segments import check_text, column_of
 from gora.recipe.schema import DataSection
@@ -57,7 +58,22 @@ class Classification:
         pair = {self._data.prompt_pair: "data.prompt_pair"} if self._data.prompt_pair else {}
         return {**self._template.columns, **pair, self._data.response: "data.response"}
 
-    def read(self, row: dict[str, Any]) -> LabelledText:
+    @property
+    def optional(self) -> set[str]:
+        """The template's optional columns."""
+        return self._template.optional
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """No column has a meaning of its own here."""
+        return {}
+
+    def read(self, row: dict[str, Any]) -> Reading:
+        """One row; raises Unusable."""
+        nulls = [f"null in column {column!r}, which is read as an empty text" for column in self._template.nulls(row)]
+        return Reading([self.labelled(row)], nulls)
+
+    def labelled(self, row: dict[str, Any]) -> LabelledText:
         """The text, its pair and the label of one row; raises Unusable."""
         text = _readable(self._template.text(row), self._data.prompt)
         label = choice_of(row, self._data.response, self._choices, typed=self._typed)

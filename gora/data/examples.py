@@ -104,7 +104,8 @@ class Counts:
     """What became of the rows of one set: `rows = used + bad + dropped + held_out + without_code`.
 
     Attributes:
-        rows: read from the source; for a holdout, drawn from the training rows.
+        rows: read from the source, where with `data.turns: separate` every trained turn counts as one; for a holdout,
+            drawn from the training rows.
         used: made into examples.
         bad: not usable, see `data.bad_rows`.
         dropped: too long, or with nothing to train on once cut.

@@ -30,7 +30,7 @@ def read_hub(source: SourceSection, split_default: tuple[str, ...]) -> Rows:
     Raises:
         InputError: there is no such data set or no way to reach it, or the subset or split is missing or unknown.
     """
-    return _read(source.path, source, split_default, remote=True)
+    return _read(str(source.path), source, split_default, remote=True)
 
 
 def _read(path: str, source: SourceSection, split_default: tuple[str, ...], *, remote: bool) -> Rows:

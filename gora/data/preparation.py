@@ -11,8 +11,7 @@ import torch
 from gora.data.encode import Encoded, Encoder
 from gora.data.encode_text import TextEncoder
 from gora.data.examples import Counts, DataCounts, Examples, count
-from gora.data.formats import Format, format_for, segments_of
-from gora.data.rows import BadRow, Rows
+from gora.data.formats import Formatted, bring_into, format_for
 from gora.data.sources import read_rows
 from gora.errors import InputError
 from gora.recipe.schema import DataSection, Head, SourceSection
@@ -44,22 +43,6 @@ class PreparedData:
     fingerprint: str
 
 
-@dataclass(frozen=True)
-class _Formatted:
-    """One source, read and brought into its format."""
-
-    rows: Rows
-    fmt: Format
-    read: list[Any]
-    """What each row was read as, None where it cannot be used."""
-    bad: list[BadRow]
-
-    @property
-    def without_code(self) -> int:
-        """Rows that are read and as they should be, but have no code block, where only those are trained."""
-        return self.rows.read - len(self.bad) - sum(one is not None for one in self.read)
-
-
 def prepare(
     data: DataSection,
     tokenizer: PreTrainedTokenizerBase,
@@ -86,30 +69,36 @@ def prepare(
     if data.eval is not None and data.holdout:
         raise InputError("data.eval and data.holdout both name rows to evaluate on. Use one of them.")
     _refuse_code_only(data, tokenizer, encoder_decoder)
+    _refuse_whole_texts(data, encoder_decoder)
     encode, shape = _encoding(data, tokenizer, head, encoder_decoder)
     _warn_of_length(data, tokenizer, say)
     # Both sources are checked before either is tokenised, which is what takes the time.
     train = _formatted(data, data.train, _TRAIN_SPLITS, tokenizer, head)
     evaluated = _formatted(data, data.eval, _EVAL_SPLITS, tokenizer, head) if data.eval is not None else None
-    for note in train.fmt.notes():
-        say(note)
-    _answer_for_bad_rows(data, [train, evaluated] if evaluated else [train], say)
+    sources = [train, evaluated] if evaluated else [train]
+    for note in [*train.fmt.notes(), *dict.fromkeys(source.notice() for source in sources)]:
+        if note is not None:
+            say(note)
+    _answer_for_bad_rows(data, sources, say)
 
-    train_set, train_counts = _encoded(data, train, encode, shape)
+    if encoder_decoder:
+        _warn_of_earlier_answers(data, train, say)
+
+    train_set, train_counts, train_rows = _encoded(data, train, encode, shape)
     eval_set, eval_counts = None, None
     if evaluated is not None:
-        eval_set, eval_counts = _encoded(data, evaluated, encode, shape)
+        eval_set, eval_counts, _ = _encoded(data, evaluated, encode, shape)
     elif data.holdout:
-        train_set, eval_set = _hold_out(train_set, data.holdout, seed, train_counts)
+        train_set, eval_set = _hold_out(train_set, train_rows, data.holdout, seed, train_counts)
         train_counts = count(
             train_set,
             rows=train_counts.rows,
             bad=train_counts.bad,
             dropped=train_counts.dropped,
-            held_out=data.holdout,
+            held_out=len(eval_set),
             without_code=train_counts.without_code,
         )
-        eval_counts = count(eval_set, rows=data.holdout)
+        eval_counts = count(eval_set, rows=len(eval_set))
     return PreparedData(train_set, eval_set, DataCounts(train_counts, eval_counts), train_set.fingerprint())
 
 
@@ -125,44 +114,49 @@ def _encoding(
 
 def _formatted(
     data: DataSection, source: SourceSection, splits: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, head: Head
-) -> _Formatted:
+) -> Formatted:
     rows = read_rows(source, splits)
     fmt = format_for(data, tokenizer, typed=rows.typed, head=head)
-    return _Formatted(rows, fmt, *segments_of(rows, fmt))
+    return bring_into(rows, fmt, data.ignore)
 
 
-def _answer_for_bad_rows(data: DataSection, sources: list[_Formatted], say: Callable[[str], None]) -> None:
+def _answer_for_bad_rows(data: DataSection, sources: list[Formatted], say: Callable[[str], None]) -> None:
     bad = [row for source in sources for row in source.bad]
     if not bad:
         return
     named = [str(row) for row in bad[:_NAMED_AT_MOST]]
     if len(bad) > len(named):
         named.append(f"and {len(bad) - len(named):,} more")
-    total = f"{len(bad):,} of {sum(source.rows.read for source in sources):,} rows"
+    total = "; ".join(
+        f"{name}: {count:,} of {rows:,} rows cannot be used"
+        for source in sources
+        for name, count, rows in source.rows.shares(row.position for row in source.bad)
+    )
     if data.bad_rows == "error":
-        advice = "Mend them, or leave them out with `data.bad_rows: skip`."
-        raise InputError(f"{total} cannot be used. {advice}", named)
-    say("\n".join([f"{total} cannot be used and are left out:", *(f"  - {line}" for line in named)]))
+        raise InputError(f"{total}. Fix them, or skip them with `data.bad_rows: skip`.", named)
+    say("\n".join([f"{total} and are left out:", *(f"  - {line}" for line in named)]))
 
 
-def _encoded(data: DataSection, source: _Formatted, encode: Encode, shape: dict[str, Any]) -> tuple[Examples, Counts]:
-    usable = [index for index, read in enumerate(source.read) if read is not None]
-    encoded = list(encode(read for read in source.read if read is not None))
-    kept = [(one, source.rows.where(index)) for one, index in zip(encoded, usable, strict=True) if one is not None]
-    examples = Examples([one for one, _ in kept], [place for _, place in kept], **shape)
+def _encoded(
+    data: DataSection, source: Formatted, encode: Encode, shape: dict[str, Any]
+) -> tuple[Examples, Counts, list[int]]:
+    """The examples, what became of the rows, and the row that each example is of."""
+    encoded = list(encode(source.examples()))
+    kept = [(one, *origin) for one, origin in zip(encoded, source.origins(), strict=True) if one is not None]
+    examples = Examples([one for one, _, _ in kept], [place for _, _, place in kept], **shape)
     counts = count(
         examples,
-        rows=source.rows.read,
+        rows=source.rows.read + source.more,
         bad=len(source.bad),
         dropped=len(encoded) - len(kept),
-        without_code=source.without_code,
+        without_code=source.untrained,
     )
     if not kept:
         raise _nothing_left(data, source, counts)
-    return examples, counts
+    return examples, counts, [row for _, row, _ in kept]
 
 
-def _nothing_left(data: DataSection, source: _Formatted, counts: Counts) -> InputError:
+def _nothing_left(data: DataSection, source: Formatted, counts: Counts) -> InputError:
     reasons = [f"{counts.bad:,} of its {counts.rows:,} rows cannot be used."] if counts.bad else []
     if counts.without_code:
         reasons.append(f"{_without_code(counts)}.")
@@ -179,16 +173,21 @@ def _without_code(counts: Counts) -> str:
     return f"{rows}; `data.supervise: response` trains whole answers"
 
 
-def _hold_out(examples: Examples, holdout: int, seed: int, counts: Counts) -> tuple[Examples, Examples]:
-    total = len(examples)
-    if holdout >= total:
+def _hold_out(
+    examples: Examples, rows: list[int], holdout: int, seed: int, counts: Counts
+) -> tuple[Examples, Examples]:
+    """Set whole rows aside, so that no conversation has turns on both sides."""
+    known = list(dict.fromkeys(rows))
+    if holdout >= len(known):
         raise InputError(
-            f"data.holdout is {holdout:,}, but there are {total:,} usable rows, and some must be left to train on.",
+            f"data.holdout is {holdout:,}, but there are {len(known):,} usable rows, "
+            "and some must be left to train on.",
             [_without_code(counts)] if counts.without_code else [],
         )
-    drawn = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:holdout].tolist()
-    held = set(drawn)
-    return examples.subset([index for index in range(total) if index not in held]), examples.subset(sorted(drawn))
+    drawn = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))[:holdout].tolist()
+    held = {known[number] for number in drawn}
+    kept = [index for index, row in enumerate(rows) if row not in held]
+    return examples.subset(kept), examples.subset([index for index, row in enumerate(rows) if row in held])
 
 
 def _refuse_code_only(data: DataSection, tokenizer: PreTrainedTokenizerBase, encoder_decoder: bool) -> None:
@@ -202,6 +201,21 @@ def _refuse_code_only(data: DataSection, tokenizer: PreTrainedTokenizerBase, enc
     if not tokenizer.is_fast:
         raise InputError(
             "data.supervise: code needs a fast tokenizer, which tells where its tokens lie. Use `response`."
+        )
+
+
+def _warn_of_earlier_answers(data: DataSection, source: Formatted, say: Callable[[str], None]) -> None:
+    several = sum(sum(segment.supervised for segment in segments) > 1 for segments in source.examples())
+    if several:
+        advice = "; `data.turns: separate` trains every answer" if data.format == "chat" else ""
+        say(f"{several:,} rows have several answers, of which an encoder-decoder is trained on the last alone{advice}.")
+
+
+def _refuse_whole_texts(data: DataSection, encoder_decoder: bool) -> None:
+    if data.format == "text" and encoder_decoder:
+        raise InputError(
+            "data.format: text needs a decoder-only model: an encoder-decoder answers a prompt, and a text has none. "
+            "Use `instruction`."
         )
 
 

@@ -9,7 +9,7 @@ from gora.data.chat import Chat
 from gora.data.classification import Classification, LabelledText
 from gora.data.encode import Encoder
 from gora.data.formats import Format, format_for
-from gora.data.instruction import Instruction
+from gora.data.instruction import BETWEEN_TURNS, Instruction
 from gora.data.messages import quoted
 from gora.data.rows import Unusable
 from gora.errors import InputError
@@ -18,7 +18,23 @@ from gora.recipe.schema import DataSection, Head, SourceSection
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_NOTED = ("format", "prompt", "prompt_pair", "response", "choices", "template", "messages", "system", "max_length")
+_NOTED = (
+    "format",
+    "prompt",
+    "prompt_pair",
+    "response",
+    "choices",
+    "template",
+    "train_on",
+    "messages",
+    "tools",
+    "turns",
+    "first_turn",
+    "system",
+    "text",
+    "ignore",
+    "max_length",
+)
 
 
 def describe_prompt_format(data: DataSection) -> dict[str, Any]:
@@ -98,11 +114,11 @@ class Prompting:
         text = ""
         for message in messages:
             if message["role"] == "assistant":
-                text += f" {message['content'].strip()}{self._eos}\n\n"
+                text += f"{self.separator}{message['content'].strip()}{self._eos}{BETWEEN_TURNS}"
             elif message["role"] == "user":
                 text += self._instruction.prompt({self._prompt_column: message["content"]})
             else:
-                text += message["content"] + "\n\n"
+                text += message["content"] + BETWEEN_TURNS
         return text
 
     def row(self, row: Mapping[str, Any]) -> str:
@@ -123,7 +139,7 @@ class Prompting:
         """
         if not isinstance(self._format, Classification):
             raise InputError(f"This model has no classification head ({self.title}).")
-        return self._format.read(dict(row))
+        return self._format.labelled(dict(row))
 
     @property
     def _instruction(self) -> Instruction:

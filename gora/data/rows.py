@@ -1,5 +1,8 @@
 """Rows as they were read: the good ones, where each came from, and the ones that could not be used."""
 
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +49,7 @@ class Rows:
     rows: list[dict[str, Any]] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     _places: list[str] = field(default_factory=list, repr=False)
+    _parts: list[tuple[str, int]] = field(default_factory=list, repr=False)
     _positions: list[int] = field(default_factory=list, repr=False)
 
     @property
@@ -70,6 +74,32 @@ class Rows:
     def unusable(self, index: int, reason: str) -> BadRow:
         """Row `index` of `rows` as a bad row: it could be read, but nothing can be made of it."""
         return BadRow(self._places[index], reason, self._positions[index])
+
+    def extend(self, part: "Rows") -> None:
+        """Add the rows of another source, of which each keeps its place."""
+        start = self.read
+        self._parts.append((part.name, start))
+        self.typed = self.typed and part.typed
+        self.rows += part.rows
+        self._places += part._places
+        self._positions += [start + position for position in part._positions]
+        self.bad += [BadRow(row.where, row.reason, start + row.position) for row in part.bad]
+
+    def shares(self, positions: Iterable[int]) -> list[tuple[str, int, int]]:
+        """How many of some rows are in each file: its name, their number, and the number of all its rows.
+
+        Args:
+            positions: how many rows of the source come before each of them.
+        """
+        parts = self._parts or [(self.name, 0)]
+        starts = [start for _, start in parts]
+        counts = Counter(bisect_right(starts, position) - 1 for position in positions)
+        ends = [*starts[1:], self.read]
+        return [
+            (name, counts[index], end - start)
+            for index, ((name, start), end) in enumerate(zip(parts, ends, strict=True))
+            if counts[index]
+        ]
 
     def columns(self) -> list[str]:
         """Every column that some row has, in the order of their first appearance."""

@@ -1,11 +1,12 @@
 """Pieces of text that a row is made of."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from gora.data.code_blocks import Span, code_spans
-from gora.data.messages import did_you_mean, quoted
+from gora.data.messages import described, did_you_mean, quoted
 from gora.data.rows import Untrained, Unusable
 
 
@@ -71,6 +72,16 @@ def column_of(row: dict[str, Any], column: str) -> Any:
     if column not in row:
         raise Unusable(f"column {column!r} is missing; the row has {quoted(row) or 'none'}{did_you_mean(column, row)}")
     return row[column]
+
+
+def from_json(value: Any, what: str) -> Any:
+    """The value that a text holds as JSON; anything but a text as it is. Raises Unusable."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise Unusable(f"{what} is {described(value)}, which is not JSON ({error})") from error
 
 
 def joined(segments: Iterable[Segment]) -> list[Segment]:

@@ -13,8 +13,14 @@ from gora.data.rows import Rows
 from gora.errors import InputError
 
 
-def read_csv(path: Path, name: str, max_rows: int | None) -> Rows:
+def read_csv(path: Path, name: str, max_rows: int | None, separator: str = ",") -> Rows:
     """Read a CSV file with a header row; every value is text. A row is placed by the line on which it starts.
+
+    Args:
+        path: the file.
+        name: what messages call it.
+        max_rows: read this many rows only, good or bad; None reads all.
+        separator: the character between two values.
 
     Raises:
         InputError: the file as a whole cannot be read, its header is no list of distinct names, or a quote is
@@ -24,7 +30,7 @@ def read_csv(path: Path, name: str, max_rows: int | None) -> Rows:
     text = read_content(path, name).decode("utf-8-sig", errors="surrogateescape")
     rows = Rows(name, typed=False)
     with _fields_of_any_size():
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
         header = _header(reader, name)
         while rows.read != max_rows:
             place = f"{name}:{reader.line_num + 1}"

@@ -12,9 +12,24 @@ from gora.recipe.method_facts import METHOD_FACTS, facts_of
 from gora.recipe.schema import DataSection, Recipe, SourceSection, TrainSection
 
 TEMPLATES = ("plain", "alpaca", "qa")
-INSTRUCTION_ONLY = ("prompt", "prompt_pair", "response", "choices", "template")
-CHAT_ONLY = ("messages", "chat_template", "system")
-_FILES = (".jsonl", ".json", ".csv", ".parquet")
+FORMATS_OF = {
+    "prompt": ("instruction",),
+    "prompt_pair": ("instruction",),
+    "response": ("instruction",),
+    "choices": ("instruction",),
+    "template": ("instruction",),
+    "messages": ("chat",),
+    "chat_template": ("chat",),
+    "system": ("chat",),
+    "tools": ("chat",),
+    "turns": ("chat",),
+    "first_turn": ("chat",),
+    "text": ("text",),
+    "supervise": ("instruction", "chat"),
+    "train_on": ("instruction", "chat"),
+}
+"""The formats that read a setting, where not all do."""
+_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -124,27 +139,37 @@ def _evaluation_rows(recipe: Recipe) -> Iterator[Contradiction]:
     if recipe.evaluation.steps and not data.eval and not data.holdout:
         text = "there are no rows to evaluate on; give data.eval or data.holdout"
         yield Contradiction(("evaluation.steps", "data.eval", "data.holdout"), text)
-    if data.eval and _rows(data.eval, "test") == _rows(data.train, "train"):
+    if data.eval and _rows(data.eval, "test") & _rows(data.train, "train"):
         text = "the evaluation rows are the training rows; name others, or set some aside with data.holdout"
         yield Contradiction(("data.eval", "data.train"), text)
 
 
-def _rows(source: SourceSection, split: str) -> tuple[str, str | None, str | None]:
+def _rows(source: SourceSection, split: str) -> set[tuple[str, str | None, str | None]]:
     """Which rows are meant; a file has no splits, elsewhere null is another split for training than for evaluation."""
-    path = PurePath(source.path)
-    is_file = path.suffix in _FILES
-    return str(path), source.subset, source.split or (None if is_file else split)
+    paths = [PurePath(path) for path in ([source.path] if isinstance(source.path, str) else source.path)]
+    return {(str(path), source.subset, source.split or (None if path.suffix in _FILES else split)) for path in paths}
 
 
 @_rule
 def _format(recipe: Recipe) -> Iterator[Contradiction]:
-    """A setting of the other format would have no effect. A complete recipe lists those too, with their defaults."""
-    chat = recipe.data.format == "chat"
-    for name in INSTRUCTION_ONLY if chat else CHAT_ONLY:
-        if getattr(recipe.data, name) != DataSection.model_fields[name].default:
-            other = "instruction" if chat else "chat"
-            text = f"{name} belongs to data.format: {other}, but the format is {recipe.data.format}"
+    """A setting of another format would have no effect. A complete recipe lists those too, with their defaults."""
+    for name, formats in FORMATS_OF.items():
+        is_set = getattr(recipe.data, name) != DataSection.model_fields[name].default
+        if is_set and recipe.data.format not in formats:
+            others = " or ".join(formats)
+            text = f"{name} belongs to data.format: {others}, but the format is {recipe.data.format}"
             yield Contradiction((f"data.{name}", "data.format"), text)
+
+
+@_rule
+def _trained_turns(recipe: Recipe) -> Iterator[Contradiction]:
+    data = recipe.data
+    if isinstance(data.train_on, list) and data.format == "instruction":
+        text = "rows with a prompt and a response have no roles; use all or last"
+        yield Contradiction(("data.train_on", "data.format"), text)
+    if isinstance(data.train_on, list) and data.supervise == "code" and data.train_on != ["assistant"]:
+        text = "only the assistant's answers are searched for code; use response, or train_on: [assistant]"
+        yield Contradiction(("data.supervise", "data.train_on"), text)
 
 
 @_rule
@@ -158,7 +183,7 @@ def _supervise(recipe: Recipe) -> Iterator[Contradiction]:
 @_rule
 def _template(recipe: Recipe) -> Iterator[Contradiction]:
     template = recipe.data.template
-    if recipe.data.format == "chat" or template in TEMPLATES or re.search(r"\{[^{}]+\}", template):
+    if recipe.data.format != "instruction" or template in TEMPLATES or re.search(r"\{[^{}]+\}", template):
         return
     near = get_close_matches(template, TEMPLATES, n=1)
     meant = f"did you mean {near[0]!r}?" if near else f"write one, as {{prompt}}, or take {', '.join(TEMPLATES)}"
@@ -175,8 +200,9 @@ def _classification(recipe: Recipe) -> Iterator[Contradiction]:
             text = "pairs of texts are for classification; a language model takes both in data.template"
             yield Contradiction(("data.prompt_pair", "model.head"), text)
         return
-    if data.format == "chat":
-        text = "a classification head takes rows with texts and a label, not conversations; use instruction"
+    if data.format != "instruction":
+        kind = "conversations" if data.format == "chat" else "texts alone"
+        text = f"a classification head takes rows with texts and a label, not {kind}; use instruction"
         yield Contradiction(("data.format", "model.head"), text)
     elif data.choices is None:
         text = "a classification head needs data.choices, the names of the labels in the order of their numbers"
@@ -184,6 +210,9 @@ def _classification(recipe: Recipe) -> Iterator[Contradiction]:
     if data.template in TEMPLATES and data.template != "plain":
         text = f"{data.template} asks for an answer in words, which a classification head does not give; use plain"
         yield Contradiction(("data.template", "model.head"), text)
+    if data.train_on != "all":
+        text = "a classification head has no turns to choose from; use all"
+        yield Contradiction(("data.train_on", "model.head"), text)
     if data.prompt_pair == data.prompt:
         text = f"both texts of a pair come from the column {data.prompt!r}; name another one, or null for one text"
         yield Contradiction(("data.prompt_pair", "data.prompt"), text)

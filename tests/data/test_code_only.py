@@ -200,5 +200,5 @@ def test_a_template_that_changes_answers_makes_a_row_bad(tiny, tmp_path):
     jinja = "{% for m in messages %}{{ m.role }}: {{ m.content | upper }}\n{% endfor %}"
     (tmp_path / "own.jinja").write_text(jinja)
     path = write_rows(tmp_path / "x.jsonl", [{"messages": json.loads(json.dumps(TALK[2:4]))}])
-    with pytest.raises(InputError, match="its code cannot be found"):
+    with pytest.raises(InputError, match=r"changes message 1 \(user\)"):
         prepared(tiny, path, format="chat", chat_template=str(tmp_path / "own.jinja"), supervise="code")

@@ -117,7 +117,13 @@ def test_the_glue_recipes_have_the_paper_s_settings(task):
                                             for word in template.split())  # fmt: skip
     assert (recipe.data.response, recipe.data.choices, recipe.data.max_length) == ("label", choices, 128)
     for source, part in ((recipe.data.train, "train"), (recipe.data.eval, split)):
-        assert source.model_dump() == {"path": "nyu-mll/glue", "subset": task, "split": part, "max_rows": None}
+        assert source.model_dump() == {
+            "path": "nyu-mll/glue",
+            "subset": task,
+            "split": part,
+            "separator": None,
+            "max_rows": None,
+        }
 
 
 def check_plan_on_empty_model(model, targets, recipe):

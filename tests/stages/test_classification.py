@@ -518,7 +518,7 @@ def test_a_template_of_ones_own_makes_the_text(tmp_path):
         train=SourceSection(path="x.jsonl"), template="{topic}: {prompt}", prompt="text", response="y", choices=CHOICES
     )
     fmt = format_for(data, tokenizer(), head="classification")
-    assert fmt.read({"topic": "sea", "text": "cold", "y": 0}) == LabelledText("sea: cold", None, 0)
+    assert fmt.labelled({"topic": "sea", "text": "cold", "y": 0}) == LabelledText("sea: cold", None, 0)
     assert list(fmt.columns) == ["topic", "text", "y"]
 
 
@@ -527,7 +527,7 @@ def test_a_template_of_ones_own_makes_the_text(tmp_path):
     [
         ({"sentence": "a film", "label": 2}, "column 'label' is 2; data.choices has the numbers 0 to 1"),
         ({"sentence": "a film", "label": -1}, "column 'label' is -1"),
-        ({"sentence": "a film", "label": "good"}, "must be the number of a choice, not the text 'good'"),
+        ({"sentence": "a film", "label": "great"}, "must be the number or the name of a choice, not the text 'great'"),
         ({"sentence": " ", "label": 1}, "column 'sentence' is only white space: there is nothing to classify"),
         ({"sentence": 5, "label": 1}, "column 'sentence' must be text, not the number 5"),
         ({"label": 1}, "column 'sentence' is missing"),

@@ -57,7 +57,7 @@ def read_conversations(data: str | None, limit: int | None) -> list[Conversation
     """
     source = SourceSection(path=data or PUBLISHED, max_rows=limit)
     rows = read_rows(source, ("train", "test"))
-    references = _references(source.path)
+    references = _references(data or PUBLISHED)
     problems = [str(bad) for bad in rows.bad]
     questions: dict[int | str, Conversation] = {}
     for index, row in enumerate(rows.rows):

@@ -1,0 +1,20 @@
+"""What a row was read as."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a format made of a row.
+
+    Attributes:
+        examples: what the encoder takes, for each example: segments, the last one supervised, or a labelled text.
+        unread: what of the row nobody reads, columns apart, in words that can be counted: `message key 'id'`.
+        names: what tells the examples of the row apart, where there may be several: `message 4`.
+    """
+
+    examples: Sequence[Any]
+    unread: Sequence[str] = ()
+    names: Sequence[str] = ()
