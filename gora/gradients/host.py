@@ -125,6 +125,14 @@ class HostSums:
         """See `Sums`."""
         return iter(self._sums)
 
+    # The protocol of events. Three streams touch a slot: `inward` fills it, the computing stream adds to it, `outward`
+    # empties it. None of them waits on the host; each waits for an event of the one before it:
+    #   filled    inward -> computing   the block is there, it may be added to
+    #   added     computing -> outward  the sum is complete, it may be copied back
+    #   emptied   outward -> inward     the slot's memory may be written over by another block
+    #   returned  outward -> inward     the block's host memory is up to date, it may be fetched again
+    # `emptied` belongs to the slot and `returned` to the block, which may meet in different pairs the next time.
+
     def _visit(self, block: _Block) -> _Slot:
         """The slot that holds the block, ready for the computing stream."""
         slot = next((slot for slot in self._slots if slot.block is block), None) or self._fetch(block)

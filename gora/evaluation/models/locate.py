@@ -17,6 +17,7 @@ from gora.errors import InputError
 from gora.recipe import load_recipe
 from gora.recipe.schema import DataSection, Head, ModelSection, Recipe
 from gora.runs.folder import RunFolder
+from gora.runs.state import find_progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +81,14 @@ def find_subject(reference: str) -> Named:
 
 def _run(folder: RunFolder) -> Named:
     recipe = load_recipe(str(folder.recipe)).recipe
-    name = str(folder.path)
-    if folder.adapter.is_dir():
+    name, progress = str(folder.path), find_progress(folder)
+    if progress.trained is None:
+        raise InputError(
+            f"{folder.path} is a run without a whole adapter or model ({progress.state.name.lower()}). Finish it with "
+            "`gora run --resume`.",
+            progress.damage,
+        )
+    if progress.trained == folder.adapter:
         found = _adapter(folder.adapter)
         # The adapter says what its base was; the recipe, how attention and kernels were chosen.
         model = recipe.model.model_copy(update={"dtype": found.model.dtype})
@@ -94,19 +101,16 @@ def _run(folder: RunFolder) -> Named:
             run=folder,
             recipe=recipe,
         )
-    if folder.model.is_dir():
-        verify_files(folder.model)
-        model = recipe.model.model_copy(update={"name": str(folder.model), "revision": None, "tokenizer": None})
-        return Named(
-            name=name,
-            model=model,
-            adapter=None,
-            base=recipe.model,
-            prompt_format=recipe.data,
-            run=folder,
-            recipe=recipe,
-        )
-    raise InputError(f"{folder.path} is a run without an adapter or a model: finish it with `gora run --resume`.")
+    model = recipe.model.model_copy(update={"name": str(folder.model), "revision": None, "tokenizer": None})
+    return Named(
+        name=name,
+        model=model,
+        adapter=None,
+        base=recipe.model,
+        prompt_format=recipe.data,
+        run=folder,
+        recipe=recipe,
+    )
 
 
 def _adapter(path: Path) -> Named:
