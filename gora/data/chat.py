@@ -76,6 +76,8 @@ class Chat:
     def read(self, row: dict[str, Any]) -> Reading:
         """The examples of one row: one, or one for each trained turn with `data.turns: separate`.
 
+        With `data.supervise: code` only what is code in those turns is trained, and the end of those that have any.
+
         Raises:
             Unusable: the conversation cannot be read, or the template does not write all of it.
             Untrained: nothing of it is trained.
@@ -94,14 +96,6 @@ class Chat:
             examples.append(joined(segments))
             names.append(messages[index].name)
         return Reading(examples, [*unread, *self._template.unread(upto, whole)], names)
-
-    def segments(self, row: dict[str, Any]) -> list[Segment]:
-        """The conversation up to its last trained turn, every trained turn supervised; raises Unusable.
-
-        With `data.supervise: code` only what is code in those turns is trained, and the end of those that have any.
-        """
-        conversation = self.conversation(row)
-        return self._together(conversation, trained_turns(conversation.messages, self._data.train_on))[2]
 
     def conversation(self, row: dict[str, Any]) -> Conversation:
         """What a row says; raises Unusable."""

@@ -594,3 +594,27 @@ def test_keys_that_tables_fill_with_null_count_as_missing(chatml: PreTrainedToke
     whole = chat(chatml, tmp_path, talk(ASK, ANSWER), chat_template="chatml")
     assert spelled(chatml, path, format="chat", chat_template="chatml", say=said.append) == whole
     assert not said
+
+
+def test_a_key_that_the_template_writes_is_not_named(tiny: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    by_name = "{{ m.role }}{% if m.name %} {{ m.name }}{% endif %}:"
+    (tmp_path / "own.jinja").write_text(ANY_ROLE.replace("{{ m.role }}:", by_name))
+    said: list[str] = []
+    row = talk(ASK | {"name": "Ann"}, ANSWER)
+    text = chat(tiny, tmp_path, row, chat_template=str(tmp_path / "own.jinja"), say=said.append)
+    assert text == "user Ann:2 + 3?</s>assistant:⟦5</s>⟧"
+    assert not said
+
+
+def test_templates_whose_text_depends_on_what_they_are_given_are_checked_too(
+    tiny: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Marks around texts change what such a template writes, so texts are searched."""
+    counting = "{{ m.content }}{% if m.role == 'user' %} ({{ m.content | length }}){% endif %}"
+    template = ANY_ROLE.replace("{{ m.content }}", counting)
+    (tmp_path / "own.jinja").write_text(template)
+    row = talk({"role": "system", "content": "Be brief."}, ASK, ANSWER)
+    settings: dict[str, Any] = {"chat_template": str(tmp_path / "own.jinja")}
+    assert chat(tiny, tmp_path, row, **settings) == "system:Be brief.</s>user:2 + 3? (6)</s>assistant:⟦5</s>⟧"
+    (tmp_path / "own.jinja").write_text(template.replace("in messages", "in messages[1:]"))
+    assert "leaves out message 1 (system)" in chat_refusal(tiny, tmp_path, row, **settings)
