@@ -440,6 +440,16 @@ def test_each_turn_alone_is_a_row_of_its_own(chatml: PreTrainedTokenizerBase, tm
     assert spelled(chatml, path, 1, format="chat", chat_template="chatml", turns="separate").count("⟦") == 1
 
 
+def test_of_separate_turns_those_without_code_are_left_out(chatml: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    code = {"role": "assistant", "content": "Here:\n```\nx = 5\n```"}
+    path = write_rows(tmp_path / "x.jsonl", [talk(ASK, ANSWER, ASK, code), talk(ASK, ANSWER)])
+    settings: dict[str, Any] = {"format": "chat", "chat_template": "chatml", "turns": "separate", "supervise": "code"}
+    data = prepared(chatml, path, **settings)
+    assert [data.train.where(index) for index in range(len(data.train))] == [f"{path}:1 (message 4)"]
+    assert spelled(chatml, path, **settings).endswith("Here:\n⟦```\nx = 5\n```<|im_end|>⟧")
+    assert (data.counts.train.rows, data.counts.train.used, data.counts.train.without_code) == (2, 1, 1)
+
+
 def test_a_holdout_takes_whole_conversations(chatml: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     rows = [talk(*[{"role": "user", "content": str(number)}, ANSWER] * 3) for number in range(6)]
     path = write_rows(tmp_path / "x.jsonl", rows)
