@@ -1,6 +1,7 @@
 """The chat format: a list of messages, rendered by a chat template, of which the assistant's turns are trained."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from gora.data.conversation import (
@@ -16,7 +17,7 @@ from gora.data.conversation import (
 from gora.data.messages import described
 from gora.data.reading import Reading
 from gora.data.rendering import ChatTemplate
-from gora.data.rows import Unusable
+from gora.data.rows import Untrained, Unusable
 from gora.data.segments import Segment, code_only, column_of, joined
 from gora.data.templates import puts_bos_in_front
 from gora.data.thinking import empty_block
@@ -76,6 +77,8 @@ class Chat:
     def read(self, row: dict[str, Any]) -> Reading:
         """The examples of one row: one, or one for each trained turn with `data.turns: separate`.
 
+        With `data.supervise: code` only what is code in those turns is trained, and the end of those that have any.
+
         Raises:
             Unusable: the conversation cannot be read, or the template does not write all of it.
             Untrained: nothing of it is trained.
@@ -91,17 +94,12 @@ class Chat:
         examples, names = [], []
         for index in trained:
             upto, whole, segments = self._alone(conversation, index)
-            examples.append(joined(segments))
-            names.append(messages[index].name)
+            with suppress(Untrained):
+                examples.append(joined(segments))
+                names.append(messages[index].name)
+        if not examples:
+            raise Untrained
         return Reading(examples, [*unread, *self._template.unread(upto, whole)], names)
-
-    def segments(self, row: dict[str, Any]) -> list[Segment]:
-        """The conversation up to its last trained turn, every trained turn supervised; raises Unusable.
-
-        With `data.supervise: code` only what is code in those turns is trained, and the end of those that have any.
-        """
-        conversation = self.conversation(row)
-        return self._together(conversation, trained_turns(conversation.messages, self._data.train_on))[2]
 
     def conversation(self, row: dict[str, Any]) -> Conversation:
         """What a row says; raises Unusable."""

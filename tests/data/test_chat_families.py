@@ -205,6 +205,20 @@ def test_tools_are_shown_and_their_calls_trained(name: str, as_text: bool, tmp_p
     assert '{"type": "function", "function": {"name": "weather", "description"' in spelled(tokenizer, example)
 
 
+def test_tools_that_move_to_the_last_question_need_separate_turns(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(FAMILIES["mistral-3"])
+    row = {"messages": [*WITH_TOOLS, *ONE], "tools": TOOLS}
+    with pytest.raises(InputError, match=r"differently when others follow.*`data\.turns: separate`"):
+        examples_of(tokenizer, tmp_path, row)
+    found = [spelled(tokenizer, example) for example in examples_of(tokenizer, tmp_path, row, turns="separate")]
+    assert [text.partition("⟦")[2] for text in found] == [
+        f"{CALLS['mistral-3']}⟧",
+        " Three degrees.</s>⟧",
+        " It is 5.</s>⟧",
+    ]
+    assert [text.index("[AVAILABLE_TOOLS]") < text.index("Weather in Oslo?") for text in found] == [True, True, False]
+
+
 def test_a_template_that_has_no_place_for_tools_is_named(tmp_path: Path) -> None:
     tokenizer = tokenizer_of(FAMILIES["llama-3"])
     (example,) = examples_of(tokenizer, tmp_path, {"messages": WITH_TOOLS})

@@ -440,6 +440,16 @@ def test_each_turn_alone_is_a_row_of_its_own(chatml: PreTrainedTokenizerBase, tm
     assert spelled(chatml, path, 1, format="chat", chat_template="chatml", turns="separate").count("⟦") == 1
 
 
+def test_of_separate_turns_those_without_code_are_left_out(chatml: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    code = {"role": "assistant", "content": "Here:\n```\nx = 5\n```"}
+    path = write_rows(tmp_path / "x.jsonl", [talk(ASK, ANSWER, ASK, code), talk(ASK, ANSWER)])
+    settings: dict[str, Any] = {"format": "chat", "chat_template": "chatml", "turns": "separate", "supervise": "code"}
+    data = prepared(chatml, path, **settings)
+    assert [data.train.where(index) for index in range(len(data.train))] == [f"{path}:1 (message 4)"]
+    assert spelled(chatml, path, **settings).endswith("Here:\n⟦```\nx = 5\n```<|im_end|>⟧")
+    assert (data.counts.train.rows, data.counts.train.used, data.counts.train.without_code) == (2, 1, 1)
+
+
 def test_a_holdout_takes_whole_conversations(chatml: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     rows = [talk(*[{"role": "user", "content": str(number)}, ANSWER] * 3) for number in range(6)]
     path = write_rows(tmp_path / "x.jsonl", rows)
@@ -594,3 +604,27 @@ def test_keys_that_tables_fill_with_null_count_as_missing(chatml: PreTrainedToke
     whole = chat(chatml, tmp_path, talk(ASK, ANSWER), chat_template="chatml")
     assert spelled(chatml, path, format="chat", chat_template="chatml", say=said.append) == whole
     assert not said
+
+
+def test_a_key_that_the_template_writes_is_not_named(tiny: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    by_name = "{{ m.role }}{% if m.name %} {{ m.name }}{% endif %}:"
+    (tmp_path / "own.jinja").write_text(ANY_ROLE.replace("{{ m.role }}:", by_name))
+    said: list[str] = []
+    row = talk(ASK | {"name": "Ann"}, ANSWER)
+    text = chat(tiny, tmp_path, row, chat_template=str(tmp_path / "own.jinja"), say=said.append)
+    assert text == "user Ann:2 + 3?</s>assistant:⟦5</s>⟧"
+    assert not said
+
+
+def test_templates_whose_text_depends_on_what_they_are_given_are_checked_too(
+    tiny: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Marks around texts change what such a template writes, so texts are searched."""
+    counting = "{{ m.content }}{% if m.role == 'user' %} ({{ m.content | length }}){% endif %}"
+    template = ANY_ROLE.replace("{{ m.content }}", counting)
+    (tmp_path / "own.jinja").write_text(template)
+    row = talk({"role": "system", "content": "Be brief."}, ASK, ANSWER)
+    settings: dict[str, Any] = {"chat_template": str(tmp_path / "own.jinja")}
+    assert chat(tiny, tmp_path, row, **settings) == "system:Be brief.</s>user:2 + 3? (6)</s>assistant:⟦5</s>⟧"
+    (tmp_path / "own.jinja").write_text(template.replace("in messages", "in messages[1:]"))
+    assert "leaves out message 1 (system)" in chat_refusal(tiny, tmp_path, row, **settings)
