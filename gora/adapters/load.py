@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from gora import manifest
+from gora.adapters.new_tokens import KEY as TOKENS_KEY
+from gora.adapters.new_tokens import make_room
 from gora.adapters.save import ADAPTER_NOTE, BaseNote
 from gora.errors import InputError
 from gora.models.head import head_modules, train_head
@@ -26,7 +28,7 @@ _NOT_PLAIN = {
     "lora_bias": "adds a bias to B",
     HEAD_KEY: "holds whole layers besides the low-rank ones",
     "target_parameters": "adapts parameters that are no layer's weight",
-    "trainable_token_indices": "holds embeddings of single tokens",
+    TOKENS_KEY: "holds embeddings of single tokens",
     "layer_replication": "repeats layers of the base model",
     "alora_invocation_tokens": "acts only after certain tokens (aLoRA)",
     "use_qalora": "pools its input (QALoRA)",
@@ -62,27 +64,36 @@ def verify_files(folder: Path) -> None:
         output.warn_once(f"{folder} has no {manifest.NAME}: its files cannot be verified.")
 
 
-def read_config(adapter: Path) -> PeftConfig:
+def read_config(adapter: Path, *, with_tokens: bool = False) -> PeftConfig:
     """PEFT's configuration of a plain LoRA adapter; that of a classifier may hold its head as well.
+
+    Args:
+        adapter: its folder.
+        with_tokens: let it also hold embeddings of single tokens.
 
     Raises:
         InputError: it cannot be read, or is of an adapter that is more than B A beside a weight, with every reason.
     """
-    try:
-        config = PeftConfig.from_pretrained(str(adapter))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{adapter / 'adapter_config.json'} cannot be read: {error}") from None
+    config = _config(adapter)
     if config.peft_type != "LORA":
         raise InputError(f"{adapter} is a {config.peft_type} adapter; only LoRA adapters can be merged.")
-    allowed = HEAD_KEY if is_classifier(config) else None
+    allowed = {HEAD_KEY} if is_classifier(config) else set()
+    allowed |= {TOKENS_KEY} if with_tokens else set()
     reasons = [
-        f"{key}: it {what}." for key, what in _NOT_PLAIN.items() if getattr(config, key, None) and key != allowed
+        f"{key}: it {what}." for key, what in _NOT_PLAIN.items() if getattr(config, key, None) and key not in allowed
     ]
     if (bias := getattr(config, "bias", "none")) != "none":
         reasons.append(f"bias: it holds trained biases ({bias}).")
     if reasons:
         raise InputError(f"{adapter} is more than a plain LoRA adapter; gora cannot merge it.", reasons)
     return config
+
+
+def _config(adapter: Path) -> PeftConfig:
+    try:
+        return PeftConfig.from_pretrained(str(adapter))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{adapter / 'adapter_config.json'} cannot be read: {error}") from None
 
 
 def is_classifier(config: PeftConfig) -> bool:
@@ -136,12 +147,15 @@ def read_base_note(adapter: Path) -> BaseNote | None:
 def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
     """Put an adapter round its base model, in evaluation mode; all of it, and nothing else.
 
+    A model that lacks embeddings for the adapter's new tokens grows them.
+
     Raises:
         InputError: it does not fit the model, or its file does not hold what its configuration says.
     """
     for module in head_modules(model).values():
         # The adapter's head is float32, and PEFT loads it in the type of the base's.
         module.float()
+    make_room(model, _config(adapter))
     with warnings.catch_warnings():
         # What PEFT warns of is an error here.
         warnings.simplefilter("ignore")

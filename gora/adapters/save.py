@@ -17,6 +17,7 @@ from gora import __version__, manifest
 from gora.errors import GoraError
 from gora.files import publish, write_json
 from gora.models.fingerprint import adapter_parameters
+from gora.models.generation import settle_generation, trained_generation
 from gora.models.sharding import gather
 from gora.models.weight_files import WeightsNote
 from gora.plan import Factors
@@ -101,6 +102,9 @@ def save_adapter(
             config.save_pretrained(str(aside))
             save_file(held, aside / _WEIGHTS, metadata={"format": "pt"})
         tokenizer.save_pretrained(str(aside))
+        generation = trained_generation(model.get_base_model(), tokenizer)  # type: ignore[arg-type]
+        if generation is not None:
+            generation.to_json_file(aside / "generation_config.json")
         write_json(aside / ADAPTER_NOTE, note)
         _check(load_file(aside / _WEIGHTS), held)
         manifest.seal(aside)
@@ -117,6 +121,7 @@ def save_whole(
 ) -> None:
     """Publish a model whose own weights were trained, in the type that its base had."""
     with publish(path) as aside:
+        settle_generation(model, tokenizer)
         state = {name: value.detach().to(dtype) for name, value in model.state_dict().items()}
         model.save_pretrained(str(aside), safe_serialization=True, state_dict=state)
         tokenizer.save_pretrained(str(aside))

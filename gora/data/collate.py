@@ -12,12 +12,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def padding_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The id to pad inputs with: the tokenizer's padding token, or its end-of-sequence token where it has none.
+def padding_id(tokenizer: "PreTrainedTokenizerBase", embeddings: int | None = None) -> int:
+    """The id to pad inputs with: the tokenizer's padding token, or its end-of-sequence token.
 
-    Which of them it is makes no difference to a result: padded positions are masked out and have no label.
+    The latter is taken where there is no padding token, or one that the model has no embedding for. Which of them it is
+    makes no difference to a result: padded positions are masked out and have no label.
+
+    Args:
+        tokenizer: the tokenizer.
+        embeddings: how many tokens the model has embeddings for; None where that has been settled before.
     """
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    beyond = pad is not None and embeddings is not None and pad >= embeddings and end is not None
+    return end if pad is None or beyond else pad
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ UTF8_MARK = b"\xef\xbb\xbf"
 
 _GZIP = b"\x1f\x8b"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _CHUNK = 2**20
 
 
@@ -19,7 +20,7 @@ def read_content(path: Path, name: str) -> bytes:
 
     Raises:
         InputError: the file cannot be read, is empty, is a damaged gzip stream, unpacks to more than
-            `UNPACKED_LIMIT` bytes, or is UTF-16.
+            `UNPACKED_LIMIT` bytes, is UTF-16, or a pointer of Git LFS.
     """
     try:
         content = path.read_bytes()
@@ -29,6 +30,8 @@ def read_content(path: Path, name: str) -> bytes:
         content = _unpacked(path, name)
     if not content:
         raise InputError(f"{name} is empty.")
+    if content.startswith(_POINTER):
+        raise InputError(f"{name} is a pointer of Git LFS and not its content. Run `git lfs pull` in its folder.")
     if content.startswith(_UTF16_MARKS):
         raise InputError(f"{name} is UTF-16 text. Save it as UTF-8.")
     return content

@@ -220,7 +220,8 @@ def _refuse_whole_texts(data: DataSection, encoder_decoder: bool) -> None:
 
 
 def _warn_of_length(data: DataSection, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> None:
-    if data.max_length > tokenizer.model_max_length:
+    # -1 and numbers like 10^30 stand for no limit.
+    if 0 < tokenizer.model_max_length < data.max_length:
         say(
             f"data.max_length is {data.max_length:,} tokens, but the tokenizer says that the model takes "
             f"{tokenizer.model_max_length:,}."

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from gora.errors import InputError
+from gora.models.positions import positions_of
 
 
 def make_classifier(name: str, config: PreTrainedConfig, labels: Sequence[str] | None) -> None:
@@ -50,12 +51,12 @@ def knows_token_types(config: PreTrainedConfig) -> bool:
     return bool(getattr(config, "type_vocab_size", 2) > 1)
 
 
-def longest_input(model: PreTrainedModel) -> int | None:
+def longest_input(model: nn.Module) -> int | None:
     """The most tokens that the model's positions allow; None where nothing says so.
 
     RoBERTa and its kin begin to count behind the padding token's id.
     """
-    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    positions = positions_of(model.config)  # type: ignore[arg-type]
     if positions is None:
         return None
     tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]

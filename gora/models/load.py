@@ -4,7 +4,6 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +16,6 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,8 +24,24 @@ from transformers.utils import is_flash_attn_2_available
 
 from gora import assets
 from gora.errors import InputError
+from gora.models.checkpoint_files import (
+    check_config,
+    check_tokenizer_files,
+    check_weights,
+    has_tokenizer_files,
+    refuse_what_is_no_checkpoint,
+)
 from gora.models.encoders import make_classifier, refuse_encoder
 from gora.models.head import in_head
+from gora.models.quantization import (
+    bytes_per_weight,
+    loading_arguments,
+    quantization_of,
+    refuse_unreadable,
+    settle_unpacked,
+    stored_quantization,
+)
+from gora.models.tokenizer import add_new_tokens, check_tokenizer, embeddings_of, settle_padding_token
 from gora.recipe.schema import Head, ModelSection
 
 
@@ -56,7 +70,7 @@ class Source:
     @property
     def quantized_files(self) -> bool:
         """Whether the model's files hold its weights quantised."""
-        return getattr(self.config, "quantization_config", None) is not None
+        return stored_quantization(self.config) is not None
 
     @property
     def family(self) -> Any:
@@ -77,20 +91,26 @@ def find_model(
         trust_remote_code: let the model bring Python code of its own.
 
     Raises:
-        InputError: there is no such model, it needs code of its own and `trust_remote_code` is off, or it cannot have
-            the head that is asked for.
+        InputError: there is no such model, files of it are missing or broken, it needs code of its own and
+            `trust_remote_code` is off, a package is missing that its format needs, or it cannot have the head that is
+            asked for.
     """
     path = assets.resolve(settings.name, "models")
-    if Path(path).expanduser().is_dir():
+    if (place := Path(path).expanduser()).exists():
         # The adapter names its base by this path, from whichever folder it is used later.
-        path = str(Path(path).expanduser().resolve())
+        path = str(place.resolve())
+        refuse_what_is_no_checkpoint(settings.name, place.resolve())
+        check_config(place)
     arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if settings.revision is not None:
         arguments["revision"] = settings.revision
     try:
         config = AutoConfig.from_pretrained(path, **arguments)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a configuration can be wrong in any way
         raise _explained(settings.name, path, error) from None
+    if place.exists():
+        check_weights(settings.name, place)
+    refuse_unreadable(settings, config)
     if settings.head == "classification":
         make_classifier(settings.name, config, labels)
     else:
@@ -101,19 +121,33 @@ def find_model(
 
 
 def load_tokenizer(settings: ModelSection, source: Source) -> PreTrainedTokenizerBase:
-    """Load the tokenizer the recipe names, else the model's own.
+    """Load the tokenizer the recipe names, else the model's own, with the recipe's new tokens.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, a file of it is broken, or it is not the model's.
     """
+    name = settings.tokenizer or settings.name
     path = assets.resolve(settings.tokenizer, "models") if settings.tokenizer else source.path
+    if (place := Path(path).expanduser()).is_dir():
+        path = str(place)
+        check_tokenizer_files(place)
     arguments: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
     if source.revision is not None and not settings.tokenizer:
         arguments["revision"] = source.revision
     try:
-        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path, **arguments))
-    except (OSError, ValueError) as error:
-        raise _explained(settings.tokenizer or settings.name, path, error) from None
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path, **arguments))
+    except Exception as error:  # the tokenizers library raises plain Exceptions
+        if place.is_dir() and not has_tokenizer_files(place) and "trust_remote_code" not in str(error):
+            raise InputError(
+                f"model {name!r}: {place} holds no tokenizer (tokenizer.json, or the files that its class reads). "
+                "Download the whole model again, or name a tokenizer with model.tokenizer."
+            ) from None
+        raise _explained(name, path, error) from None
+    embeddings = embeddings_of(source.config)
+    check_tokenizer(name, path, tokenizer, embeddings)
+    settle_padding_token(tokenizer, embeddings)
+    add_new_tokens(tokenizer, settings.new_tokens)
+    return tokenizer
 
 
 def load_model(settings: ModelSection, source: Source, device: torch.device, *, seed: int = 0) -> PreTrainedModel:
@@ -138,8 +172,7 @@ def load_model(settings: ModelSection, source: Source, device: torch.device, *, 
     attention = attention_kernel(settings.attention, dtype, device, _has_flash(family, source.config))
     if attention is not None:
         arguments["attn_implementation"] = attention
-    if settings.quantization is not None:
-        arguments |= {"quantization_config": _quantization(settings.quantization, dtype), "device_map": {"": device}}
+    arguments |= loading_arguments(settings, source.config, dtype, device)
     if source.head == "classification":
         # A head for other labels is drawn anew; of any other weight a wrong shape is refused below.
         arguments |= {"config": copy.deepcopy(source.config), "ignore_mismatched_sizes": True}
@@ -151,8 +184,9 @@ def load_model(settings: ModelSection, source: Source, device: torch.device, *, 
         raise _explained(settings.name, source.path, error) from None
     _refuse_invented_weights(settings.name, model, found)
     model.requires_grad_(False)
-    if settings.quantization is None:
+    if quantization_of(settings, source) is None:
         nn.Module.to(model, device)
+    settle_unpacked(model, source.config, dtype)
     _keep_4bit_layout(model)
     return cast(PreTrainedModel, model.eval())
 
@@ -181,28 +215,15 @@ def computes_bfloat16_slowly(device: torch.device) -> bool:
     return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
-def weight_bytes(model: nn.Module, settings: ModelSection, device: torch.device) -> int:
+def weight_bytes(model: PreTrainedModel, settings: ModelSection, device: torch.device) -> int:
     """Bytes that the weights of a model will take in memory; the model itself may be empty."""
     width = torch.finfo(base_dtype(settings.dtype, device)).bits / 8
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head] if settings.quantization else []
-    quantized = sum(module.weight.numel() for module in linear)
-    rest = sum(parameter.numel() for parameter in model.parameters()) - quantized
-    # 4 bits and a scale for every 64 of them, itself in 8 bits; or 8 bits.
-    return round(rest * width + quantized * {"nf4": 0.516, "int8": 1.0}.get(settings.quantization or "", 0.0))
-
-
-def _quantization(kind: str, compute: torch.dtype) -> BitsAndBytesConfig:
-    if find_spec("bitsandbytes") is None:
-        raise InputError(f"model.quantization: {kind} needs bitsandbytes: pip install 'gora[bitsandbytes]'.")
-    if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
-    )
+    kind = quantization_of(settings, model)
+    head = model.get_output_embeddings()
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
+    packed = sum(module.weight.numel() for module in linear) if kind else 0
+    rest = sum(parameter.numel() for parameter in model.parameters()) - packed
+    return round(rest * width + packed * bytes_per_weight(kind, width))
 
 
 def _keep_4bit_layout(model: nn.Module) -> None:
@@ -265,7 +286,9 @@ def _first_of(key: Any) -> Any:
 
 
 def _explained(name: str, path: str, error: Exception) -> InputError:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    # Some messages begin with the heading of a list.
+    first_line = " ".join(lines) if lines[0].endswith(":") else lines[0]
     if "trust_remote_code" in str(error):
         return InputError(
             f"model {name!r} brings Python code of its own, which gora does not run unless told to. "

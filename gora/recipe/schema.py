@@ -37,10 +37,13 @@ class ModelSection(Section):
     """Branch, tag or commit on the hub; null is the default branch."""
     tokenizer: str | None = None
     """Hub id or folder of the tokenizer; null takes the model's own."""
+    new_tokens: list[Annotated[str, Field(min_length=1)]] = []
+    """Tokens whose embeddings are trained and saved with the adapter; the tokenizer is given those that it lacks."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Data type of the base weights in memory; auto is bfloat16 on a GPU that computes in it, else float32."""
     quantization: Literal["nf4", "int8"] | None = None
-    """Keep the frozen linear weights in 4 or 8 bits (bitsandbytes); null keeps them in `dtype`."""
+    """Keep the frozen linear weights in 4 or 8 bits (bitsandbytes); null keeps them in `dtype`, or in the bits that the
+    checkpoint is stored in."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """Attention kernel; auto is FlashAttention-2 where it is installed and the device has it, else torch's SDPA."""
 

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gora.adapters.trainable import refuse_untrainable
 from gora.data import Collator, LabelCollator, PreparedData, named_template, padding_id, prepare
+from gora.data.unknown import refuse_unknown_words
 from gora.errors import InputError
 from gora.files import delete
 from gora.models.encoders import knows_token_types, longest_input
@@ -32,7 +34,9 @@ from gora.models.load import (
     load_model,
     load_tokenizer,
 )
+from gora.models.new_tokens import embedding_rows, grow_embeddings, refuse_untrainable_tokens
 from gora.models.targets import find_targets, kind_of
+from gora.models.tokenizer import new_token_ids
 from gora.models.weight_files import StoredWeights, stored_weights
 from gora.plan import ModelIdentity
 from gora.recipe.schema import Recipe
@@ -153,6 +157,7 @@ class RunContext:
         quiet_libraries()
         recipe = self.recipe
         source = find_model(recipe.model, labels=recipe.data.choices, trust_remote_code=self.trust_remote_code)
+        refuse_untrainable(recipe, source, self.engine)
         tokenizer = load_tokenizer(recipe.model, source)
         with output.terminal.status("reading and tokenizing rows"):
             data = prepare(
@@ -163,6 +168,7 @@ class RunContext:
                 say=output.warn,
                 head=source.head,
             )
+        refuse_unknown_words(tokenizer, data.train)
         if recipe.data.chat_template is not None:
             # Whoever uses the tokenizer that is saved with the adapter meets the template that was trained.
             tokenizer.chat_template = named_template(recipe.data.chat_template, tokenizer)[0]
@@ -193,6 +199,11 @@ class RunContext:
         """Makes micro-batches of rows."""
         return self.inputs.collator
 
+    @property
+    def new_tokens(self) -> list[int]:
+        """Ids of the tokens whose embeddings are trained."""
+        return new_token_ids(self.tokenizer, self.recipe.model.new_tokens)
+
     def load_model(self) -> PreTrainedModel:
         """Load the base model, frozen; what it lacks of a classifier's head is the same at every call.
 
@@ -201,6 +212,9 @@ class RunContext:
         """
         with output.terminal.status("loading the model"):
             model = load_model(self.recipe.model, self.source, self.device, seed=self.recipe.seed)
+        if self.new_tokens:
+            refuse_untrainable_tokens(model)
+            grow_embeddings(model, max(self.new_tokens) + 1)
         settle_padding(model, self.collator.pad_token_id)
         self._refuse_what_the_model_cannot_take(model)
         dtype = str(model.dtype).removeprefix("torch.")
@@ -220,10 +234,16 @@ class RunContext:
     def _refuse_what_the_model_cannot_take(self, model: PreTrainedModel) -> None:
         sets = [self.data.train] + ([self.data.eval] if self.data.eval else [])
         largest = max(rows.largest_id for rows in sets)
-        vocabulary: int = cast(Any, model.get_input_embeddings()).weight.shape[0]
+        vocabulary = embedding_rows(model)
         if largest >= vocabulary:
             raise InputError(
-                f"model.tokenizer makes token ids up to {largest:,}, but the model has {vocabulary:,} embeddings."
+                f"model.tokenizer makes token ids up to {largest:,}, but the model has {vocabulary:,} embeddings. "
+                "Name the model's own tokenizer, or the tokens that are new with model.new_tokens."
+            )
+        if self.collator.pad_token_id >= vocabulary:
+            raise InputError(
+                f"The padding token has the id {self.collator.pad_token_id:,}, but the model has {vocabulary:,} "
+                "embeddings. Set `pad_token` in tokenizer_config.json to a token that the model knows."
             )
         longest = max(max(rows.lengths) for rows in sets)
         positions = longest_input(model)

@@ -18,7 +18,9 @@ from gora.evaluation.models.locate import Named, find_subject
 from gora.evaluation.models.subject import DistributedBackend, LocalSubject
 from gora.evaluation.registry import task_named
 from gora.evaluation.task import Options, Scores, Task
+from gora.evaluation.tasks.glue import Glue
 from gora.evaluation.tasks.harness import PREFIX, Foreign, check_place, second_opinion
+from gora.evaluation.tasks.loss import Loss
 from gora.files import publish
 from gora.recipe.schema import Recipe
 from gora.report.scores import scores_table
@@ -124,7 +126,7 @@ def task_jobs(names: Sequence[str], options: Options, *, harness: bool = False) 
 
 
 def closing_job(recipe: Recipe, *, allow_code_execution: bool, trust_remote_code: bool) -> Job:
-    """The tasks that a recipe closes with; raises InputError where there is no such task."""
+    """The tasks that a recipe closes with; raises InputError where one is not known or does not fit."""
     tasks = []
     for section in recipe.evaluation.tasks:
         options = Options(
@@ -135,7 +137,12 @@ def closing_job(recipe: Recipe, *, allow_code_execution: bool, trust_remote_code
             max_new_tokens=section.max_new_tokens,
             allow_code_execution=allow_code_execution,
         )
-        tasks.append((task_named(section.name), options))
+        task = task_named(section.name)
+        if recipe.model.head == "classification" and not isinstance(task, Glue | Loss):
+            raise InputError(
+                f"evaluation.tasks: {task.name} asks for text, which a model with a classification head does not write."
+            )
+        tasks.append((task, options))
     return Job(tasks=tasks, batch_size=recipe.evaluation.batch_size, trust_remote_code=trust_remote_code)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +30,18 @@ from gora.adapters.load import (
     read_config,
     tensor_names,
 )
+from gora.adapters.mergeable import unmergeable_base
+from gora.adapters.new_tokens import fold_tokens, token_ids
 from gora.adapters.save import ADAPTER_NOTE, BaseNote
 from gora.data import padding_id
 from gora.errors import GoraError, InputError
 from gora.files import publish
 from gora.models.fingerprint import base_weights, weights_fingerprint
+from gora.models.generation import settle_generation
 from gora.models.head import in_head, settle_padding
 from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
+from gora.models.new_tokens import embedding_rows
+from gora.models.quantization import stored_quantization
 from gora.models.weight_files import read_stored_weights
 from gora.recipe.schema import ModelSection
 from gora.runs.owner import is_owned, owning
@@ -47,6 +53,7 @@ _PROBE = (
     "def median(values):\n    ordered = sorted(values)\n",
     "Once upon a time, in a town by the sea, there lived an old man who",
 )
+_PROBED_TOKENS = 16
 # Shares of the largest logit that rounding cannot explain: a merge that is this far off has gone wrong.
 _TOLERANCE_FLOAT32 = 1e-3
 _TOLERANCE_BFLOAT16 = 0.1
@@ -90,7 +97,7 @@ def merge(
     """
     quiet_libraries()
     adapter = find_adapter(adapter)
-    config = read_config(adapter)
+    config = read_config(adapter, with_tokens=True)
     name = base or config.base_model_name_or_path
     if not name:
         raise InputError(f"{adapter} does not name its base model: give it with --base.")
@@ -99,6 +106,7 @@ def merge(
     with output.terminal.status("merging"):
         merged, expected = _merge(job)
     with _owning_run_of(destination), publish(destination) as aside, output.terminal.status("writing and comparing"):
+        settle_generation(merged, job.tokenizer)
         merged.save_pretrained(str(aside), safe_serialization=True)
         job.tokenizer.save_pretrained(str(aside))
         if (adapter / ADAPTER_NOTE).exists():
@@ -135,6 +143,8 @@ class _Job:
     dtype: str
     """Type of the merged weights."""
     tokenizer: PreTrainedTokenizerBase
+    tokens: list[int]
+    """Those whose embeddings the adapter holds."""
 
     @classmethod
     def of(cls, adapter: Path, config: PeftConfig, name: str, dtype: str, trust_remote_code: bool) -> _Job:
@@ -148,10 +158,19 @@ class _Job:
         )
         labels = origin.labels if origin else None
         source = find_model(settings, labels=labels, trust_remote_code=trust_remote_code)
+        if (stored := stored_quantization(source.config)) is not None:
+            raise InputError(unmergeable_base(name, stored))
         loaded = origin.dtype if origin else _own_dtype(source)
         settings = settings.model_copy(update={"dtype": loaded})
         tokenizer = _find_tokenizer(adapter, settings, source)
+        tokens = token_ids(config)
+        if tokens and max(tokens) >= len(tokenizer):
+            raise InputError(
+                f"{adapter} holds the embedding of token {max(tokens):,}, but its tokenizer has {len(tokenizer):,} "
+                "tokens. Put the tokenizer that it was trained with into its folder."
+            )
         return cls(
+            tokens=tokens,
             adapter=adapter,
             origin=origin,
             source=source,
@@ -170,14 +189,15 @@ class _Job:
 def _merge(job: _Job) -> tuple[PreTrainedModel, Tensor]:
     model = load_model(job.settings, job.source, default_device())
     _check_base(model, job)
-    settle_padding(model, padding_id(job.tokenizer))
+    settle_padding(model, padding_id(job.tokenizer, embedding_rows(model)))
     wrapped = load_adapter(model, job.adapter)
     _refuse_more_than_a_head(wrapped, job)
-    expected = probe_logits(wrapped, job.tokenizer)
+    expected = _probe(wrapped, job)
     if job.dtype == "float32":
         # Nothing is lost here, and `fold` then rounds nothing.
         wrapped.float()
     fold(wrapped)
+    fold_tokens(wrapped)
     merged: PreTrainedModel = wrapped.unload()  # type: ignore[operator, assignment]
     nn.Module.to(merged, getattr(torch, job.dtype))
     return merged, expected
@@ -224,13 +244,20 @@ def fold(wrapped: PeftModel) -> None:
                 weight.copy_((weight.float() + delta.float()).to(weight.dtype))
 
 
+def _probe(model: nn.Module, job: _Job) -> Tensor:
+    if not job.tokens:
+        return probe_logits(model, job.tokenizer)
+    told = " ".join(job.tokenizer.convert_ids_to_tokens(job.tokens[:_PROBED_TOKENS]))
+    return probe_logits(model, job.tokenizer, (*_PROBE, told))
+
+
 @torch.no_grad()
-def probe_logits(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+def probe_logits(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] = _PROBE) -> Tensor:
     """Logits for a few fixed texts, float32 on the CPU, one row a token; a classifier's one after the other."""
     model.eval()
     device = next(model.parameters()).device
     rows = []
-    for text in _PROBE:
+    for text in texts:
         batch = tokenizer(text, return_tensors="pt").to(device)
         arguments: dict[str, Any] = {"input_ids": batch["input_ids"]}
         if model.config.is_encoder_decoder:  # type: ignore[union-attr]
@@ -242,7 +269,7 @@ def probe_logits(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Tensor
 def _probe_folder(path: Path, job: _Job) -> Tensor:
     settings = job.settings.model_copy(update={"name": str(path), "revision": None, "dtype": job.dtype})
     source = find_model(settings, trust_remote_code=job.source.trust_remote_code)
-    return probe_logits(load_model(settings, source, default_device()), job.tokenizer)
+    return _probe(load_model(settings, source, default_device()), job)
 
 
 def _refuse_wrong(result: Merged, tolerance: float) -> None:

@@ -8,8 +8,10 @@ from shlex import quote
 
 from rich.table import Table
 
+from gora.adapters.mergeable import refuse_unmergeable
 from gora.errors import InputError
 from gora.methods import METHODS
+from gora.models.load import find_model
 from gora.recipe import accumulation_steps
 from gora.recipe.schema import Recipe
 from gora.runs.context import RunContext
@@ -51,8 +53,8 @@ def run(
     """
     begin = time.monotonic()
     method = METHODS[recipe.adapter.method]
-    if merge_too and method.saved_as == "model":
-        raise InputError(f"--merge: {method.title} leaves a whole model, there is no adapter to merge.")
+    if merge_too:
+        refuse_unmergeable(recipe, find_model(recipe.model, trust_remote_code=trust_remote_code))
     if gradients is not None and not method.needs_plan:
         raise InputError(f"--from-gradients: the method {recipe.adapter.method} makes no plan. Leave it out.")
     with RunContext.open(recipe, command="gora run", mode=mode, trust_remote_code=trust_remote_code) as context:

@@ -14,6 +14,7 @@ from gora.data.prompting import describe_prompt_format
 from gora.errors import GoraError, InputError, Interrupted
 from gora.files import delete, write_text
 from gora.methods import METHODS
+from gora.models.quantization import quantization_of
 from gora.plan import Plan, read_plan
 from gora.recipe import accumulation_steps, dump_recipe
 from gora.recipe.schema import Recipe
@@ -293,7 +294,7 @@ def _save(context: RunContext, start: Wrapped, report: Report, trainer: GoraTrai
     labels = tuple(context.recipe.data.choices or ()) if context.source.head == "classification" else None
     base = BaseNote(
         dtype=str(model.dtype).removeprefix("torch."),
-        quantization=context.recipe.model.quantization,
+        quantization=quantization_of(context.recipe.model, context.source),
         fingerprint=start.original,
         weights=context.base.note,
         quantized_files=context.source.quantized_files,

@@ -13,6 +13,7 @@ from gora.methods import Method
 from gora.models.head import in_head
 from gora.recipe.schema import TrainSection
 
+_TOKENS = {"tokens": ".trainable_tokens_delta."}
 _HEAD = "head"
 
 
@@ -33,6 +34,7 @@ def parameter_groups(
     Raises:
         GoraError: a trainable parameter belongs to no group, or nothing is trainable.
     """
+    parts = {**parts, **_TOKENS}
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     of_head = in_head(model)
     part_of = {

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gora.adapters.load import load_adapter
+from gora.adapters.new_tokens import train_tokens
 from gora.errors import InputError
 from gora.files import delete, publish
 from gora.methods import METHODS, AdapterSettings, Method, Wrapping
@@ -20,8 +21,10 @@ from gora.methods.base import factors_of
 from gora.models.fingerprint import base_weights, weights_fingerprint
 from gora.models.head import settle_padding
 from gora.models.load import find_model, load_model
+from gora.models.new_tokens import without_new_rows
 from gora.models.sharding import gather
 from gora.models.targets import weight_shape
+from gora.models.tokenizer import embeddings_of
 from gora.models.weight_files import WeightsNote
 from gora.plan import Factors, Plan, identity_differences, read_factors
 from gora.planning.gradient_pass import collect_gradients
@@ -71,13 +74,15 @@ def wrap_model(context: RunContext, plan: Plan | None, *, steps: int, resumed: b
     if plan is not None:
         _refuse_stranger(context, model, targets, plan)
     method = METHODS[context.recipe.adapter.method]
-    original = fingerprint(model, context.world)
+    original = _original(context, model)
     losses = _loss(model, context, "base")
     torch.manual_seed(context.recipe.seed)
     wrapped = method.wrap(model, _wrapping(context, model, targets, plan, method, steps, resumed))
+    if context.new_tokens and isinstance(wrapped, PeftModel):
+        train_tokens(wrapped, context.new_tokens)
     trainable = sum(value.numel() for value in wrapped.parameters() if value.requires_grad)
     output.say(f"adapter   {context.recipe.adapter.method}, {trainable:,} trainable parameters")
-    untouched = not method.moves_weights and isinstance(wrapped, PeftModel)
+    untouched = not method.moves_weights and not context.new_tokens and isinstance(wrapped, PeftModel)
     frozen = original if untouched else fingerprint(wrapped, context.world)
     initial = factors_of(wrapped) if method.moves_weights and isinstance(wrapped, PeftModel) else None
     if initial:
@@ -87,6 +92,16 @@ def wrap_model(context: RunContext, plan: Plan | None, *, steps: int, resumed: b
         with_each = f"{losses['base']:.4f} with the base model, {losses['initial']:.4f} with the initial adapter"
         output.say(f"loss      {with_each}, on {len(context.data.eval or ()):,} evaluation rows")
     return Wrapped(model=wrapped, original=original, frozen=frozen, initial=initial, trainable=trainable, losses=losses)
+
+
+def _original(context: RunContext, model: PreTrainedModel) -> str:
+    """Fingerprint of the base as it lies in the checkpoint, without room for new tokens."""
+    if not context.new_tokens:
+        return fingerprint(model, context.world)
+    cut = without_new_rows(model, embeddings_of(context.source.config))
+    return context.world.from_main(
+        lambda: weights_fingerprint((name, cut(name, weight)) for name, weight in base_weights(model))
+    )
 
 
 def fingerprint(model: nn.Module, world: World) -> str:

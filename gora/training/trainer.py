@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import patch_environment
 from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
@@ -63,13 +64,15 @@ class GoraTrainer(Trainer):
         self._stage: Path | None = None
         self._rows_seen: torch.Tensor | None = None
         self.last_evaluation = (-1, 0.0)
-        super().__init__(
-            model=model,
-            args=_arguments(context, steps, accumulation, evaluates=evaluate_loss is not None, all_used=all_used),
-            train_dataset=WithFiller(rows),
-            eval_dataset=rows if evaluate_loss else None,
-            data_collator=collator,
-        )
+        # `accelerate launch --mixed_precision` would have Accelerate compute otherwise than the recipe says.
+        with patch_environment(accelerate_mixed_precision="no"):
+            super().__init__(
+                model=model,
+                args=_arguments(context, steps, accumulation, evaluates=evaluate_loss is not None, all_used=all_used),
+                train_dataset=WithFiller(rows),
+                eval_dataset=rows if evaluate_loss else None,
+                data_collator=collator,
+            )
         self.remove_callback(PrinterCallback)
         # The loss is normalised below, for every family alike; neither the Trainer nor Accelerate may divide again.
         self.model_accepts_loss_kwargs = True

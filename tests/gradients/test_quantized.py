@@ -136,6 +136,6 @@ def test_a_quantised_base_goes_from_gradients_to_a_merged_model(kind, tmp_path, 
 
 
 def test_without_bitsandbytes_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("gora.models.load.find_spec", lambda name: None)
+    monkeypatch.setattr("gora.models.quantization.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'gora\[bitsandbytes\]'"):
         quantized("nf4")

@@ -12,6 +12,10 @@ from gora.data import IGNORED, Examples, LabelCollator, LabelledText, TextEncode
 from gora.errors import InputError
 from gora.models.encoders import knows_token_types, longest_input
 from gora.models.head import settle_padding
+from gora.models.new_tokens import embedding_rows
+from gora.models.positions import real_limit
+
+_UNLIMITED = 2**31 - 1
 
 
 def predict(
@@ -55,12 +59,14 @@ def class_logits(
     Raises:
         InputError: there are not as many second texts as first ones, or the tokenizer has no padding token.
     """
-    longest = min(tokenizer.model_max_length, longest_input(model) or tokenizer.model_max_length)
+    limits = [real_limit(tokenizer.model_max_length), longest_input(model)]
+    longest = min((limit for limit in limits if limit is not None), default=_UNLIMITED)
     encoded = _encoded(tokenizer, texts, pairs, max_length or longest)
-    if padding_id(tokenizer) is None:
+    pad = padding_id(tokenizer, embedding_rows(model))
+    if pad is None:
         raise InputError("The tokenizer has no padding token, without which texts cannot share a batch.")
-    settle_padding(model, padding_id(tokenizer))
-    collator = LabelCollator(padding_id(tokenizer), knows_token_types(model.config))
+    settle_padding(model, pad)
+    collator = LabelCollator(pad, knows_token_types(model.config))
     # Texts of similar length share a batch: less padding, and each row stays what it is.
     order = sorted(range(len(encoded)), key=encoded.lengths.__getitem__)
     logits = torch.empty(len(texts), int(model.config.num_labels or 0))

@@ -13,6 +13,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from gora.data.collate import padding_id
 from gora.evaluation.task import Sampling
+from gora.models.encoders import longest_input
+from gora.models.new_tokens import embedding_rows
 
 
 def without_adapter(model: PreTrainedModel | PeftModel, base: bool) -> AbstractContextManager[Any]:
@@ -38,10 +40,13 @@ class Generator:
 
     def __post_init__(self) -> None:
         # An adapter's layers stay within the model that it was put round.
-        self._inner: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        inner: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        self._inner = inner
         self._own = cast(Any, self._inner.generation_config)
         end = self._own.eos_token_id
         listed = end if isinstance(end, list) else [end]
+        self._pad = padding_id(self.tokenizer, embedding_rows(inner))
+        self._longest = None if inner.config.is_encoder_decoder else longest_input(inner)
         self._ends = sorted({*listed, self.tokenizer.eos_token_id} - {None})
 
     @property
@@ -78,10 +83,7 @@ class Generator:
 
     def room(self, width: int, wanted: int) -> int:
         """How many of `wanted` tokens the context has room for behind a prompt of `width` tokens."""
-        positions = getattr(self._inner.config, "max_position_embeddings", None)
-        if positions is None or self._inner.config.is_encoder_decoder:
-            return wanted
-        return min(wanted, positions - width)
+        return wanted if self._longest is None else min(wanted, self._longest - width)
 
     def _generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, advance: Callable[[int, int], None]
@@ -114,7 +116,7 @@ class Generator:
             self.cut_short += len(prompts)
         if room < 1:
             return [[""] * sampling.samples for _ in prompts], 0
-        pad = padding_id(self.tokenizer)
+        pad = self._pad
         device = self._inner.device
         ids = torch.tensor([[pad] * (width - len(one)) + one for one in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts], device=device)
@@ -143,7 +145,7 @@ class Generator:
             do_sample=draws,
             num_return_sequences=sampling.samples,
             **({"temperature": sampling.temperature, "top_p": 1.0, "top_k": 0} if draws else {}),
-            pad_token_id=padding_id(self.tokenizer),
+            pad_token_id=self._pad,
             bos_token_id=self._own.bos_token_id,
             eos_token_id=self._ends,
             decoder_start_token_id=self._own.decoder_start_token_id,

@@ -47,7 +47,7 @@ def load_subject(
         check_base(named.adapter, source, join())
     fingerprint = _fingerprint(named, source)
     if backend == "vllm":
-        check_vllm(named.model)
+        check_vllm(named.model, source)
         if named.adapter is not None:
             read_config(named.adapter)
         return LocalSubject(

@@ -126,7 +126,9 @@ def _adapter(path: Path) -> Named:
     if is_classifier(config):
         settings["head"] = "classification"
     if origin:
-        settings |= {"dtype": origin.dtype, "quantization": origin.quantization}
+        # Of other formats the checkpoint says so itself.
+        quantization = origin.quantization if origin.quantization in ("nf4", "int8") else None
+        settings |= {"dtype": origin.dtype, "quantization": quantization}
     model = ModelSection(**settings)
     return Named(
         name=str(path), model=model, adapter=path, base=model, prompt_format=_read_prompt_format(path / ADAPTER_NOTE)

@@ -12,12 +12,14 @@ from gora.adapters.uniform import write_uniform
 from gora.errors import InputError
 from gora.evaluation.task import Sampling
 from gora.models.load import Source
+from gora.models.positions import positions_of
+from gora.models.quantization import quantization_of
 from gora.recipe.schema import ModelSection
 
 _AT_ONCE = 256  # prompts between two looks at the progress; vLLM shares out its memory by itself
 
 
-def check_vllm(settings: ModelSection) -> None:
+def check_vllm(settings: ModelSection, source: Source) -> None:
     """Refuse what vLLM cannot do here, before anything is loaded.
 
     Raises:
@@ -25,8 +27,8 @@ def check_vllm(settings: ModelSection) -> None:
     """
     if find_spec("vllm") is None:
         raise InputError("--backend vllm needs vLLM: pip install 'gora[vllm]', or leave the option out.")
-    if settings.quantization:
-        raise InputError(f"--backend vllm does not load a base in {settings.quantization}; use --backend hf.")
+    if kind := quantization_of(settings, source):
+        raise InputError(f"--backend vllm is not given a base in {kind}; use --backend hf.")
 
 
 class Vllm:
@@ -52,7 +54,7 @@ class Vllm:
             arguments = {"enable_lora": True, "max_loras": 1, "max_lora_rank": write_uniform(adapter, folder)}
             self._request = LoRARequest("gora", 1, str(folder))
         self._version: str = vllm.__version__
-        self._longest = getattr(source.config, "max_position_embeddings", None)
+        self._longest = positions_of(source.config)
         self._engine = vllm.LLM(
             model=source.path,
             revision=source.revision,

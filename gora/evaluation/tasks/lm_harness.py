@@ -10,9 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+
 from gora.data.collate import padding_id
 from gora.errors import InputError
 from gora.evaluation.models.generate import Generator
+from gora.models.encoders import longest_input
+from gora.models.new_tokens import embedding_rows
 
 
 def check_installed() -> None:
@@ -44,8 +48,10 @@ def language_model(model: Any, generator: Generator, max_length: int | None = No
 
     # The harness settles padding in the tokenizer that it is given.
     tokenizer = copy.deepcopy(generator.tokenizer)
-    tokenizer.pad_token_id = padding_id(tokenizer)
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=generator.batch_size, max_length=max_length)
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    tokenizer.pad_token_id = padding_id(tokenizer, embedding_rows(inner))
+    longest = max_length or longest_input(inner)
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=generator.batch_size, max_length=longest)
 
 
 def ask(lm: Any, loaded: dict[str, Any], limit: int | None = None) -> dict[str, Any]:

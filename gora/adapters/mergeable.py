@@ -1,0 +1,36 @@
+"""Whether the adapter that a recipe will make can be merged: asked before anything is loaded."""
+
+from __future__ import annotations
+
+from gora.errors import InputError
+from gora.methods import METHODS
+from gora.models.load import Source
+from gora.models.quantization import stored_quantization
+from gora.recipe.schema import Recipe
+
+
+def refuse_unmergeable(recipe: Recipe, source: Source) -> None:
+    """Refuse `--merge` where the run's adapter could not be merged at its end.
+
+    Raises:
+        InputError: with the reason, and what to do instead.
+    """
+    method = METHODS[recipe.adapter.method]
+    if method.saved_as == "model":
+        raise InputError(f"--merge: {method.title} leaves a whole model, there is no adapter to merge.")
+    if recipe.adapter.dora or not method.plain_lora:
+        what = "with adapter.dora" if recipe.adapter.dora else f"of {method.title}"
+        raise InputError(
+            f"--merge: an adapter {what} is more than a plain LoRA adapter, which is all that gora can merge. Leave "
+            "--merge out, or give another adapter.method."
+        )
+    if (stored := stored_quantization(source.config)) is not None:
+        raise InputError(f"--merge: {unmergeable_base(recipe.model.name, stored)}")
+
+
+def unmergeable_base(name: str, stored: str) -> str:
+    """What to do where the base of an adapter is stored in few bits."""
+    return (
+        f"the base {name!r} is stored in {stored}, into which no adapter can be folded. Train without --merge, then "
+        "merge into the model in whole weights: gora merge ADAPTER --base FULL_MODEL --output FOLDER."
+    )

@@ -1,0 +1,55 @@
+"""What method, engine and checkpoint allow together: asked before rows are read."""
+
+from __future__ import annotations
+
+from gora.errors import InputError
+from gora.methods import METHODS
+from gora.models.load import Source
+from gora.models.quantization import quantization_of, refuse_untrainable_format
+from gora.recipe.schema import Recipe
+from gora.runtime.engine import Engine
+
+
+def refuse_untrainable(recipe: Recipe, source: Source, engine: Engine) -> None:
+    """Refuse what would fail once the model is loaded.
+
+    Raises:
+        InputError: the checkpoint's format cannot be trained here, or goes with neither method, engine nor head; or new
+            tokens cannot be trained with them.
+    """
+    refuse_untrainable_format(recipe.model, source.config)
+    kind = quantization_of(recipe.model, source)
+    if kind is not None:
+        _refuse_quantized(recipe, source, engine, kind)
+    if recipe.model.new_tokens:
+        _refuse_new_tokens(recipe, engine)
+
+
+def _refuse_quantized(recipe: Recipe, source: Source, engine: Engine, kind: str) -> None:
+    method = recipe.adapter.method
+    if engine.shards_weights:
+        raise InputError(
+            f"distributed: {engine.name} shards base weights, which {kind} ones cannot be. Give ddp or zero2, or a "
+            "base in whole weights."
+        )
+    if source.head == "classification":
+        raise InputError(f"model.head: classification needs a base in whole weights; this one is in {kind}.")
+    if method == "full":
+        raise InputError(f"adapter.method: full trains the weights themselves, which cannot be in {kind}.")
+    if METHODS[method].moves_weights:
+        raise InputError(
+            f"adapter.method: {method} moves a part of the base weights into the adapter, which {kind} ones do not "
+            "allow. Give gora or lora, or a base in whole weights."
+        )
+
+
+def _refuse_new_tokens(recipe: Recipe, engine: Engine) -> None:
+    method = recipe.adapter.method
+    if method == "full":
+        raise InputError(
+            "model.new_tokens: full fine-tuning leaves the embeddings alone. Give a method with an adapter."
+        )
+    if engine.shards_weights:
+        raise InputError(
+            f"model.new_tokens: PEFT cannot train them while {engine.name} shards weights. Give ddp or zero2."
+        )
