@@ -20,7 +20,9 @@ _VOCABULARIES = (
     "tokenizer.model",
     "spiece.model",
     "sentencepiece.bpe.model",
+    "tekken.json",
 )
+_OTHER_VOCABULARIES = (".model", ".tiktoken", ".vocab", ".bpe")
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # A header of more names than any checkpoint has; what a broken file says may be anything.
 _LARGEST_HEADER = 100_000_000
@@ -104,7 +106,7 @@ def check_tokenizer_files(path: Path) -> None:
 
 def has_tokenizer_files(path: Path) -> bool:
     """Whether a folder holds any file that a vocabulary could come from."""
-    return any((path / name).exists() for name in _VOCABULARIES)
+    return any(file.name in _VOCABULARIES or file.suffix in _OTHER_VOCABULARIES for file in path.iterdir())
 
 
 def _is_gguf(path: Path) -> bool:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import AddedToken
 
@@ -13,6 +14,7 @@ from gora.errors import InputError
 from gora.models.checkpoint_files import has_tokenizer_files
 from gora.runtime.console import output
 
+_PROBE = "What is one plus two? def f(x):\n    return x"
 _WHOLE = "tokenizer.json, or the files that its class reads (vocab.json and merges.txt, vocab.txt, tokenizer.model)"
 # Embeddings are padded to a multiple of 64 to 1024, which leaves a few per cent of a real vocabulary unused; toy models
 # with a few dozen words may be padded by more than that.
@@ -96,7 +98,7 @@ def _refuse_other_kind(name: str, file: Path, tokenizer: PreTrainedTokenizerBase
     loaded = type(backend.model).__name__
     differs = kind is not None and kind != loaded
     short = words is not None and backend.get_vocab_size(with_added_tokens=False) < len(words) / 2
-    if differs or short:
+    if differs or short or _loses_text(file, tokenizer):
         raise InputError(
             f"The tokenizer of {name!r} is not what its files say: {file} holds a {kind or 'vocabulary'} of "
             f"{len(words or ()):,} entries, and transformers makes a {type(tokenizer).__name__} ({loaded}, "
@@ -106,6 +108,15 @@ def _refuse_other_kind(name: str, file: Path, tokenizer: PreTrainedTokenizerBase
                 "model.tokenizer; or name the tokenizer that the model was trained with."
             ],
         )
+
+
+def _loses_text(file: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether text is lost that the file's own tokenizer keeps, as where byte-level pieces are read as others."""
+    ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    if str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).strip() == _PROBE:
+        return False
+    own = Tokenizer.from_file(str(file))
+    return bool(own.decode(own.encode(_PROBE, add_special_tokens=False).ids).strip() == _PROBE)
 
 
 def _refuse_far_smaller(name: str, tokenizer: PreTrainedTokenizerBase, embeddings: int) -> None:

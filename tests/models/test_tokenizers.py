@@ -1,6 +1,7 @@
 """Tokenizers that transformers makes up, padding beyond the embeddings, and tokens that are new."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -123,6 +124,28 @@ def test_the_advice_for_a_file_of_another_kind_works(tmp_path):
     save_words(tmp_path / "words")
     tokenizer = load(tmp_path / "model", tokenizer=str(tmp_path / "words"))
     assert tokenizer("what is one")["input_ids"] == [4, 5, 6]
+
+
+@pytest.mark.parametrize("class_name", ["GemmaTokenizer", "CodeLlamaTokenizer"])
+def test_a_file_of_byte_level_pieces_that_is_read_as_another_kind_is_refused(tmp_path, class_name):
+    """The names of both kinds are BPE and their sizes agree: only the text shows that spaces are lost."""
+    shutil.copytree(TINY, tmp_path / "model")
+    settings = tmp_path / "model" / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "tokenizer_class": class_name}))
+    broken = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert "what is one" not in broken.decode(broken("what is one", add_special_tokens=False)["input_ids"])
+    message = refusal(tmp_path / "model")
+    assert "not what its files say" in message
+    assert class_name in message
+
+
+@pytest.mark.parametrize("class_name", ["LlamaTokenizer", "PreTrainedTokenizerFast", "GPT2Tokenizer", "Qwen2Tokenizer"])
+def test_classes_that_keep_the_text_are_taken(tmp_path, class_name):
+    shutil.copytree(TINY, tmp_path / "model")
+    settings = tmp_path / "model" / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "tokenizer_class": class_name}))
+    tokenizer = load(tmp_path / "model")
+    assert tokenizer.decode(tokenizer("what is one", add_special_tokens=False)["input_ids"]) == "what is one"
 
 
 @pytest.mark.parametrize(
