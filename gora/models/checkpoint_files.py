@@ -94,7 +94,7 @@ def _check_weights(path: Path) -> None:
             ],
         )
     else:
-        raise InputError(f"{path} holds no weights ({_WEIGHTS} or {_INDEX}). Download the whole model again.")
+        raise InputError(f"{path} holds neither {_WEIGHTS} nor {_INDEX}. Download the whole model again.")
 
 
 def check_tokenizer_files(path: Path) -> None:
@@ -139,17 +139,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _shards(index: Path) -> list[str]:
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{index} has no weight_map that says which file holds which weight. Download it again.")
+        raise InputError(f"{index}: not an index of safetensors files: it has no weight_map. Download it again.")
     shards = sorted({str(shard) for shard in weight_map.values()})
     for shard in shards:
         inside = PurePosixPath(shard.replace("\\", "/"))
         if inside.is_absolute() or ".." in inside.parts or not shard.endswith(".safetensors"):
             raise InputError(f"{index} names {shard!r}, which is not a safetensors file inside the folder.")
     if missing := [shard for shard in shards if not (index.parent / shard).exists()]:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(
-            f"{index.parent}: {len(missing)} of the {len(shards)} files that {index.name} names are missing: "
-            f"{', '.join(missing[:3])}{more}. Download them again."
+            f"{index}: {len(missing)} of {len(shards)} files are missing. Download them again.",
+            missing[:3] + ([f"and {len(missing) - 3} more"] if missing[3:] else []),
         )
     return shards
 

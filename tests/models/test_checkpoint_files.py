@@ -89,7 +89,7 @@ def test_a_broken_index_is_named(sharded, content):
 def test_a_missing_shard_is_named(sharded):
     (sharded / "model-00002-of-00002.safetensors").unlink()
     message = refusal(sharded)
-    assert "1 of the 2 files" in message
+    assert "1 of 2 files are missing" in message
     assert "model-00002-of-00002.safetensors" in message
 
 
