@@ -31,6 +31,7 @@ from gora.planning.micro_batches import MicroBatches
 from gora.recipe import load_recipe
 from gora.recipe.schema import DataSection, ModelSection, SourceSection
 from gora.runs.loss import evaluate_loss
+from gora.runs.owner import mark
 from gora.stages.evaluate import Job, evaluate, task_jobs
 from gora.stages.merge import merge
 from gora.stages.precompute import precompute
@@ -149,7 +150,7 @@ def test_run_adapter_and_merged_model_are_evaluated_by_their_likeliest_class(fin
         assert found["loss"]["trained"].metrics["loss"] == pytest.approx(float(loss), rel=1e-4)
     with pytest.raises(InputError, match="no place for one"):
         job = Job(tasks=task_jobs(["gsm8k"], Options(folder=tmp_path, data="builtin:gsm8k/test.jsonl", limit=1)))
-        evaluate(str(folder), job, destination=tmp_path)
+        evaluate(str(folder), job, destination=tmp_path / "other")
 
 
 def test_the_plan_gives_a_rank_to_every_linear_layer_but_the_head(finished):
@@ -227,7 +228,8 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit_in_the_head_too(home, 
     whole, again = tmp_path / "whole", tmp_path / "again"
     settings = ("train.save_steps=5", "train.epochs=2", "adapter.dropout=0.1", "adapter.method=lora")
     unbroken = train(recipe_of(home / "bert.yaml", whole, *settings))
-    (again / "checkpoints").mkdir(parents=True)
+    mark(again)
+    (again / "checkpoints").mkdir()
     shutil.copytree(whole / "checkpoints" / "checkpoint-5", again / "checkpoints" / "checkpoint-5")
     (again / "metrics.jsonl").write_bytes((whole / "metrics.jsonl").read_bytes())
     resumed = train(recipe_of(home / "bert.yaml", again, *settings), mode="resume")
@@ -409,7 +411,7 @@ def test_whole_layers_besides_the_head_are_not_merged(home, tmp_path):
 
 def test_a_head_beside_the_adapter_of_a_language_model_is_not_merged(finished, tmp_path):
     adapter = tmp_path / "adapter"
-    shutil.copytree(finished[0] / "adapter", adapter)
+    shutil.copytree(finished[0] / "adapter", adapter, ignore=shutil.ignore_patterns("manifest.json"))
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"task_type": "CAUSAL_LM"}))
     with pytest.raises(InputError, match="modules_to_save: it holds whole layers"):
@@ -418,7 +420,7 @@ def test_a_head_beside_the_adapter_of_a_language_model_is_not_merged(finished, t
 
 def test_an_adapter_without_its_head_is_not_merged(finished, tmp_path):
     adapter = tmp_path / "adapter"
-    shutil.copytree(finished[0] / "adapter", adapter)
+    shutil.copytree(finished[0] / "adapter", adapter, ignore=shutil.ignore_patterns("manifest.json"))
     tensors = {name: value for name, value in adapter_tensors(tmp_path).items() if "classifier" not in name}
     save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"base_model\.model\.classifier\.(weight|bias) is missing"):

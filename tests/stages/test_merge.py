@@ -130,7 +130,8 @@ def made(tmp_path_factory, tokenizer):
 
 @pytest.fixture
 def copied(made, tmp_path):
-    return shutil.copytree(made[1], tmp_path / "adapter")
+    """A copy to be changed, as if another tool had written it: nothing lists what its files were."""
+    return shutil.copytree(made[1], tmp_path / "adapter", ignore=shutil.ignore_patterns("manifest.json"))
 
 
 def refuses(message, adapter, destination, **settings):
@@ -432,20 +433,20 @@ def test_the_destination_is_never_the_current_folder_or_above_it(made, tmp_path,
 
 def test_overwrite_replaces_a_model_folder_and_nothing_else(made, tmp_path, monkeypatch):
     folder = tmp_path / "merged"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "old").write_text("old")
+    merge(made[1], folder)
     refuses("Add --overwrite", made[1], folder)
+    before = (folder / "model.safetensors").stat().st_ino
     merge(made[1], folder, overwrite=True)
-    assert not (folder / "old").exists()
+    assert (folder / "model.safetensors").stat().st_ino != before
     monkeypatch.setattr(stage, "load_model", never)
-    for name in ("adapter_config.json", "plan.safetensors"):
+    for name in ("adapter_config.json", "plan.safetensors", "notes.txt"):
         (folder / name).write_text("mine")
         refuses("never replaced", made[1], folder, overwrite=True)
         (folder / name).unlink()
-    (folder / "config.json").unlink()
-    refuses("never replaced", made[1], folder, overwrite=True)
-    assert (folder / "model.safetensors").exists()
+    for name in ("config.json", "manifest.json"):
+        copy = shutil.copytree(folder, tmp_path / f"without-{name}", ignore=shutil.ignore_patterns(name))
+        refuses("never replaced", made[1], copy, overwrite=True)
+        assert (copy / "model.safetensors").exists()
 
 
 def test_a_file_or_a_link_as_destination_is_refused_before_loading(made, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import gora.gradients.checkpoint as checkpoint
+from gora import manifest
 from gora.core.importance import importance
 from gora.core.initial import draw_a, solve_b
 from gora.errors import GoraError, InputError, Interrupted
@@ -102,9 +103,14 @@ def test_kept_gradients_of_another_pass_and_broken_ones_are_refused(kept, tmp_pa
     assert refused.value.problems == ("seed: 42 there, 3 in the recipe", "gora.steps: 6 there, 5 in the recipe")
     with pytest.raises(InputError, match="cannot be read"):
         plan_from_gradients(recipe(tmp_path / "b"), tmp_path / "none")
-    (tmp_path / "state.json").write_text(json.dumps({"tensors": {}}))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "state.json").write_text(json.dumps({"tensors": {}}))
+    with pytest.raises(InputError, match=r"manifest\.json is missing"):
+        plan_from_gradients(recipe(tmp_path / "c"), other)
+    manifest.seal(other)
     with pytest.raises(InputError, match="does not hold kept gradients"):
-        plan_from_gradients(recipe(tmp_path / "c"), tmp_path)
+        plan_from_gradients(recipe(tmp_path / "c"), other)
 
 
 def sampled(llama, share):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 import gora.stages.train as stage
+from gora import manifest
 from gora.data import Collator
 from gora.data.encode import Encoded
 from gora.data.examples import Examples
@@ -25,6 +26,7 @@ from gora.models.weight_files import read_stored_weights
 from gora.plan import read_plan
 from gora.recipe import load_recipe
 from gora.recipe.schema import ModelSection, TrainSection
+from gora.runs.owner import mark
 from gora.runtime.world import World
 from gora.stages.merge import merge, probe_logits
 from gora.stages.precompute import precompute
@@ -134,7 +136,7 @@ def test_training_starts_from_the_plan_and_keeps_its_ranks(trained):
 def test_a_run_resumed_from_a_checkpoint_equals_an_unbroken_one_bit_for_bit(trained, tmp_path, step):
     recipe, folder, _, _ = trained
     again = tmp_path / "run"
-    again.mkdir()
+    mark(again)
     for name in ("plan.safetensors", "metrics.jsonl"):
         (again / name).write_bytes((folder / name).read_bytes())
     import shutil
@@ -165,7 +167,7 @@ def test_a_used_folder_is_refused_unless_told_what_to_do(trained):
     recipe, _, _, _ = trained
     with pytest.raises(InputError, match=r"already holds plan.safetensors.*--overwrite"):
         precompute(recipe)
-    with pytest.raises(InputError, match=r"already holds adapter.*--resume.*--overwrite"):
+    with pytest.raises(InputError, match=r"already holds adapter.*--overwrite"):
         train(recipe)
     with pytest.raises(InputError, match="nothing to resume"):
         train(recipe, mode="resume")
@@ -219,7 +221,7 @@ class SignalAt(TrainerCallback):
 def test_a_termination_request_saves_a_checkpoint_and_resuming_equals_an_unbroken_run(trained, tmp_path, monkeypatch):
     recipe, folder, _, _ = trained
     again = tmp_path / "run"
-    again.mkdir()
+    mark(again)
     (again / "plan.safetensors").write_bytes((folder / "plan.safetensors").read_bytes())
     recipe = small_recipe(again, "adapter.dropout=0.1")
     real = stage.RefuseNaN
@@ -247,6 +249,7 @@ def test_resuming_with_other_settings_names_them_and_a_setting_that_is_newer_tha
         origin = json.loads(state.read_text())
         assert origin["recipe"]["gora"].pop("init_a") == "random"
         state.write_text(json.dumps(origin))
+        manifest.seal(state.parent)
     other = recipe.model_copy(
         update={"output": str(again), "train": recipe.train.model_copy(update={"learning_rate": 1.0, "log_steps": 3})}
     )
@@ -338,7 +341,7 @@ def test_merged_weights_are_the_float32_sum_rounded_once(trained, tmp_path):
 
 def test_merge_refuses_what_it_cannot_merge(trained, tmp_path):
     _, folder, _, _ = trained
-    with pytest.raises(InputError, match=r"holds no adapter_config.json"):
+    with pytest.raises(InputError, match=r"not an adapter folder: no adapter_config.json"):
         merge(tmp_path, tmp_path / "merged")
     (tmp_path / "merged").mkdir()
     with pytest.raises(InputError, match="exists"):
@@ -571,6 +574,7 @@ def test_resuming_with_another_plan_or_other_rows_is_refused(trained, tmp_path):
         train(moved, mode="resume")
     state = again / "checkpoints" / "checkpoint-10" / "provenance.json"
     state.write_text(json.dumps({**json.loads(state.read_text()), "data": "other"}))
+    manifest.seal(state.parent)
     with pytest.raises(InputError, match="training rows are not those"):
         train(mine, mode="resume")
     plan = again / "plan.safetensors"
