@@ -1,5 +1,6 @@
 """Small models and the command in this process, which many tests share."""
 
+import atexit
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "gora" / "assets" / "models" / "tiny-6m"
 LONGEST = ("test_distributed", "test_cli", "test_compare", "test_train")
+
+
+def pytest_sessionfinish(session):
+    """End this process as a command of gora ends, whatever engines its tests have used."""
+    from gora.runtime.shutdown import leave
+
+    def end():
+        atexit.unregister(end)
+        leave(int(session.exitstatus))
+
+    if "torch" in sys.modules:
+        # Not yet: the report is still to be printed.
+        atexit.register(end)
 
 
 def pytest_collection_modifyitems(items):
@@ -31,13 +45,13 @@ def opened(recipe):
 @pytest.fixture
 def gora_here(monkeypatch, capsys):
     """The command in this process, where all is imported: exit code, and what it wrote to both streams."""
-    from gora.cli import main
+    from gora.cli import run_command_line
 
     def run(*arguments, cwd):
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "argv", ["gora", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            main()
+            run_command_line()
         return end.value.code or 0, *capsys.readouterr()
 
     return run

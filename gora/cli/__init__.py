@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -53,31 +54,33 @@ def _gora(
     pass
 
 
-def main() -> None:
-    """Run the command and exit: 0 done, 1 the work failed, 2 wrong input, 130 and 143 interrupted."""
-    from gora.runtime.failure import FAILURE_FILE
+def main() -> NoReturn:
+    """Run the command and end the process: 0 done, 1 the work failed, 2 wrong input, 130 and 143 interrupted."""
+    from gora.runtime.shutdown import leave
 
     try:
-        _main()
+        run_command_line()
     except SystemExit as end:
-        if FAILURE_FILE not in os.environ:
-            raise
-        # Engines leave threads behind that can break a process while it is taken down, after all is done.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+        leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+    except Exception:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        leave(1)
+    leave(0)
 
 
-def _main() -> None:
+def run_command_line() -> None:
+    """The command of `sys.argv`, which ends in SystemExit with the exit code of `main`, or in an unforeseen error."""
     from gora.runtime.failure import first_to_fail
     from gora.runtime.interrupt import StopSignal, stopping_at_once
     from gora.runtime.quiet import quiet_loggers
+    from gora.runtime.starter import end_with_starter
 
     quiet_loggers()
     # A tokenizer warns about forked processes otherwise; gora tokenizes before anything forks.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         with stopping_at_once():
+            end_with_starter()
             app(standalone_mode=True)
     except GoraError as error:
         _fail(str(error), error.exit_code)

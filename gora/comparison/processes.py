@@ -6,9 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,9 @@ from gora.runs.owner import mark
 from gora.runtime.console import output
 from gora.runtime.interrupt import StopSignal
 from gora.runtime.progress import Meter
+from gora.runtime.starter import bound_to_this_process
+
+_LOOK_EVERY = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,15 @@ class Command:
     arguments: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Running:
+    command: Command
+    place: int
+    process: subprocess.Popen[str]
+
+
 def run_commands(what: str, commands: Sequence[Command], at_once: int) -> dict[Path, Failure]:
-    """Run commands side by side; a signal is handed on to those that run.
+    """Run commands side by side; a signal is handed on to those that run. Call it from the main thread.
 
     Args:
         what: a word for all of them, which progress begins with.
@@ -57,45 +66,46 @@ def run_commands(what: str, commands: Sequence[Command], at_once: int) -> dict[P
         return {}
     for command in commands:
         mark(command.folder.path)
-    places = list(range(device_count() or 1)) * at_once
-    free, failures, running = list(places), {}, []
-    lock, stopping = threading.Lock(), threading.Event()
-
-    def run(command: Command) -> None:
-        with lock:
-            place = free.pop(0)
+    free = list(range(device_count() or 1)) * at_once
+    places, waiting = len(free), list(commands)
+    running: list[_Running] = []
+    failures: dict[Path, Failure] = {}
+    with Meter(output, what, len(commands)) as meter:
         try:
-            process = _start(command, place, len(places))
-            running.append(process)
-            code = process.wait()
-            if code:
-                failures[command.folder.path] = _failure(command, code)
-        finally:
-            with lock:
-                free.append(place)
-                if not stopping.is_set():
-                    meter.advance(facts=command.label)
-
-    with Meter(output, what, len(commands)) as meter, ThreadPoolExecutor(len(places)) as pool:
-        waiting = [pool.submit(run, command) for command in commands]
-        try:
-            for each in waiting:
-                each.result()
-        except StopSignal:
-            stopping.set()
-            for each in waiting:
-                each.cancel()
-            for process in running:
-                if process.poll() is None:
-                    process.send_signal(signal.SIGINT)
+            while waiting or running:
+                while waiting and free:
+                    command, place = waiting.pop(0), free.pop(0)
+                    running.append(_Running(command, place, _start(command, place, places)))
+                time.sleep(_LOOK_EVERY)
+                for each in [each for each in running if each.process.poll() is not None]:
+                    running.remove(each)
+                    free.append(each.place)
+                    if each.process.returncode:
+                        failures[each.command.folder.path] = _failure(each.command, each.process.returncode)
+                    meter.advance(facts=each.command.label)
+        except BaseException:
+            try:
+                _stop(running)
+            except StopSignal:
+                # Asked a second time, they stop in the middle of their step.
+                _stop(running)
             raise
     return failures
+
+
+def _stop(running: Sequence[_Running]) -> None:
+    for each in running:
+        if each.process.poll() is None:
+            each.process.send_signal(signal.SIGINT)
+    for each in running:
+        each.process.wait()
 
 
 def _start(command: Command, place: int, places: int) -> subprocess.Popen[str]:
     delete(command.folder.failure)
     line = [sys.executable, "-m", "gora", *command.arguments]
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // places)), **os.environ, RECORD: "1"}
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // places))}
+    environment = {**threads, **os.environ, **bound_to_this_process(), RECORD: "1"}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[place] if visible else str(place)
     with open(command.folder.path / "output.txt", "w", encoding="utf-8") as stream:

@@ -11,12 +11,13 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.agent.server.api import WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
 
 from gora.runtime.interrupt import SAME_REQUEST
+from gora.runtime.waiting import PATIENCE, Wait
 
 SIGNALS = "TORCHELASTIC_SIGNALS_TO_HANDLE"
 """The variable that names the signals which end the processes."""
@@ -32,7 +33,6 @@ def make_agent(
     nodes: int,
     rendezvous: str | None,
     is_host: bool | None,
-    patience: int,
 ) -> tuple[LocalElasticAgent, Any]:
     """An agent for one host, and the place where it meets those of the others.
 
@@ -43,7 +43,6 @@ def make_agent(
         nodes: hosts.
         rendezvous: `host:port` of the first host; None where there is one only.
         is_host: whether this is the first; None lets them settle it.
-        patience: seconds to wait for the other hosts.
     """
     # gora says itself what became of its processes.
     for name in list(logging.root.manager.loggerDict):
@@ -58,7 +57,7 @@ def make_agent(
             run_id=os.environ.get("SLURM_JOB_ID", "gora"),
             min_nodes=nodes,
             max_nodes=nodes,
-            join_timeout=patience,
+            join_timeout=int(PATIENCE),
             local_addr=address,
             **({} if is_host is None else {"is_host": is_host}),
         )
@@ -80,6 +79,11 @@ class _Agent(LocalElasticAgent):
     """Gives processes time to save after a signal, and a few seconds after a second one or once one has failed."""
 
     grace = _GRACE_AFTER_SIGNAL
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        hosts = worker_group.spec.rdzv_handler.settings.min_nodes  # type: ignore[attr-defined]
+        with Wait(lambda: f"waiting for the others of {hosts} hosts" if hosts > 1 else "", PATIENCE):
+            super()._rendezvous(worker_group)
 
     def _start_workers(self, *arguments: Any, **named: Any) -> Any:
         started = super()._start_workers(*arguments, **named)

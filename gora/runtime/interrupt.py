@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SAME_REQUEST = 1.0
@@ -64,7 +64,9 @@ def stopping_between_steps() -> Iterator[StopRequest]:
         if os.environ.get("RANK", "0") != "0":
             return
         # A signal may arrive in the middle of a print, whose streams must not be entered a second time.
-        os.write(2, b"\nStopping after this step. A second signal stops at once, and loses what is not saved.\n")
+        # Nobody may read it any more; what can be saved is saved all the same.
+        with suppress(OSError):
+            os.write(2, b"\nStopping after this step. A second signal stops at once, and loses what is not saved.\n")
 
     with _handling(handle):
         yield request

@@ -11,10 +11,8 @@ import re
 import signal
 import socket
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,10 @@ from typing import Any
 from gora.errors import GoraError, InputError
 from gora.runtime.console import output
 from gora.runtime.failure import FAILURE_FILE
+from gora.runtime.scratch import Scratch
+from gora.runtime.starter import bound_to_this_process
+from gora.runtime.waiting import PATIENCE, Wait
 
-_PATIENCE = 900
 # Not SIGABRT, by which a process ends itself when its connections fail, nor the signals that the launcher hands on.
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)
 
@@ -51,7 +51,7 @@ class Launch:
 
         Args:
             arguments: of the command.
-            holding: what is held while they run.
+            holding: what is held while they run, where this host is the only one.
 
         Returns:
             Whether it was done; False means that this process is to do the work.
@@ -77,7 +77,8 @@ class Launch:
             # Alone, whatever srun has started beside it.
             os.environ.pop(SRUN_TASKS, None)
             return False
-        with holding():
+        # Of several hosts none is the one for all: the first of their processes takes it.
+        with holding() if self.nodes == 1 else nullcontext():
             _run(self, count, [sys.executable, "-m", "gora", *arguments])
         return True
 
@@ -124,21 +125,24 @@ def _run(launch: Launch, count: int, command: list[str]) -> None:
 
     from gora.runtime.agent import make_agent
 
-    with tempfile.TemporaryDirectory(prefix="gora-") as folder:
+    with Scratch("launch") as folder:
         _prepare_environment(count, folder)
         agent = None
         try:
-            if launch.node_rank:
-                _await_first_host(str(launch.rendezvous))
-            agent, rendezvous = make_agent(
-                command,
-                count,
-                folder,
-                nodes=launch.nodes,
-                rendezvous=launch.rendezvous,
-                is_host=None if launch.node_rank is None else launch.node_rank == 0,
-                patience=_PATIENCE,
-            )
+            line = f"waiting for the first host at {launch.rendezvous}" if launch.nodes > 1 else ""
+            with Wait(lambda: line, PATIENCE) as wait:
+                if launch.node_rank:
+                    _await_first_host(str(launch.rendezvous), wait)
+                agent, rendezvous = wait.call(
+                    lambda: make_agent(
+                        command,
+                        count,
+                        folder,
+                        nodes=launch.nodes,
+                        rendezvous=launch.rendezvous,
+                        is_host=None if launch.node_rank is None else launch.node_rank == 0,
+                    )
+                )
             try:
                 result = agent.run()
             finally:
@@ -148,25 +152,24 @@ def _run(launch: Launch, count: int, command: list[str]) -> None:
             if _all_ended_well(agent):
                 return
             sys.exit(128 + stop.sigval)
-        except RendezvousError as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
+        except (RendezvousError, TimeoutError) as error:
+            reason = (str(error.__cause__ or error).splitlines() or ["no answer"])[0]
             raise GoraError(f"The hosts did not meet at {launch.rendezvous}: {reason}") from None
         if result.is_failed():
             _report(result.failures, folder)
 
 
-def _await_first_host(rendezvous: str) -> None:
+def _await_first_host(rendezvous: str, wait: Wait) -> None:
     """Wait until the first host listens; torch's own waiting does so too, but is deaf to signals."""
     host, _, port = rendezvous.rpartition(":")
-    end = time.monotonic() + _PATIENCE
     while True:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
             return
         except OSError as error:
-            if time.monotonic() > end:
+            if wait.left < 0:
                 raise GoraError(f"--rendezvous {rendezvous}: the first host does not answer ({error}).") from None
-        time.sleep(1)
+        wait.pause()
 
 
 def _prepare_environment(count: int, folder: str) -> None:
@@ -175,6 +178,7 @@ def _prepare_environment(count: int, folder: str) -> None:
     from gora.runtime.agent import SIGNALS
 
     os.environ[FAILURE_FILE] = os.path.join(folder, "first-failure")
+    os.environ.update(bound_to_this_process())
     # Under nohup, the end of the terminal is no reason to stop.
     hangup = "" if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else ",SIGHUP"
     os.environ[SIGNALS] = f"SIGTERM,SIGINT{hangup}"

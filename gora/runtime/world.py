@@ -19,11 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gora.errors import InputError
+from gora.errors import GoraError, InputError
+from gora.runtime.meeting import meet
+from gora.runtime.waiting import PATIENCE, Wait
 
 T = TypeVar("T")
 # The processes wait for each other while one of them writes large files; a dead one is noticed by its connections.
 _PATIENCE = timedelta(hours=2)
+_NOT_A_LAUNCH = "no launcher sets this in the environment; unset it to run in one process."
 SRUN_TASKS = "SLURM_STEP_NUM_TASKS"
 """The variable in which srun says how many tasks it has started."""
 
@@ -141,15 +144,36 @@ def join(*, alone_too: bool = False) -> World:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if (world.size > 1 or alone_too) and not dist.is_initialized():
         _complete_environment(world)
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, rank=world.index, world_size=world.size, timeout=_PATIENCE)
-        if torch.cuda.is_available():
-            # GPUs that cannot reach each other are better noticed here than after the first hour.
-            dist.all_reduce(torch.zeros(1, device="cuda"))
+        _connect(world, meet(world.index, world.size))
     if not dist.is_initialized():
         # Under `torchrun --nproc-per-node 1` there is one process, which Accelerate would take for one of several.
         os.environ.pop("LOCAL_RANK", None)
     return world
+
+
+def _connect(world: World, store: dist.Store) -> None:
+    """Make the group of processes that have met, within minutes; what they wait for each other later may take hours."""
+    gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
+
+    def connect() -> None:
+        store.set_timeout(_PATIENCE)
+        backend = "gloo" if gpu is None else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, store=store, rank=world.index, world_size=world.size, timeout=_PATIENCE)
+        if gpu is not None:
+            # GPUs that cannot reach each other are better noticed here than after the first hour.
+            torch.cuda.set_device(gpu)
+            dist.all_reduce(torch.zeros(1, device="cuda"))
+            torch.cuda.synchronize()
+
+    with Wait(lambda: f"connecting {world.size} processes" if world.main else "", PATIENCE) as wait:
+        try:
+            wait.call(connect)
+        except TimeoutError:
+            raise GoraError(
+                f"{world.size} processes have met, but could not be connected within {PATIENCE / 60:.0f} minutes. "
+                "Set NCCL_DEBUG=INFO to see what their GPUs do, GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to say which "
+                "network they use."
+            ) from None
 
 
 def launched() -> bool:
@@ -162,6 +186,8 @@ def find() -> World:
     number = _number
     if launched():
         rank, size = number("RANK"), number("WORLD_SIZE")
+        if rank >= size:
+            raise InputError(f"RANK={rank}, WORLD_SIZE={size}: {_NOT_A_LAUNCH}")
         # The second name is DeepSpeed's.
         local_size = number("LOCAL_WORLD_SIZE", number("LOCAL_SIZE", size))
         return World(index=rank, size=size, local_index=number("LOCAL_RANK"), local_size=local_size)
@@ -182,7 +208,10 @@ def _tasks_here(size: int) -> int:
 
 
 def _number(name: str, otherwise: int = 0) -> int:
-    return int(os.environ.get(name) or otherwise)
+    text = os.environ.get(name) or str(otherwise)
+    if not text.isdecimal():
+        raise InputError(f"{name}={text}: {_NOT_A_LAUNCH}")
+    return int(text)
 
 
 def _complete_environment(world: World) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import secrets
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from typing import Literal
 
 import gora
 from gora.errors import GoraError
-from gora.sandbox.inside.supervisor import remove
+from gora.runtime.scratch import new_path, remove, sweep
 
 Outcome = Literal["passed", "failed", "timed out", "out of memory", "crashed", "exited", "stopped", "broken"]
 Walls = frozenset[Literal["namespaces", "landlock", "seccomp", "guard"]]
@@ -160,6 +159,7 @@ def run_programs(sources: Sequence[str], limits: Limits, done: Callable[[], None
     Raises:
         GoraError: the walls cannot be put up.
     """
+    sweep()
     walls = isolation().walls
     with ThreadPoolExecutor(_cores()) as pool, _lifeline() as (lifeline, let_go):
         futures = [pool.submit(_run_surely, source, limits, walls, lifeline) for source in sources]
@@ -190,7 +190,7 @@ def _run_surely(source: str, limits: Limits, walls: Walls, lifeline: int) -> Ver
 
 
 def _run(source: str, limits: Limits, walls: Walls, lifeline: int) -> Verdict:
-    folder = os.path.join(tempfile.gettempdir(), f"gora-program-{secrets.token_hex(8)}")
+    folder = new_path("program")
     request = {"source": source, "limits": asdict(limits), "walls": sorted(walls), "folder": folder}
     root = str(Path(gora.__file__).resolve().parent.parent)
     try:

@@ -89,7 +89,6 @@ def test_a_folder_with_other_settings_and_unknown_methods_are_refused(tmp_path):
 
 def test_a_stopped_comparison_does_not_count_what_it_stopped(tmp_path, monkeypatch, capsys):
     def start(job, place, places):
-        job.folder.path.mkdir()
         (job.folder.path / "output.txt").write_text("")
         return subprocess.Popen(["sleep", "0.1" if job.label == "short" else "60"])
 

@@ -1,4 +1,4 @@
-"""What several processes do in the tests: `torchrun tests/helpers/processes.py FOLDER SCENARIO`."""
+"""What several processes do in the tests: `torchrun tests/helpers/processes.py FOLDER SCENARIO...`."""
 
 import ctypes
 import json
@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import sys
+import traceback
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -22,6 +24,7 @@ from gora.models.targets import find_targets, weight_shape
 from gora.planning.micro_batches import MicroBatches
 from gora.recipe import load_recipe
 from gora.runs.context import RunContext
+from gora.runs.owner import mark
 from gora.runtime.world import join
 from gora.stages import train as train_stage
 from gora.stages.precompute import precompute
@@ -60,16 +63,15 @@ def recipe(output, *more):
     return load_recipe("quickstart", [*SETTINGS, f"output={output}", *more]).recipe
 
 
-def engines(folder):
-    """The whole chain under each engine, one after the other."""
-    for name in ENGINES:
-        settings = recipe(folder / name, f"distributed={name}")
-        precompute(settings, keep="fp32")
-        if name == "zero3":
-            # Nothing of the engine may be left when process 0 loads the model again.
-            run(settings, merge_too=True, mode="resume")
-        else:
-            train(settings)
+def engine(name, folder):
+    """The whole chain under an engine."""
+    settings = recipe(folder / name, f"distributed={name}")
+    precompute(settings, keep="fp32")
+    if name == "zero3":
+        # Nothing of the engine may be left when process 0 loads the model again.
+        run(settings, merge_too=True, mode="resume")
+    else:
+        train(settings)
 
 
 def directions(folder):
@@ -190,6 +192,7 @@ def uneven(folder):
     for name in ("ddp", "zero2"):
         train(recipe(folder / name, *UNEVEN, f"distributed={name}"))
     if world.main:
+        mark(folder / "again")
         shutil.copytree(folder / "ddp" / "checkpoints" / "checkpoint-3", folder / "again" / "checkpoints/checkpoint-3")
     world.barrier()
     train(recipe(folder / "again", *UNEVEN), mode="resume")
@@ -242,7 +245,26 @@ def memory(folder):
     (folder / f"memory-{world.index}.json").write_text(json.dumps({**grown, "sums": whole}))
 
 
+def one_after_the_other(folder, scenarios):
+    """Run scenarios; when one has failed and torchrun has started all processes again, go on with the next.
+
+    Each leaves `NAME.done-RANK` or, with its traceback, `NAME.failed-RANK`.
+    """
+    rank, attempt = os.environ["RANK"], int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    for name, scenario in scenarios.items():
+        if any((folder / f"{name}.begun-{earlier}").exists() for earlier in range(attempt)):
+            continue
+        (folder / f"{name}.begun-{attempt}").touch()
+        try:
+            scenario(folder)
+        except BaseException:
+            (folder / f"{name}.failed-{rank}").write_text(traceback.format_exc())
+            raise
+        (folder / f"{name}.done-{rank}").touch()
+
+
 if __name__ == "__main__":
-    for scenario in sys.argv[2:]:
-        known = (engines, directions, nan, nan_in_training, retaken, unused, interrupt, uneven, memory)
-        {each.__name__: each for each in known}[scenario](Path(sys.argv[1]))
+    of_engines = {name: partial(engine, name) for name in ENGINES}
+    others = (directions, nan, nan_in_training, retaken, unused, interrupt, uneven, memory)
+    known = {**of_engines, **{each.__name__: each for each in others}}
+    one_after_the_other(Path(sys.argv[1]), {name: known[name] for name in sys.argv[2:]})

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -39,9 +40,47 @@ def unending(standalone_mode):
             time.sleep(0.01)
 
 
+def joining(standalone_mode):
+    """Processes that meet, and no more."""
+    from gora.runtime.world import join
+
+    print(f"joined {join().size}", flush=True)
+
+
+def leaving(standalone_mode):
+    """A process that is done, one of whose threads is in C++ again and again."""
+    import torch.distributed as dist
+
+    from gora.runtime.world import join
+
+    join(alone_too=True)
+    store, begun = dist.distributed_c10d._get_default_store(), threading.Event()
+
+    def work():
+        while True:
+            store.add("key", 0)
+            begun.set()
+
+    for _ in range(4):
+        threading.Thread(target=work, daemon=True).start()
+    begun.wait()
+    sys.exit(int(sys.argv[2]))
+
+
+def scratch(standalone_mode):
+    """A process with a temporary folder, which ends when its input does."""
+    from gora.runtime.scratch import Scratch
+
+    with Scratch("launch") as folder:
+        print(folder, flush=True)
+        sys.stdin.read()
+
+
 if __name__ == "__main__":
-    if "RANK" in os.environ:
-        gora.cli.app = {each.__name__: each for each in (failing, refusing, unending)}[sys.argv[1]]
+    alone = {each.__name__: each for each in (leaving, scratch)}
+    if "RANK" in os.environ or sys.argv[1] in alone:
+        together = {each.__name__: each for each in (failing, refusing, unending, joining)}
+        gora.cli.app = {**alone, **together}[sys.argv[1]]
     else:
         from gora.runtime.launch import Launch, _run
 

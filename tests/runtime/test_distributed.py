@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from gora.gradients.archive import ArchivedStatistics
 from gora.plan import read_factors, read_plan
+from gora.runs.owner import mark
 from gora.stages.precompute import plan_from_gradients, precompute
 from gora.stages.train import train
 from tests.conftest import ROOT
@@ -24,11 +25,23 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def several(folder, *scenarios):
-    """Run scenarios in two processes of an outer torchrun, inside which gora starts nothing again."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    """Run scenarios in two processes of an outer torchrun, inside which gora starts nothing again.
+
+    Returns:
+        The folder of what a scenario has made, by its name; one that failed fails those tests only that ask for it.
+    """
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    launcher.append(f"--max-restarts={len(scenarios)}")
     worker = [str(ROOT / "tests" / "helpers" / "processes.py"), str(folder), *scenarios]
     done = subprocess.run([*launcher, *worker], env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+    def made_by(scenario):
+        if not all((folder / f"{scenario}.done-{rank}").exists() for rank in (0, 1)):
+            reasons = [path.read_text() for path in folder.glob(f"{scenario}.failed-*")]
+            pytest.fail("\n".join(reasons) or done.stdout[-3000:] + done.stderr[-6000:], pytrace=False)
+        return folder
+
+    return made_by
 
 
 def gora(*arguments, cwd):
@@ -52,9 +65,8 @@ def one(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """The chain in two processes, a folder for each engine."""
-    folder = tmp_path_factory.mktemp("two")
-    several(folder, "engines")
-    return folder
+    made_by = several(tmp_path_factory.mktemp("two"), *ENGINES)
+    return lambda engine: made_by(engine) / engine
 
 
 def lines(folder):
@@ -77,8 +89,8 @@ def assert_same_plan(found, expected):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_each_engine_makes_the_plan_of_one_process(one, two, engine):
-    assert_same_plan(two / engine, one)
-    kept, expected = ArchivedStatistics(two / engine / "gradients"), ArchivedStatistics(one / "gradients")
+    assert_same_plan(two(engine), one)
+    kept, expected = ArchivedStatistics(two(engine) / "gradients"), ArchivedStatistics(one / "gradients")
     assert kept.shapes == expected.shapes
     for name in expected.shapes:
         difference = (kept._read(name) - expected._read(name)).norm()
@@ -95,8 +107,8 @@ def test_each_engine_makes_the_plan_of_one_process(one, two, engine):
     ],
 )
 def test_each_engine_really_runs_and_trains_as_one_process_does(one, two, engine, line):
-    assert line in (two / engine / "log.txt").read_text()
-    found, expected = lines(two / engine), lines(one)
+    assert line in (two(engine) / "log.txt").read_text()
+    found, expected = lines(two(engine)), lines(one)
     assert [each["step"] for each in found] == [each["step"] for each in expected]
     assert len(found) >= 20
     for mine, other in zip(found, expected, strict=True):
@@ -104,13 +116,13 @@ def test_each_engine_really_runs_and_trains_as_one_process_does(one, two, engine
         assert mine[loss] == pytest.approx(other[loss], rel=1e-3)
         for rate in ("learning_rate_a", "learning_rate_b", "tokens"):
             assert mine.get(rate) == other.get(rate)
-    losses, others = (json.loads((f / "results.json").read_text())["loss"] for f in (two / engine, one))
+    losses, others = (json.loads((f / "results.json").read_text())["loss"] for f in (two(engine), one))
     assert losses == pytest.approx(others, rel=1e-3)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_each_engine_saves_a_whole_adapter(one, two, engine):
-    saved, expected = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (two / engine, one))
+    saved, expected = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (two(engine), one))
     assert saved.keys() == expected.keys()
     for name, value in expected.items():
         assert saved[name].shape == value.shape
@@ -119,29 +131,30 @@ def test_each_engine_saves_a_whole_adapter(one, two, engine):
 
 def test_what_zero3_has_trained_is_merged_by_the_same_run(two):
     """Merging compares the merged model with base and adapter before it appears."""
-    assert (two / "zero3" / "merged" / "model.safetensors").exists()
-    assert "merged model" in (two / "zero3" / "log.txt").read_text()
+    assert (two("zero3") / "merged" / "model.safetensors").exists()
+    assert "merged model" in (two("zero3") / "log.txt").read_text()
 
 
 def test_process_0_alone_writes_the_log(two):
     for engine in ENGINES:
-        text = (two / engine / "log.txt").read_text()
+        text = (two(engine) / "log.txt").read_text()
         assert text.count("training 20/20") + text.count("adapter   gora") == 1
 
 
 @pytest.fixture(scope="module")
 def scenarios(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenarios")
-    several(folder, "directions", "nan", "nan_in_training", "retaken", "unused", "interrupt", "uneven", "memory")
-    return folder
+    names = ("directions", "nan", "nan_in_training", "retaken", "unused", "interrupt", "uneven", "memory")
+    return several(tmp_path_factory.mktemp("scenarios"), *names)
 
 
 @pytest.mark.parametrize("name", ["along whole", "along shared"])
 def test_an_a_along_the_gradient_is_that_of_one_process(scenarios, one, tmp_path, name):
     expected = plan_from_gradients(recipe(tmp_path / "one", "gora.init_a=gradient"), one / "gradients")
-    plan = read_plan(scenarios / name / "plan.safetensors")
+    plan = read_plan(scenarios("directions") / name / "plan.safetensors")
     assert [module.rank for module in plan.modules] == [module.rank for module in expected.plan.modules]
-    found, others = (read_factors(folder / "plan.safetensors", plan) for folder in (scenarios / name, tmp_path / "one"))
+    found, others = (
+        read_factors(folder / "plan.safetensors", plan) for folder in (scenarios("directions") / name, tmp_path / "one")
+    )
     for layer, (factor_a, factor_b) in found.items():
         other_a, other_b = others[layer]
         assert (factor_a - other_a).norm() <= 1e-2 * other_a.norm()
@@ -154,21 +167,21 @@ def test_a_micro_batch_with_nan_in_one_process_is_left_out_in_all(scenarios, nam
     monkeypatch.setattr(processes.RunContext, "loss_of", processes.RunContext.loss_of)
     processes.poison()
     precompute(recipe(tmp_path / "one", "gora.steps=11"))
-    assert_same_plan(scenarios / name, tmp_path / "one")
-    log = (scenarios / name / "log.txt").read_text()
+    assert_same_plan(scenarios("nan") / name, tmp_path / "one")
+    log = (scenarios("nan") / name / "log.txt").read_text()
     assert "warning: micro-batch 3 is left out: its loss is nan" in log
     assert "gradients 10 micro-batches of 2 rows in 2 processes" in log
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero2"])
 def test_a_nan_in_one_process_ends_training_in_all_and_nothing_of_it_is_kept(scenarios, engine):
-    run = scenarios / f"nan under {engine}"
+    run = scenarios("nan_in_training") / f"nan under {engine}"
     assert [line["step"] for line in lines(run)] == [1, 2]
     assert not (run / "adapter").exists()
 
 
 def test_a_layer_that_no_gradient_reaches_does_not_keep_the_others_from_training(scenarios):
-    saved = load_file(scenarios / "unused" / "adapter" / "adapter_model.safetensors")
+    saved = load_file(scenarios("unused") / "unused" / "adapter" / "adapter_model.safetensors")
     moved = {name: bool(value.any()) for name, value in saved.items() if "lora_B" in name}
     assert len(moved) == 7
     assert [name for name, has in moved.items() if not has] == ["base_model.model.model.spare.lora_B.weight"]
@@ -176,8 +189,8 @@ def test_a_layer_that_no_gradient_reaches_does_not_keep_the_others_from_training
 
 @pytest.mark.parametrize("name", ["whole first", "shared first"])
 def test_a_gradient_pass_goes_on_as_it_began_whatever_memory_is_free_later(scenarios, one, name):
-    assert_same_plan(scenarios / name, one)
-    log = (scenarios / name / "log.txt").read_text()
+    assert_same_plan(scenarios("retaken") / name, one)
+    log = (scenarios("retaken") / name / "log.txt").read_text()
     assert log.count("a share of ") == (0 if name == "whole first" else 2)
     assert log.count("in each of 2 processes") == 2
 
@@ -189,7 +202,7 @@ def test_a_last_step_that_leaves_a_process_without_rows_is_the_step_of_one_proce
     steps = [(line["step"], line["loss"], line["tokens"]) for line in lines(tmp_path) if "loss" in line]
     assert [step for step, _, _ in steps] == [1, 2, 3, 4]
     for name in ("ddp", "zero2", "again"):
-        run = scenarios / "uneven" / name
+        run = scenarios("uneven") / "uneven" / name
         found = [(line["step"], line["loss"], line["tokens"]) for line in lines(run) if "loss" in line]
         assert found == [(step, pytest.approx(loss, rel=1e-5), tokens) for step, loss, tokens in steps[-len(found) :]]
         saved = load_file(run / "adapter" / "adapter_model.safetensors")
@@ -199,11 +212,11 @@ def test_a_last_step_that_leaves_a_process_without_rows_is_the_step_of_one_proce
 
 def test_a_stop_that_reaches_one_process_ends_all_after_the_same_step_and_any_number_may_go_on(scenarios):
     """Data parallelism goes on in one process; ZeRO went on in two."""
-    checkpoint = scenarios / "ddp" / "checkpoints" / f"checkpoint-{STOP_AFTER}"
+    checkpoint = scenarios("interrupt") / "ddp" / "checkpoints" / f"checkpoint-{STOP_AFTER}"
     assert json.loads((checkpoint / "provenance.json").read_text())["processes"] == 2
-    assert not (scenarios / "ddp" / "adapter").exists()
-    train(recipe(scenarios / "ddp", "adapter.method=lora"), mode="resume")
-    resumed, other = lines(scenarios / "ddp"), lines(scenarios / "zero2")
+    assert not (scenarios("interrupt") / "ddp" / "adapter").exists()
+    train(recipe(scenarios("interrupt") / "ddp", "adapter.method=lora"), mode="resume")
+    resumed, other = lines(scenarios("interrupt") / "ddp"), lines(scenarios("interrupt") / "zero2")
     assert [line["step"] for line in resumed] == [line["step"] for line in other]
     assert [line["step"] for line in resumed if "loss" in line] == list(range(1, 21))
     for mine, its in zip(resumed, other, strict=True):
@@ -213,19 +226,19 @@ def test_a_stop_that_reaches_one_process_ends_all_after_the_same_step_and_any_nu
 
 def test_states_that_are_shared_out_are_not_resumed_with_another_number_of_processes(scenarios, tmp_path):
     run = tmp_path / "run"
-    (scenarios / "zero2" / "checkpoints").rename(tmp_path / "kept")
-    run.mkdir()
+    (scenarios("interrupt") / "zero2" / "checkpoints").rename(tmp_path / "kept")
+    mark(run)
     (tmp_path / "kept").rename(run / "checkpoints")
     settings = overrides("adapter.method=lora", "distributed=zero2", f"output={run}")
     done = gora("train", "quickstart", "--resume", *settings, cwd=tmp_path)
     assert done.returncode == 2
-    assert "holds the optimizer's state in 2 shares" in done.stderr
+    assert "holds the optimizer's state in 2 shards" in done.stderr
     assert "Resume with 2." in done.stderr
 
 
 def test_each_process_holds_its_share_of_the_sums_only(scenarios):
     for rank in (0, 1):
-        measured = json.loads((scenarios / f"memory-{rank}.json").read_text())
+        measured = json.loads((scenarios("memory") / f"memory-{rank}.json").read_text())
         assert measured["whole"] > 0.9 * measured["sums"]
         assert measured["shared"] < 0.65 * measured["sums"]
 
@@ -261,7 +274,23 @@ def test_killing_one_process_ends_the_run_at_once_and_leaves_nothing_under_a_fin
     assert "Process 1 was ended by signal 9 (SIGKILL)" in (tmp_path / "output.txt").read_text()
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
     left = {path.relative_to(tmp_path / "run").parts[0] for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert left <= {"log.txt", "gradients.checkpoint" if verb == "precompute" else "metrics.jsonl", "recipe.yaml"}
+    unfinished = "gradients.checkpoint" if verb == "precompute" else "metrics.jsonl"
+    assert left <= {".gora", ".gora-lock", "failure.json", "log.txt", "recipe.yaml", unfinished}
+
+
+def test_processes_whose_launcher_is_killed_stop_after_a_step_with_a_checkpoint(tmp_path):
+    more = ("train.max_steps=5000", "train.epochs=1000", "adapter.method=lora", "evaluation.steps=null")
+    settings = overrides(*more, f"output={tmp_path / 'run'}")
+    parent = start("train", "quickstart", *settings, cwd=tmp_path, until="engine    ")
+    workers = psutil.Process(parent.pid).children()
+    assert len(workers) == 2
+    parent.kill()
+    parent.wait()
+    gone, _ = psutil.wait_procs(workers, timeout=60)
+    assert len(gone) == 2
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert json.loads((checkpoint / "provenance.json").read_text())["processes"] == 2
+    assert (tmp_path / "output.txt").read_text().count("gora: Stopped by signal 15.") == 1
 
 
 def test_ctrl_c_saves_the_sums_of_all_processes_and_resuming_makes_the_plan_of_an_unbroken_pass(tmp_path):

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import psutil
 import pytest
@@ -23,11 +24,12 @@ from gora.runtime import launch as launch_module
 from gora.runtime.engine import NAMES, Engine
 from gora.runtime.failure import FAILURE_FILE, first_to_fail
 from gora.runtime.launch import Launch
+from gora.runtime.waiting import Wait
 from gora.runtime.world import World, find, join
 from gora.training.engine_training import refuse_what_cannot_train
 from tests.conftest import ROOT
+from tests.helpers.environment import clean_environment
 
-LAUNCHERS = re.compile("(LOCAL_|CROSS_)?(RANK|SIZE|WORLD_SIZE)|(SLURM|PMI|OMPI|MASTER|OMP|GORA)_.*")
 SRUN = {
     "SLURM_STEP_NUM_TASKS": "9",
     "SLURM_STEP_TASKS_PER_NODE": "4(x2),1",
@@ -46,11 +48,6 @@ TINY_RUN = (
     "train.batch_size=2",
     "evaluation.steps=null",
 )
-
-
-def clean_environment(**more):
-    """The environment of a shell that no launcher has started."""
-    return {name: value for name, value in os.environ.items() if not LAUNCHERS.fullmatch(name)} | more
 
 
 @pytest.fixture
@@ -90,7 +87,7 @@ def started(monkeypatch):
 )
 def test_numbers_that_do_not_fit_are_refused_with_advice(environment, started, options, advice):
     with pytest.raises(InputError, match=advice):
-        Launch(**options).start([])
+        Launch(**options).start([], nullcontext)
     assert not started
 
 
@@ -106,13 +103,13 @@ def test_a_launch_that_does_not_fit_ends_the_command_with_code_2(tmp_path):
         ({}, World()),
         (
             {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", **SRUN},
-            World(index=5, size=8, local_rank=1, local_size=4),
+            World(index=5, size=8, local_index=1, local_size=4),
         ),
         (
             {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"},
             World(index=5, size=8, local_index=1, local_size=4),
         ),
-        (SRUN, World(index=6, size=9, local_rank=2, local_size=4)),
+        (SRUN, World(index=6, size=9, local_index=2, local_size=4)),
         (
             SRUN | {"SLURM_PROCID": "8", "SLURM_LOCALID": "0", "SLURM_NODEID": "2"},
             World(index=8, size=9, local_index=0, local_size=1),
@@ -135,9 +132,9 @@ def test_what_torchrun_has_started_starts_nothing_again_and_says_which_options_d
     environment, started, capsys, variables
 ):
     environment(**variables)
-    assert not Launch(processes=2).start([])
-    assert not Launch(processes=1, nodes=2, rendezvous="a:1").start([])
-    assert not Launch().start([])
+    assert not Launch(processes=2).start([], nullcontext)
+    assert not Launch(processes=1, nodes=2, rendezvous="a:1").start([], nullcontext)
+    assert not Launch().start([], nullcontext)
     assert not started
     said = capsys.readouterr().out.splitlines()
     other = "not used, another launcher has started the processes of this run."
@@ -145,17 +142,17 @@ def test_what_torchrun_has_started_starts_nothing_again_and_says_which_options_d
     assert said == (expected if variables["RANK"] == "0" else [])
     # gora's own processes are given the options that started them.
     environment(**variables, **{FAILURE_FILE: "somewhere"})
-    assert not Launch(processes=2).start([])
+    assert not Launch(processes=2).start([], nullcontext)
     assert not capsys.readouterr().out
 
 
 def test_srun_is_the_launcher_until_the_options_say_otherwise(environment, started):
     environment(**SRUN)
-    assert not Launch().start([])
-    assert Launch(processes=2).start([])
-    assert Launch(processes=1, nodes=2, node_rank=1, rendezvous="a:1").start([])
+    assert not Launch().start([], nullcontext)
+    assert Launch(processes=2).start([], nullcontext)
+    assert Launch(processes=1, nodes=2, node_rank=1, rendezvous="a:1").start([], nullcontext)
     assert started == [2, 1]
-    assert not Launch(processes=1).start([])
+    assert not Launch(processes=1).start([], nullcontext)
     assert find() == World()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
@@ -166,15 +163,20 @@ def test_one_process_of_torchrun_is_no_group_to_the_libraries(environment):
     assert "LOCAL_RANK" not in os.environ
 
 
-def test_a_first_host_that_does_not_answer_is_named(monkeypatch):
-    monkeypatch.setattr(launch_module, "_PATIENCE", 0)
-    with pytest.raises(GoraError, match="--rendezvous localhost:1: the first host does not answer"):
-        launch_module._await_first_host("localhost:1")
+def test_a_first_host_that_does_not_answer_is_named():
+    with (
+        Wait(str, -1) as wait,
+        pytest.raises(GoraError, match="localhost:1: the first host does not answer"),
+    ):
+        launch_module._await_first_host("localhost:1", wait)
 
 
 def test_only_the_first_to_fail_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv(FAILURE_FILE, str(tmp_path / "first"))
-    assert [first_to_fail() for _ in range(3)] == [True, False, False]
+    assert [first_to_fail() for _ in range(3)] == [True, True, True]
+    (tmp_path / "by another").touch()
+    monkeypatch.setenv(FAILURE_FILE, str(tmp_path / "by another"))
+    assert [first_to_fail() for _ in range(2)] == [False, False]
     monkeypatch.setenv(FAILURE_FILE, str(tmp_path / "gone" / "first"))
     assert first_to_fail()
     monkeypatch.delenv(FAILURE_FILE)

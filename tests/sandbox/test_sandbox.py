@@ -419,11 +419,12 @@ def test_whoever_is_killed_before_it_has_said_what_to_run_leaves_no_folder(place
 
 
 def test_a_folder_that_cannot_be_made_is_no_fault_of_the_program(place, monkeypatch):
-    monkeypatch.setattr(sandbox.secrets, "token_hex", lambda size: "taken")
-    (place / "gora-program-taken").mkdir()
+    monkeypatch.setattr(sandbox, "new_path", lambda kind: str(place / "taken"))
+    (place / "taken" / "by another").mkdir(parents=True)
     verdict = sandbox._run_alone("pass", Limits(), frozenset(["guard"]))
     assert verdict.outcome == "broken"
     assert "no folder" in verdict.detail
+    assert not (place / "taken.new").exists()
 
 
 def test_the_strongest_walls_are_taken_and_named(monkeypatch):

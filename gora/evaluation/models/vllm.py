@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +14,7 @@ from gora.models.load import Source
 from gora.models.positions import positions_of
 from gora.models.quantization import quantization_of
 from gora.recipe.schema import ModelSection
+from gora.runtime.scratch import Scratch
 
 _AT_ONCE = 256  # prompts between two looks at the progress; vLLM shares out its memory by itself
 
@@ -49,8 +49,8 @@ class Vllm:
         arguments: dict[str, Any] = {}
         if adapter is not None:
             # vLLM reads the folder when it first needs it.
-            self._copy = tempfile.TemporaryDirectory(prefix="gora-adapter-")
-            folder = Path(self._copy.name) / "adapter"
+            self._copy = Scratch("adapter")
+            folder = Path(self._copy.path) / "adapter"
             arguments = {"enable_lora": True, "max_loras": 1, "max_lora_rank": write_uniform(adapter, folder)}
             self._request = LoRARequest("gora", 1, str(folder))
         self._version: str = vllm.__version__

@@ -8,13 +8,13 @@ and leaves.
 import json
 import os
 import select
-import shutil
 import signal
 import sys
 import time
 from contextlib import suppress
 from typing import Any
 
+from gora.runtime.scratch import make_locked, remove
 from gora.sandbox.inside import kernel
 from gora.sandbox.inside.processes import descendants, end_all
 from gora.sandbox.inside.program import READY, become
@@ -33,32 +33,22 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever ends this process means what it watches: `lifeline` does
     try:
         # Made here, so that there is none if whoever asks is killed before somebody knows of it.
-        os.mkdir(request["folder"], 0o700)
+        lock = make_locked(request["folder"])
         os.chdir(request["folder"])
     except OSError as error:
         verdict = {"outcome": "broken", "detail": f"there is no folder for it: {error}", "seconds": 0.0, "output": ""}
     else:
         try:
-            verdict = _Watch(request).verdict()
+            verdict = _Watch(request, lock).verdict()
         finally:
             remove(request["folder"])
     sys.stdout.write(json.dumps(verdict))
 
 
-def remove(folder: str) -> None:
-    """Delete a folder with all that a program has left in it, also what it has forbidden to touch."""
-    for path, inner, _ in os.walk(folder):
-        for below in (os.path.join(path, name) for name in inner):
-            with suppress(OSError):
-                if not os.path.islink(below):  # what a link leads to is not ours
-                    os.chmod(below, 0o700)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 class _Watch:
     """A program in a child process, watched until it ends or has to."""
 
-    def __init__(self, request: dict[str, Any]) -> None:
+    def __init__(self, request: dict[str, Any], lock: int) -> None:
         self._limits = request["limits"]
         self._lifeline, self._folder = request["lifeline"], request["folder"]
         self._secret = os.urandom(16).hex().encode()
@@ -69,7 +59,7 @@ class _Watch:
         os.set_blocking(self._wake, False)
         self._start = self._looked = time.monotonic()
         self._pause = _LOOK_EVERY
-        self._child = self._fork(request)
+        self._child = self._fork(request, lock)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
 
@@ -87,13 +77,13 @@ class _Watch:
         output = self._output.decode(errors="replace")
         return {"outcome": outcome, "detail": detail, "seconds": seconds, "output": output}
 
-    def _fork(self, request: dict[str, Any]) -> int:
+    def _fork(self, request: dict[str, Any], lock: int) -> int:
         (self._prints, output), (self._answers, answers), (asks, secret) = os.pipe(), os.pipe(), os.pipe()
         os.write(secret, self._secret)
         os.close(secret)
         child = os.fork()
         if child == 0:
-            for mine in (self._prints, self._answers, self._woken, self._wake, self._lifeline):
+            for mine in (self._prints, self._answers, self._woken, self._wake, self._lifeline, lock):
                 os.close(mine)
             become(request, output, asks, answers)
         for its in (output, answers, asks):
