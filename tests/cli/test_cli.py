@@ -16,6 +16,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from gora.runs.owner import LOCK, MARKER
 from gora.runtime.imports import importing
 from tests.conftest import ROOT
 
@@ -161,7 +162,8 @@ def test_a_run_leaves_every_file_of_the_design_and_says_what_is_next(ran):
         "log.txt",
         "merged",
     }
-    assert not [name for name in names if name.startswith(".")]
+    assert {name for name in names if name.startswith(".")} == {MARKER, LOCK}
+    assert "failure.json" not in names
     losses = json.loads((folder / "runs" / "quickstart" / "results.json").read_text())["loss"]
     assert f"{losses['base']:.4f} with the base model, {losses['final']:.4f} with the adapter" in done.stdout
     assert losses["final"] < losses["base"]
@@ -179,7 +181,7 @@ def test_the_terminal_is_free_of_the_libraries_own_lines(ran):
 def test_the_log_holds_what_was_printed(ran):
     folder, done = ran
     log = (folder / "runs" / "quickstart" / "log.txt").read_text()
-    for part in ("trainable", "learning rate", "every base weight is what it was"):
+    for part in ("trainable", "learning rate", "base weights unchanged"):
         assert part in done.stdout
         assert part in log
     steps, warmup = map(int, re.findall(r"(\d+) optimizer steps, (\d+) of them warm-up", log)[0])
@@ -257,7 +259,9 @@ def test_ctrl_c_in_precompute_keeps_the_sums_and_nothing_half_made(tmp_path):
     assert re.search(r"Stopped by signal 2. .*gradients.checkpoint holds the sums of \d+ of 500 .* add --resume", said)
     assert "Traceback" not in said
     names = sorted(path.name for path in (tmp_path / "runs" / "quickstart").iterdir())
-    assert names == ["gradients.checkpoint", "log.txt"]
+    assert names == [MARKER, LOCK, "failure.json", "gradients.checkpoint", "log.txt"]
+    failure = json.loads((tmp_path / "runs" / "quickstart" / "failure.json").read_text())
+    assert (failure["code"], failure["exit_code"]) == ("interrupted", 130)
 
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

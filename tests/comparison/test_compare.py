@@ -48,7 +48,8 @@ def test_methods_are_compared_in_processes_of_their_own_and_finished_runs_are_no
     settings = [part for setting in SMALL for part in ("--set", setting)]
     arguments = ("compare", "quickstart", "--methods", "gora,lora", "--output", "made", "--jobs", "2", *settings)
     first = gora(*arguments, "--vary", "data.max_length=128,8", cwd=tmp_path)
-    assert first.returncode == 0, first.stderr
+    assert first.returncode == 1, first.stderr
+    assert "2 of 4 runs failed" in first.stdout
     rows = {row["label"]: row for row in json.loads((tmp_path / "made" / "comparison.json").read_text())}
     assert set(rows) == {f"{name} max_length={length}" for name in ("gora", "lora") for length in (128, 8)}
     for name in ("gora", "lora"):
@@ -60,13 +61,16 @@ def test_methods_are_compared_in_processes_of_their_own_and_finished_runs_are_no
         assert row["seeds"] == [0]
         failed = rows[f"{name} max_length=8"]
         assert failed["loss"] is None
-        assert "leaves no token to train on" in failed["failures"][0]
+        (failure,) = failed["failures"]
+        assert (failure["seed"], failure["code"]) == (0, "input")
+        assert "leaves no token to train on" in failure["message"]
     assert (tmp_path / "made" / "comparison.png").stat().st_size > 1000
     table = (tmp_path / "made" / "comparison.md").read_text()
     assert "| failed: seed 0: " in table
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "made" / "runs").glob("*/results.json")}
     assert len(before) == 2
     once_more = gora(*arguments, "--vary", "data.max_length=128", cwd=tmp_path)
+    assert once_more.returncode == 0
     assert "compare   2 runs, 2 of them finished before" in once_more.stdout
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
