@@ -102,7 +102,7 @@ def merge(
     if not name:
         raise InputError(f"{adapter} does not name its base model: give it with --base.")
     check_destination(destination, adapter, name, overwrite)
-    job = _Job.of(adapter, config, name, dtype, trust_remote_code)
+    job = _MergeJob.of(adapter, config, name, dtype, trust_remote_code)
     with output.terminal.status("merging"):
         merged, expected = _merge(job)
     with _owning_run_of(destination), publish(destination) as aside, output.terminal.status("writing and comparing"):
@@ -132,7 +132,7 @@ def _owning_run_of(destination: Path) -> AbstractContextManager[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
+class _MergeJob:
     """All that is known before the base model is loaded."""
 
     adapter: Path
@@ -147,7 +147,7 @@ class _Job:
     """Those whose embeddings the adapter holds."""
 
     @classmethod
-    def of(cls, adapter: Path, config: PeftConfig, name: str, dtype: str, trust_remote_code: bool) -> _Job:
+    def of(cls, adapter: Path, config: PeftConfig, name: str, dtype: str, trust_remote_code: bool) -> _MergeJob:
         origin = read_base_note(adapter)
         # A broken file is named before anything is loaded.
         tensor_names(adapter)
@@ -186,7 +186,7 @@ class _Job:
         return _TOLERANCE_FLOAT32 if exact else _TOLERANCE_BFLOAT16
 
 
-def _merge(job: _Job) -> tuple[PreTrainedModel, Tensor]:
+def _merge(job: _MergeJob) -> tuple[PreTrainedModel, Tensor]:
     model = load_model(job.settings, job.source, default_device())
     _check_base(model, job)
     settle_padding(model, padding_id(job.tokenizer, embedding_rows(model)))
@@ -203,7 +203,7 @@ def _merge(job: _Job) -> tuple[PreTrainedModel, Tensor]:
     return merged, expected
 
 
-def _refuse_more_than_a_head(wrapped: PeftModel, job: _Job) -> None:
+def _refuse_more_than_a_head(wrapped: PeftModel, job: _MergeJob) -> None:
     of_head = in_head(wrapped)
     names = [name for name, module in wrapped.named_modules() if isinstance(module, ModulesToSaveWrapper)]
     if others := [name for name in names if not of_head(name)]:
@@ -211,7 +211,7 @@ def _refuse_more_than_a_head(wrapped: PeftModel, job: _Job) -> None:
         raise InputError(f"{job.adapter} is more than a plain LoRA adapter; gora cannot merge it.", problems)
 
 
-def _check_base(model: PreTrainedModel, job: _Job) -> None:
+def _check_base(model: PreTrainedModel, job: _MergeJob) -> None:
     """Refuse another base. The same weights may be stored in another type: those in memory then decide."""
     origin = job.origin
     if origin is None:
@@ -244,7 +244,7 @@ def fold(wrapped: PeftModel) -> None:
                 weight.copy_((weight.float() + delta.float()).to(weight.dtype))
 
 
-def _probe(model: nn.Module, job: _Job) -> Tensor:
+def _probe(model: nn.Module, job: _MergeJob) -> Tensor:
     if not job.tokens:
         return probe_logits(model, job.tokenizer)
     told = " ".join(job.tokenizer.convert_ids_to_tokens(job.tokens[:_PROBED_TOKENS]))
@@ -266,7 +266,7 @@ def probe_logits(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Se
     return torch.cat(rows)
 
 
-def _probe_folder(path: Path, job: _Job) -> Tensor:
+def _probe_folder(path: Path, job: _MergeJob) -> Tensor:
     settings = job.settings.model_copy(update={"name": str(path), "revision": None, "dtype": job.dtype})
     source = find_model(settings, trust_remote_code=job.source.trust_remote_code)
     return _probe(load_model(settings, source, default_device()), job)

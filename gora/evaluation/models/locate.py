@@ -148,7 +148,9 @@ def _read_prompt_format(note: Path) -> DataSection | None:
     if not note.is_file():
         return None
     try:
-        prompt_format = json.loads(note.read_text(encoding="utf-8")).get("prompt_format")
+        content = json.loads(note.read_text(encoding="utf-8"))
+        # The second name is that of adapters from before 0.1.0.
+        prompt_format = content.get("prompt_format") or content.get("form")
         return read_prompt_format(prompt_format) if prompt_format else None
     except (ValueError, ValidationError) as error:
         raise InputError(f"{note} cannot be read: {error}") from None
