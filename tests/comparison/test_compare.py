@@ -19,6 +19,7 @@ from gora.plan import read_factors, read_plan
 from gora.recipe import dump_recipe, load_recipe
 from gora.recipe.builtin import comparison_paths
 from gora.recipe.variants import read_variants
+from gora.runs.failure import Failure
 from gora.runs.folder import RunFolder
 from gora.runtime.interrupt import StopSignal
 from gora.stages.compare import compare
@@ -281,7 +282,7 @@ def test_a_file_of_variants_that_is_wrong_is_answered_with_file_and_line(tmp_pat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.yaml").write_text(text)
     with pytest.raises(InputError, match=message):
-        compare("quickstart", (), seeds=[0], variants="own.yaml", destination=tmp_path)
+        compare("quickstart", (), seeds=[0], variants="own.yaml", destination=tmp_path / "made")
 
 
 def test_nothing_to_compare_unknown_variants_and_two_methods_for_one_run_are_refused(tmp_path):
@@ -336,7 +337,8 @@ def outcome(label, seed, final, failure=None):
         "seconds": 2.0,
         "peak_bytes": {"host": 10**9},
     }
-    return Outcome(label=label, seed=seed, failure=failure, result={} if failure else result, curve=[(1, final)])
+    why = Failure(code="crash", message=failure) if failure else None
+    return Outcome(label=label, seed=seed, failure=why, result={} if failure else result, curve=[(1, final)])
 
 
 def test_rows_hold_mean_and_sample_deviation_and_a_failed_seed_is_named():
@@ -345,7 +347,7 @@ def test_rows_hold_mean_and_sample_deviation_and_a_failed_seed_is_named():
     assert (first.loss.mean, first.seeds) == (1.5, (0, 1))
     assert first.loss.deviation == pytest.approx(0.5**0.5)
     assert (second.loss.mean, second.loss.deviation, second.seeds) == (1.2, None, (0,))
-    assert second.failures == ("seed 1: it broke",)
+    assert second.failures == ({"seed": 1, "code": "crash", "message": "it broke"},)
     lines = markdown([first, second]).splitlines()
     assert "*1.5000 ± 0.7071*" in lines[2]
     assert "**1.2000**" in lines[3]
