@@ -110,6 +110,14 @@ def save_adapter(
         manifest.seal(aside)
 
 
+def save_values(path: Path, values: dict[str, torch.Tensor]) -> None:
+    """Publish nothing but the trained values, by the names of their parameters, where all else has failed."""
+    with publish(path) as aside:
+        aside.mkdir()
+        save_file({name: value.contiguous() for name, value in values.items()}, aside / "values.safetensors")
+        manifest.seal(aside)
+
+
 def save_whole(
     path: Path,
     model: PreTrainedModel,

@@ -1,6 +1,6 @@
 """Taps: how a frozen linear layer's weight gradient is had without asking autograd for it.
 
-A tap passes a layer's output on unchanged. In the backward pass it meets the gradient of that output and the input of
+A tap hands on a copy of a layer's output. In the backward pass it meets the gradient of that output and the input of
 the layer, which is all that a weight gradient is made of, and hands both to a sink. The layer itself is untouched: it
 may be a Linear, a Conv1D, or a quantised layer whose weight has no gradient at all.
 """
@@ -55,7 +55,9 @@ class _Tap(torch.autograd.Function):
     def forward(ctx: Any, output: Tensor, inputs: Tensor, trigger: Tensor | None, sink: Sink) -> Tensor:
         ctx.save_for_backward(inputs)
         ctx.sink = sink
-        return output
+        # A copy, not the output itself: what a function of autograd hands on unchanged counts as a view, into which
+        # nobody may write, and some models add to the output of a linear layer in place (Falcon's parallel attention).
+        return output.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:

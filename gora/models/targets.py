@@ -19,7 +19,8 @@ def find_targets(model: nn.Module, targets: str | Sequence[str], exclude: Sequen
     """Resolve the recipe's targets to layers, in the model's order.
 
     Args:
-        model: any transformers model; weights may be on the meta device. A classifier's head is no target.
+        model: any transformers model; weights may be on the meta device. A classifier's head is not a target, nor are
+            the towers of a model that also reads images or sound: rows are text.
         targets: `attention` (linear layers inside attention blocks), `all-linear` (all of them but the output head),
             one name or several (the full name or its last parts), or a regular expression on full names.
         exclude: names that are left out again.
@@ -27,8 +28,12 @@ def find_targets(model: nn.Module, targets: str | Sequence[str], exclude: Sequen
     Raises:
         InputError: a name or the expression matches no linear layer; the linear layers there are get listed.
     """
-    of_head = in_head(model)
-    linear = {name: module for name, module in model.named_modules() if _is_linear(module) and not of_head(name)}
+    of_head, outside = in_head(model), _outside_of_language(model)
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if _is_linear(module) and not of_head(name) and name not in outside
+    }
     chosen = _choose(linear, model, targets)
     left_out = set(_by_names(linear, exclude, "adapter.exclude"))
     found = {name: module for name, module in linear.items() if name in chosen and name not in left_out}
@@ -36,6 +41,21 @@ def find_targets(model: nn.Module, targets: str | Sequence[str], exclude: Sequen
     if not found:
         raise InputError(f"adapter.targets {targets!r} leaves no layer to adapt. {_kinds(linear)}")
     return found
+
+
+def towers(model: nn.Module) -> dict[str, int]:
+    """Parts of a model outside of its language model, by name, with how many linear layers each has."""
+    counts: dict[str, int] = {}
+    for name in sorted(_outside_of_language(model)):
+        tower = ".".join(name.split(".")[:2])
+        counts[tower] = counts.get(tower, 0) + 1
+    return counts
+
+
+def expert_share(model: nn.Module) -> float:
+    """Share of the weights that lie in 3-D parameters, which hold the experts of a mixture and are not layers."""
+    sizes = [(parameter.numel(), parameter.ndim) for parameter in model.parameters()]
+    return sum(size for size, dimensions in sizes if dimensions == 3) / max(1, sum(size for size, _ in sizes))
 
 
 def weight_shape(module: nn.Module) -> tuple[int, int]:
@@ -72,6 +92,21 @@ def _refuse_tied(model: nn.Module, found: dict[str, nn.Module]) -> None:
                 f"adapter.targets: the weight of {name} is also that of {owner}. An adapter on it could not be merged; "
                 "put it into adapter.exclude."
             )
+
+
+def _outside_of_language(model: nn.Module) -> set[str]:
+    """Linear layers of the towers and projectors of a model that reads more than text; none of a plain model."""
+    parts = set(getattr(getattr(model, "config", None), "sub_configs", None) or ())
+    if "text_config" not in parts or parts == {"text_config"}:
+        return set()
+    language: nn.Module = model.get_decoder()  # type: ignore[operator]
+    inside = {id(module) for module in language.modules()}
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return {
+        name
+        for name, module in model.named_modules()
+        if _is_linear(module) and id(module) not in inside and module is not head
+    }
 
 
 def _is_linear(module: nn.Module) -> bool:

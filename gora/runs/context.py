@@ -23,6 +23,7 @@ from gora.data import Collator, LabelCollator, PreparedData, named_template, pad
 from gora.data.unknown import refuse_unknown_words
 from gora.errors import InputError
 from gora.files import delete
+from gora.methods.dry_run import refuse_what_peft_changes
 from gora.models.encoders import knows_token_types, longest_input
 from gora.models.fingerprint import config_fingerprint
 from gora.models.head import head_modules, settle_padding
@@ -30,15 +31,17 @@ from gora.models.load import (
     Source,
     computes_bfloat16_slowly,
     default_device,
+    empty_model,
     find_model,
     load_model,
     load_tokenizer,
 )
 from gora.models.new_tokens import embedding_rows, grow_embeddings, refuse_untrainable_tokens
-from gora.models.targets import find_targets, kind_of
+from gora.models.targets import expert_share, find_targets, kind_of, towers
 from gora.models.tokenizer import new_token_ids
 from gora.models.weight_files import StoredWeights, stored_weights
 from gora.plan import ModelIdentity
+from gora.recipe.method_facts import facts_of
 from gora.recipe.schema import Recipe
 from gora.runs.folder import RunFolder
 from gora.runs.ignored_settings import ignored_settings
@@ -262,7 +265,26 @@ class RunContext:
             f"targets   {len(targets)} layers: " + ", ".join(f"{kind} x{count}" for kind, count in kinds.items())
         )
         output.log("\n".join(targets))
+        if beside := towers(model):
+            named = ", ".join(f"{name} ({count} layers)" for name, count in beside.items())
+            output.say(f"left out  {named}: rows are text")
+        if (share := expert_share(model)) > 0.005:
+            output.warn_once(f"{share:.0%} of the weights are those of fused experts, which no target reaches.")
         return targets
+
+    @cached_property
+    def checked_targets(self) -> tuple[str, ...]:
+        """Names of the layers to adapt, before the model is loaded.
+
+        Raises:
+            InputError: there are none, or PEFT would adapt others.
+        """
+        adapter = self.recipe.adapter
+        model = empty_model(self.source)
+        names = tuple(find_targets(model, adapter.targets, adapter.exclude))
+        if facts_of(adapter.method).saved_as == "adapter":
+            refuse_what_peft_changes(model, names)
+        return names
 
     @cached_property
     def base(self) -> StoredWeights:

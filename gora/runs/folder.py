@@ -57,6 +57,11 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def rejected(self) -> Path:
+        """An adapter that was trained and does not fit the untouched base: kept, and never taken for the result."""
+        return self.path / "adapter.rejected"
+
+    @property
     def checkpoints(self) -> Path:
         """Folders named `checkpoint-STEP`."""
         return self.path / "checkpoints"

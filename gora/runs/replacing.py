@@ -53,7 +53,9 @@ def refuse_foreign_files(folder: RunFolder) -> None:
     Raises:
         InputError: naming them.
     """
-    foreign = [path for made in (folder.adapter, folder.model, folder.merged) for path in _not_ours(made)]
+    foreign = [
+        path for made in (folder.adapter, folder.model, folder.merged, folder.rejected) for path in _not_ours(made)
+    ]
     if folder.evaluation.is_dir():
         foreign += [path for path in sorted(folder.evaluation.iterdir()) if not _is_answers(path)]
     if foreign:
@@ -66,7 +68,7 @@ def refuse_foreign_files(folder: RunFolder) -> None:
 def clear_training(folder: RunFolder) -> None:
     """Delete what training left; what says that the run is finished goes first. The plan and the log stay."""
     forget_training(folder)
-    for path in (folder.pending_results, folder.adapter, folder.model):
+    for path in (folder.pending_results, folder.adapter, folder.model, folder.rejected):
         delete(path)
     for checkpoint in reversed(folder.all_checkpoints()):
         delete(checkpoint)

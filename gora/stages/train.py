@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from torch import Tensor
 
 from gora.adapters.base import check_base
-from gora.adapters.save import BaseNote, adapter_values, save_adapter, save_whole
+from gora.adapters.save import BaseNote, adapter_values, save_adapter, save_values, save_whole
 from gora.data.prompting import describe_prompt_format
 from gora.errors import GoraError, InputError, Interrupted
 from gora.files import delete, write_text
@@ -130,6 +131,7 @@ def _open(context: RunContext, progress: Progress) -> _Opened:
     if checkpoint is not None:
         check_same_rows(checkpoint, context.data.fingerprint)
         check_same_base(checkpoint, context.base)
+    assert context.checked_targets
     steps = optimizer_steps(len(context.data.train), recipe.train, accumulation, world.size)
     return _Opened(plan=plan, checkpoint=checkpoint, accumulation=accumulation, steps=steps)
 
@@ -273,17 +275,33 @@ def _save(context: RunContext, start: Wrapped, report: Report, trainer: GoraTrai
         forget_training(folder)
         record_stage(folder, "train", _facts(context, report, trainer))
         hold_results(folder, context.data.fingerprint, result)
-    if fingerprint(model, world) != start.frozen:
+    # Values first: neither a check nor a library may lose what was trained.
+    values = adapter_values(model)
+    unchanged = fingerprint(model, world) == start.frozen
+    place = folder.rejected if not unchanged else folder.adapter if isinstance(model, PeftModel) else folder.model
+    if world.main:
+        try:
+            _write(context, start, place, values)
+        except Exception as error:
+            save_values(folder.rejected, values)
+            raise GoraError(
+                f"What was trained could not be saved as usual ({type(error).__name__}: {error}). Its values are in "
+                f"{folder.rejected}.",
+                code="not-saved",
+            ) from error
+    if not unchanged:
         raise GoraError(
-            "The base weights changed during training. The adapter would not fit the base model, so it is not saved.",
+            "The base weights changed during training, so that what was trained would not fit the base model. It is "
+            f"kept in {folder.rejected} and does not count as the result.",
             code="base-changed",
         )
-    values, prompt_format = adapter_values(model), describe_prompt_format(context.recipe.data)
-    if not world.main:
-        return
+
+
+def _write(context: RunContext, start: Wrapped, place: Path, values: dict[str, Tensor]) -> None:
+    model, prompt_format = start.model, describe_prompt_format(context.recipe.data)
     if not isinstance(model, PeftModel):
         save_whole(
-            folder.model,
+            place,
             model,
             context.tokenizer,
             model.dtype,
@@ -301,7 +319,7 @@ def _save(context: RunContext, start: Wrapped, report: Report, trainer: GoraTrai
         labels=labels,
     )
     save_adapter(
-        folder.adapter,
+        place,
         model,
         context.tokenizer,
         method=context.recipe.adapter.method,

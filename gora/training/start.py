@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 
 from gora.adapters.load import load_adapter
 from gora.adapters.new_tokens import train_tokens
-from gora.errors import InputError
+from gora.errors import GoraError, InputError
 from gora.files import delete, publish
 from gora.methods import METHODS, AdapterSettings, Method, Wrapping
-from gora.methods.base import factors_of
+from gora.methods.base import factors_of, lora_layers
+from gora.methods.dry_run import differences
 from gora.models.fingerprint import base_weights, weights_fingerprint
 from gora.models.head import settle_padding
 from gora.models.load import find_model, load_model
@@ -80,6 +81,7 @@ def wrap_model(context: RunContext, plan: Plan | None, *, steps: int, resumed: b
     wrapped = method.wrap(model, _wrapping(context, model, targets, plan, method, steps, resumed))
     if context.new_tokens and isinstance(wrapped, PeftModel):
         train_tokens(wrapped, context.new_tokens)
+    _check_adapted(wrapped, plan, targets)
     trainable = sum(value.numel() for value in wrapped.parameters() if value.requires_grad)
     output.say(f"adapter   {context.recipe.adapter.method}, {trainable:,} trainable parameters")
     untouched = not method.moves_weights and not context.new_tokens and isinstance(wrapped, PeftModel)
@@ -102,6 +104,14 @@ def _original(context: RunContext, model: PreTrainedModel) -> str:
     return context.world.from_main(
         lambda: weights_fingerprint((name, cut(name, weight)) for name, weight in base_weights(model))
     )
+
+
+def _check_adapted(wrapped: nn.Module, plan: Plan | None, targets: Mapping[str, nn.Module]) -> None:
+    """What PEFT has adapted is what was printed, whatever the method."""
+    if isinstance(wrapped, PeftModel):
+        wanted = targets if plan is None else [module.name for module in plan.adapted]
+        if wrong := differences(wanted, lora_layers(wrapped)):
+            raise GoraError("PEFT has adapted other layers than the targets:\n" + "\n".join(f"  - {w}" for w in wrong))
 
 
 def fingerprint(model: nn.Module, world: World) -> str:

@@ -530,16 +530,32 @@ def test_a_run_of_one_step_trains(tmp_path):
     assert result.losses["final"] != result.losses["initial"]
 
 
-def test_a_base_that_changes_in_training_is_noticed_and_nothing_is_saved(tmp_path, monkeypatch):
+def test_what_was_trained_while_its_base_changed_is_kept_and_is_not_the_result(tmp_path, monkeypatch):
     class Meddle(RefuseNaN):
         def on_step_end(self, args, state, control, **kwargs):
             with torch.no_grad():
                 kwargs["model"].get_input_embeddings().weight[0, 0] += 1
 
     monkeypatch.setattr(stage, "RefuseNaN", Meddle)
-    with pytest.raises(GoraError, match="base weights changed"):
+    with pytest.raises(GoraError, match=r"base weights changed.*kept in .*adapter\.rejected"):
         train(small_recipe(tmp_path / "run", "adapter.method=lora", "train.max_steps=1"))
     assert not (tmp_path / "run" / "adapter").exists()
+    kept = load_file(tmp_path / "run" / "adapter.rejected" / "adapter_model.safetensors")
+    assert any(value.any() for name, value in kept.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_values_outlive_a_library_that_cannot_write_them(tmp_path, monkeypatch, method):
+    def broken(*_, **__):
+        raise ValueError("GenerationConfig is invalid")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", broken)
+    monkeypatch.setattr("peft.PeftModel.save_pretrained", broken)
+    with pytest.raises(GoraError, match=r"could not be saved as usual.*GenerationConfig is invalid.*adapter\.rejected"):
+        train(small_recipe(tmp_path / "run", f"adapter.method={method}", "train.max_steps=2"))
+    kept = load_file(tmp_path / "run" / "adapter.rejected" / "values.safetensors")
+    assert len(kept) == (48 if method == "lora" else 24)
+    assert all(value.isfinite().all() for value in kept.values())
 
 
 def test_an_interruption_of_the_last_evaluation_keeps_the_adapter(tmp_path, monkeypatch):
