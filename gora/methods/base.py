@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Literal, NoReturn
 
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -168,6 +170,16 @@ def lora_layers(wrapped: PeftModel) -> dict[str, LoraLayer]:
     """The adapted layers by their name in the base model."""
     inner = wrapped.base_model.model
     return {name: module for name, module in inner.named_modules() if isinstance(module, LoraLayer)}  # type: ignore[union-attr]
+
+
+def adapted_layers(wrapped: PeftModel) -> list[str]:
+    """Names, in the base model, of the layers that PEFT has put something round, whatever the kind of adapter."""
+    inner: nn.Module = wrapped.base_model.model  # type: ignore[assignment, union-attr]
+    return [
+        name
+        for name, module in inner.named_modules()
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer)
+    ]
 
 
 def factors_of(wrapped: PeftModel) -> Factors:

@@ -8,7 +8,7 @@ from peft import LoraConfig
 from torch import nn
 
 from gora.errors import InputError
-from gora.methods.base import lora_layers, wrap_with
+from gora.methods.base import adapted_layers, wrap_with
 
 
 def refuse_what_peft_changes(model: nn.Module, targets: Iterable[str]) -> None:
@@ -29,7 +29,7 @@ def refuse_what_peft_changes(model: nn.Module, targets: Iterable[str]) -> None:
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"adapter.targets: PEFT cannot adapt these layers of this model: {reason[0]}") from None
-    if problems := differences(wanted, lora_layers(wrapped)):
+    if problems := differences(wanted, adapted_layers(wrapped)):
         raise InputError(
             "adapter.targets: PEFT would adapt other layers of this model. Leave these out (adapter.exclude), or name "
             "others.",

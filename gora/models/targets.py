@@ -97,11 +97,11 @@ def _refuse_tied(model: nn.Module, found: dict[str, nn.Module]) -> None:
 def _outside_of_language(model: nn.Module) -> set[str]:
     """Linear layers of the towers and projectors of a model that reads more than text; none of a plain model."""
     parts = set(getattr(getattr(model, "config", None), "sub_configs", None) or ())
-    if "text_config" not in parts or parts == {"text_config"}:
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if "text_config" not in parts or parts == {"text_config"} or head is None:
         return set()
     language: nn.Module = model.get_decoder()  # type: ignore[operator]
     inside = {id(module) for module in language.modules()}
-    head = getattr(model, "get_output_embeddings", lambda: None)()
     return {
         name
         for name, module in model.named_modules()

@@ -17,7 +17,7 @@ from gora.adapters.new_tokens import train_tokens
 from gora.errors import GoraError, InputError
 from gora.files import delete, publish
 from gora.methods import METHODS, AdapterSettings, Method, Wrapping
-from gora.methods.base import factors_of, lora_layers
+from gora.methods.base import adapted_layers, factors_of
 from gora.methods.dry_run import differences
 from gora.models.fingerprint import base_weights, weights_fingerprint
 from gora.models.head import settle_padding
@@ -110,7 +110,7 @@ def _check_adapted(wrapped: nn.Module, plan: Plan | None, targets: Mapping[str, 
     """What PEFT has adapted is what was printed, whatever the method."""
     if isinstance(wrapped, PeftModel):
         wanted = targets if plan is None else [module.name for module in plan.adapted]
-        if wrong := differences(wanted, lora_layers(wrapped)):
+        if wrong := differences(wanted, adapted_layers(wrapped)):
             raise GoraError("PEFT has adapted other layers than the targets:\n" + "\n".join(f"  - {w}" for w in wrong))
 
 

@@ -609,8 +609,8 @@ class Subject:
     def ask(self, conversations, sampling):
         return [[talk[-1]["content"][:50]] for talk in conversations]
 
-judge = JudgeSettings(sys.argv[2], "the-judge", parallel=2, timeout=60.0)
-options = Options(Path(sys.argv[1]), limit=5, judge=judge, model_fingerprint="weights")
+judge = JudgeSettings(base_url=sys.argv[2], model="the-judge", parallel=2, timeout=60.0)
+options = Options(folder=Path(sys.argv[1]), limit=5, judge=judge, model_fingerprint="weights")
 try:
     with stopping_at_once():
         MTBench().evaluate(Subject(), options)

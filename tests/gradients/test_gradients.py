@@ -17,6 +17,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
+from gora import manifest
 from gora.errors import GoraError, InputError
 from gora.gradients.attach import Attachment
 from gora.gradients.buffered import ENOUGH_TOKENS, BufferedSums, buffered_bytes
@@ -478,6 +479,7 @@ def test_a_saved_shard_outside_its_folder_is_never_opened(llama, tmp_path):
     name = next(iter(document["tensors"]))
     document["tensors"][name] = "../elsewhere.safetensors"
     (folder / "state.json").write_text(json.dumps(document))
+    manifest.seal(folder)
     with pytest.raises(InputError, match="outside its folder"):
         collect(llama, targets, batches, checkpoint=StopAfter(folder, {}, -1))
 
