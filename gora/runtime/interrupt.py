@@ -49,14 +49,17 @@ def stopping_at_once() -> Iterator[None]:
 def stopping_between_steps() -> Iterator[StopRequest]:
     """Inside the block the first signal only sets a flag for the loop to look at; the second stops at once.
 
-    One request can arrive twice, from a scheduler and from a launcher: what comes within a second is the same.
+    One request can arrive twice, from a scheduler and from a launcher: what comes within a second is the same. So is
+    every termination request after the process that started this one has gone: the kernel sends one for each thread
+    that it ends there, which can take seconds where a GPU is let go.
     """
     request = StopRequest()
-    asked = 0.0
+    asked, parent = 0.0, os.getppid()
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if request and time.monotonic() - asked < SAME_REQUEST:
+        orphaned = number == signal.SIGTERM and os.getppid() != parent
+        if request and (orphaned or time.monotonic() - asked < SAME_REQUEST):
             return
         if request:
             raise StopSignal(number)

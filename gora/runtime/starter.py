@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+import time
 
 from gora.runtime.interrupt import StopSignal
 
 _STARTER = "GORA_STARTER"
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+_GRACE = 180.0
+"""Seconds that a process has to save and end after its starter has gone."""
 
 
 def bound_to_this_process() -> dict[str, str]:
@@ -39,3 +43,16 @@ def end_with_starter() -> None:
     # The kernel tells of an end that is still to come only.
     if os.getppid() != int(starter):
         raise StopSignal(signal.SIGTERM)
+    threading.Thread(target=_end_for_certain, args=(int(starter),), daemon=True).start()
+
+
+def _end_for_certain(starter: int) -> None:
+    """End this process some time after its starter has gone, whatever it is doing.
+
+    A process may wait in a collective operation on a GPU for one that has ended already; there it hears no signal, and
+    the launcher that would have ended it is no more.
+    """
+    while os.getppid() == starter:
+        time.sleep(1)
+    time.sleep(_GRACE)
+    os._exit(128 + signal.SIGTERM)

@@ -231,3 +231,43 @@ def test_a_launcher_that_was_killed_takes_its_processes_along_and_the_next_one_c
     assert (next_one.returncode, errors) == (0, "")
     assert out.splitlines() == ["joined 2"] * 2
     assert not os.listdir(temporary)
+
+
+ORPHAN = """
+import os, sys, time
+import gora.runtime.starter as starter
+from gora.runtime.interrupt import stopping_between_steps
+starter._GRACE = float(sys.argv[1])
+starter.end_with_starter()
+with stopping_between_steps() as request:
+    print("begun", flush=True)
+    while not request:
+        time.sleep(0.01)
+    print("asked", flush=True)
+    # One more for each thread of the starter, as the kernel sends them; and then it hears nothing any more.
+    time.sleep(1.2)
+    os.kill(os.getpid(), 15)
+    print("saved", flush=True)
+    while len(sys.argv) > 2:
+        time.sleep(0.01)
+"""
+STARTER = """
+import os, subprocess, sys
+from gora.runtime.starter import bound_to_this_process
+subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], env={**os.environ, **bound_to_this_process()})
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("more", [("180",), ("0", "stuck")], ids=["it saves", "it is stuck"])
+def test_a_process_whose_starter_was_killed_saves_once_and_ends_for_certain(more):
+    environment = clean_environment(PYTHONPATH=str(ROOT))
+    command = [sys.executable, "-c", STARTER, ORPHAN, *more]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as starter:
+        assert starter.stdout.readline() == "begun\n"
+        starter.kill()
+        # The pipe closes when the orphan, which holds its other end, has ended.
+        lines = starter.stdout.read().splitlines()
+    assert lines == ["asked", "saved"] if more == ("180",) else lines[0] == "asked"
