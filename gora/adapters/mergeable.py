@@ -6,6 +6,7 @@ from gora.errors import InputError
 from gora.methods import METHODS
 from gora.models.load import Source
 from gora.models.quantization import stored_quantization
+from gora.models.whole import not_loaded
 from gora.recipe.schema import Recipe
 
 
@@ -24,8 +25,18 @@ def refuse_unmergeable(recipe: Recipe, source: Source) -> None:
             f"--merge: an adapter {what} is more than a plain LoRA adapter, which is all that gora can merge. Leave "
             "--merge out, or give another adapter.method."
         )
+    if lost := not_loaded(source):
+        raise InputError(f"--merge: {incomplete_merge(recipe.model.name, lost)}")
     if (stored := stored_quantization(source.config)) is not None:
         raise InputError(f"--merge: {unmergeable_base(recipe.model.name, stored)}")
+
+
+def incomplete_merge(name: str, lost: list[str]) -> str:
+    """Why a checkpoint that holds more than its language model is not merged."""
+    return (
+        f"the checkpoint {name!r} also holds {', '.join(lost)}, which a merged model would lack. Serve the adapter "
+        "beside the base instead of merging."
+    )
 
 
 def unmergeable_base(name: str, stored: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gora import __version__, manifest
 from gora.errors import GoraError
-from gora.files import publish, write_json
+from gora.files import publish, write_json, write_text
 from gora.models.fingerprint import adapter_parameters
 from gora.models.generation import settle_generation, trained_generation
 from gora.models.sharding import gather
 from gora.models.weight_files import WeightsNote
 from gora.plan import Factors
+from gora.runtime.console import output
 
 ADAPTER_NOTE = "gora.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -95,8 +97,7 @@ def save_adapter(
     } | ({} if base.labels is None else {"labels": list(base.labels)})
     with publish(path) as aside:
         if initial is None:
-            model.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False, state_dict=values)
-            held = get_peft_model_state_dict(model, values)
+            held = _write(aside, model, values)
         else:
             config, held = converted(model, values, initial)
             config.save_pretrained(str(aside))
@@ -108,6 +109,32 @@ def save_adapter(
         write_json(aside / ADAPTER_NOTE, note)
         _check(load_file(aside / _WEIGHTS), held)
         manifest.seal(aside)
+
+
+def _write(aside: Path, model: PeftModel, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """PEFT's two files, by PEFT or, where it fails, without it; returns the tensors under the names in the file."""
+    try:
+        model.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False, state_dict=values)
+        return get_peft_model_state_dict(model, values)
+    except Exception as error:  # no training is lost to a library's call at its end
+        output.warn(f"PEFT could not save the adapter ({type(error).__name__}: {error}); gora wrote its files itself.")
+    held = {_saved_name(name): value.contiguous().clone() for name, value in values.items()}
+    aside.mkdir(exist_ok=True)
+    save_file(held, aside / _WEIGHTS, metadata={"format": "pt"})
+    _write_config(model, aside)
+    return held
+
+
+def _saved_name(name: str) -> str:
+    """The name in PEFT's file of a value in the model: without the adapter's own name and the wrapper of a head."""
+    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".").removesuffix(".default")
+
+
+def _write_config(model: PeftModel, folder: Path) -> None:
+    """PEFT's configuration as JSON, sets as lists; what JSON does not know is written as text."""
+    config = {**model.peft_config["default"].to_dict(), "inference_mode": True}
+    text = json.dumps(config, indent=2, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+    write_text(folder / "adapter_config.json", text + "\n")
 
 
 def save_values(path: Path, values: dict[str, torch.Tensor]) -> None:

@@ -25,13 +25,23 @@ class AdaLora(Method):
 
     def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PeftModel:
         """See `Method`."""
-        shared, steps = wrapping.settings, wrapping.steps
+        steps = wrapping.steps
         if steps < _FEWEST:
             raise InputError(
                 f"adapter.method adalora needs at least {_FEWEST} optimizer steps to share out ranks; "
                 f"this run has {steps}."
             )
-        config = AdaLoraConfig(
+        wrapped = wrap_with(model, self.config(wrapping))
+        for name, value in wrapped.named_parameters():
+            # A count, which PEFT freezes; under a bfloat16 base it then casts it to float32, and that thaws it.
+            if ".ranknum." in name:
+                value.requires_grad_(False)
+        return wrapped
+
+    def config(self, wrapping: Wrapping) -> AdaLoraConfig:
+        """See `Method`."""
+        shared, steps = wrapping.settings, wrapping.steps
+        return AdaLoraConfig(
             init_r=round(1.5 * shared.rank),
             target_r=shared.rank,
             lora_alpha=shared.alpha,  # type: ignore[arg-type]
@@ -42,12 +52,6 @@ class AdaLora(Method):
             deltaT=10 if steps > 100 else 1,
             total_step=steps,
         )
-        wrapped = wrap_with(model, config)
-        for name, value in wrapped.named_parameters():
-            # A count, which PEFT freezes; under a bfloat16 base it then casts it to float32, and that thaws it.
-            if ".ranknum." in name:
-                value.requires_grad_(False)
-        return wrapped
 
     def callbacks(self, model: nn.Module) -> list[TrainerCallback]:
         """See `Method`."""

@@ -116,6 +116,10 @@ class Method:
                 raise GoraError(f"{cls.__module__}: {fact} is said in METHOD_FACTS. Take it out of the class.")
             setattr(cls, fact, value)
 
+    def config(self, wrapping: Wrapping) -> PeftConfig:
+        """What PEFT is asked for, as far as it is known before weights and rows are; `full` does not ask."""
+        return lora_config(wrapping)
+
     def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PreTrainedModel | PeftModel:
         """Put the adapter round the model; its values are float32 and ready to train."""
         raise NotImplementedError
@@ -151,7 +155,13 @@ def lora_config(wrapping: Wrapping, **settings: Any) -> LoraConfig:
 
 
 def wrap_with(model: nn.Module, config: PeftConfig) -> PeftModel:
-    """Wrap a model with PEFT, adapter values in float32; a classifier's head is trained and saved beside them."""
+    """Wrap a model with PEFT, adapter values in float32; a classifier's head is trained and saved beside them.
+
+    Raises:
+        GoraError: PEFT has adapted other layers than those that were asked for.
+    """
+    # PEFT rewrites the configuration: it shortens lists of names, and turns some into names of fused experts.
+    asked = set(config.target_modules or ())  # type: ignore[attr-defined]
     encoder_decoder = getattr(model.config, "is_encoder_decoder", False)  # type: ignore[union-attr]
     head = head_modules(model)
     if head:
@@ -162,8 +172,32 @@ def wrap_with(model: nn.Module, config: PeftConfig) -> PeftModel:
     else:
         config.task_type = TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM
     wrapped: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)  # type: ignore[arg-type, assignment]
+    _refuse_other_layers(wrapped, asked)
     train_head(wrapped)
     return wrapped
+
+
+def _refuse_other_layers(wrapped: PeftModel, asked: set[str]) -> None:
+    if instead := getattr(wrapped.peft_config[ADAPTER], "target_parameters", None):
+        raise GoraError(
+            f"PEFT adapts fused experts under these names instead of the layers: {', '.join(sorted(instead))}"
+        )
+    if told := differences(asked, adapted_layers(wrapped)):
+        raise GoraError(f"PEFT adapts other layers than those: {'; '.join(told)}")
+
+
+def differences(wanted: Iterable[str], adapted: Iterable[str]) -> list[str]:
+    """Where adapted layers are not those that were asked for, one sentence for each of the two ways."""
+    wanted, adapted = set(wanted), set(adapted)
+    told = {
+        "asked for and not adapted": sorted(wanted - adapted),
+        "adapted and not asked for": sorted(adapted - wanted),
+    }
+    return [f"{len(names)} {how}: {_some(names)}" for how, names in told.items() if names]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def lora_layers(wrapped: PeftModel) -> dict[str, LoraLayer]:

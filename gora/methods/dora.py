@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
 from gora.methods.base import Method, Wrapping, lora_config, wrap_with
@@ -14,6 +14,10 @@ class Dora(Method):
     name = "dora"
     plain_lora = False
 
+    def config(self, wrapping: Wrapping) -> LoraConfig:
+        """See `Method`."""
+        return lora_config(wrapping, use_dora=True)
+
     def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PeftModel:
         """See `Method`."""
-        return wrap_with(model, lora_config(wrapping, use_dora=True))
+        return wrap_with(model, self.config(wrapping))

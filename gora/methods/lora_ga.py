@@ -15,7 +15,7 @@ class LoraGa(Residual):
 
     name = "lora-ga"
 
-    def config(self, wrapping: Wrapping) -> LoraConfig:
+    def moving_config(self, wrapping: Wrapping) -> LoraConfig:
         """See `Residual`."""
         return lora_config(wrapping, init_lora_weights="lora_ga", lora_ga_config=LoraGAConfig())
 

@@ -13,6 +13,6 @@ class Olora(Residual):
 
     name = "olora"
 
-    def config(self, wrapping: Wrapping) -> LoraConfig:
+    def moving_config(self, wrapping: Wrapping) -> LoraConfig:
         """See `Residual`."""
         return lora_config(wrapping, init_lora_weights="olora")

@@ -13,6 +13,6 @@ class Pissa(Residual):
 
     name = "pissa"
 
-    def config(self, wrapping: Wrapping) -> LoraConfig:
+    def moving_config(self, wrapping: Wrapping) -> LoraConfig:
         """See `Residual`."""
         return lora_config(wrapping, init_lora_weights="pissa_niter_64")

@@ -18,14 +18,14 @@ class Residual(Method):
 
     moves_weights = True
 
-    def config(self, wrapping: Wrapping) -> LoraConfig:
+    def moving_config(self, wrapping: Wrapping) -> LoraConfig:
         """PEFT's configuration, whose initialisation moves the weights."""
         raise NotImplementedError
 
     def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PeftModel:
         """See `Method`; a resumed run takes the values that it began with instead of computing them again."""
         if wrapping.initial is None:
-            return wrap_with(model, self.config(wrapping))
+            return wrap_with(model, self.moving_config(wrapping))
         wrapped = wrap_with(model, lora_config(wrapping))
         move(wrapped, wrapping.initial)
         return wrapped

@@ -55,7 +55,13 @@ def base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     of_head, of_adapter = in_head(model), adapter_parameters(model)
     for name, parameter in model.named_parameters():
         if name not in of_adapter and not of_head(name):
-            yield name.removeprefix(_PEFT_PREFIX).replace(".base_layer.", "."), parameter
+            yield _own_name(name), parameter
+
+
+def _own_name(name: str) -> str:
+    """A base weight's name without what PEFT puts in: a prefix, and one `base_layer` for each wrapper round it."""
+    parts = name.removeprefix(_PEFT_PREFIX).split(".")
+    return ".".join(part for part in parts if part != "base_layer")
 
 
 def adapter_parameters(model: nn.Module) -> set[str]:

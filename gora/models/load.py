@@ -43,6 +43,7 @@ from gora.models.quantization import (
 )
 from gora.models.tokenizer import add_new_tokens, check_tokenizer, embeddings_of, settle_padding_token
 from gora.recipe.schema import Head, ModelSection
+from gora.runtime.console import output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +184,7 @@ def load_model(settings: ModelSection, source: Source, device: torch.device, *, 
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise _explained(settings.name, source.path, error) from None
     _refuse_invented_weights(settings.name, model, found)
+    _name_what_is_not_loaded(source, found)
     model.requires_grad_(False)
     if quantization_of(settings, source) is None:
         nn.Module.to(model, device)
@@ -192,9 +194,16 @@ def load_model(settings: ModelSection, source: Source, device: torch.device, *, 
 
 
 def empty_model(source: Source) -> PreTrainedModel:
-    """The model's layers without memory for its weights (the meta device)."""
-    with torch.device("meta"):
-        model = source.family.from_config(source.config, trust_remote_code=source.trust_remote_code)
+    """The model's layers without memory for its weights (the meta device).
+
+    Raises:
+        InputError: transformers has no such model for this configuration, or cannot build it.
+    """
+    try:
+        with torch.device("meta"):
+            model = source.family.from_config(source.config, trust_remote_code=source.trust_remote_code)
+    except Exception as error:  # a configuration can be wrong in any way
+        raise _explained(source.path, source.path, error) from None
     return cast(PreTrainedModel, model)
 
 
@@ -278,6 +287,15 @@ def _refuse_invented_weights(name: str, model: nn.Module, found: dict[str, Any])
         problems = [f"{key} is missing" for key in missing[:5]] + [f"{key} has another shape" for key in wrong[:5]]
         total = len(missing) + len(wrong)
         raise InputError(f"model {name!r}: {total} weights of the checkpoint cannot be used", problems)
+
+
+def _name_what_is_not_loaded(source: Source, found: dict[str, Any]) -> None:
+    """A checkpoint may hold more than the model that is loaded: towers, extra heads. A classifier's base does."""
+    keys = sorted(map(str, found.get("unexpected_keys", ())))
+    if keys and source.head == "language":
+        parts = dict.fromkeys(".".join(key.split(".")[:2]) for key in keys)
+        some = ", ".join(list(parts)[:3]) + (", ..." if len(parts) > 3 else "")
+        output.warn_once(f"{len(keys)} tensors of the checkpoint are not loaded ({some}): the model has no such part.")
 
 
 def _first_of(key: Any) -> Any:

@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gora.errors import InputError
 from gora.models.head import in_head
+from gora.models.language import in_language
 from gora.models.sharding import gather
 
 _ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
@@ -19,8 +20,8 @@ def find_targets(model: nn.Module, targets: str | Sequence[str], exclude: Sequen
     """Resolve the recipe's targets to layers, in the model's order.
 
     Args:
-        model: any transformers model; weights may be on the meta device. A classifier's head is not a target, nor are
-            the towers of a model that also reads images or sound: rows are text.
+        model: any transformers model; weights may be on the meta device. A classifier's head is no target, nor are
+            layers of towers for images and sound beside a language model.
         targets: `attention` (linear layers inside attention blocks), `all-linear` (all of them but the output head),
             one name or several (the full name or its last parts), or a regular expression on full names.
         exclude: names that are left out again.
@@ -28,11 +29,11 @@ def find_targets(model: nn.Module, targets: str | Sequence[str], exclude: Sequen
     Raises:
         InputError: a name or the expression matches no linear layer; the linear layers there are get listed.
     """
-    of_head, outside = in_head(model), _outside_of_language(model)
+    of_head, of_language = in_head(model), in_language(model)
     linear = {
         name: module
         for name, module in model.named_modules()
-        if _is_linear(module) and not of_head(name) and name not in outside
+        if is_linear(module) and not of_head(name) and of_language(name)
     }
     chosen = _choose(linear, model, targets)
     left_out = set(_by_names(linear, exclude, "adapter.exclude"))
@@ -41,21 +42,6 @@ def find_targets(model: nn.Module, targets: str | Sequence[str], exclude: Sequen
     if not found:
         raise InputError(f"adapter.targets {targets!r} leaves no layer to adapt. {_kinds(linear)}")
     return found
-
-
-def towers(model: nn.Module) -> dict[str, int]:
-    """Parts of a model outside of its language model, by name, with how many linear layers each has."""
-    counts: dict[str, int] = {}
-    for name in sorted(_outside_of_language(model)):
-        tower = ".".join(name.split(".")[:2])
-        counts[tower] = counts.get(tower, 0) + 1
-    return counts
-
-
-def expert_share(model: nn.Module) -> float:
-    """Share of the weights that lie in 3-D parameters, which hold the experts of a mixture and are not layers."""
-    sizes = [(parameter.numel(), parameter.ndim) for parameter in model.parameters()]
-    return sum(size for size, dimensions in sizes if dimensions == 3) / max(1, sum(size for size, _ in sizes))
 
 
 def weight_shape(module: nn.Module) -> tuple[int, int]:
@@ -94,22 +80,8 @@ def _refuse_tied(model: nn.Module, found: dict[str, nn.Module]) -> None:
             )
 
 
-def _outside_of_language(model: nn.Module) -> set[str]:
-    """Linear layers of the towers and projectors of a model that reads more than text; none of a plain model."""
-    parts = set(getattr(getattr(model, "config", None), "sub_configs", None) or ())
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    if "text_config" not in parts or parts == {"text_config"} or head is None:
-        return set()
-    language: nn.Module = model.get_decoder()  # type: ignore[operator]
-    inside = {id(module) for module in language.modules()}
-    return {
-        name
-        for name, module in model.named_modules()
-        if _is_linear(module) and id(module) not in inside and module is not head
-    }
-
-
-def _is_linear(module: nn.Module) -> bool:
+def is_linear(module: nn.Module) -> bool:
+    """Whether a layer multiplies by a matrix of its own and may be adapted."""
     return isinstance(module, nn.Linear | Conv1D)
 
 

@@ -128,6 +128,15 @@ def weight_files(source: Source) -> list[Path]:
     return []
 
 
+def tensor_shapes(source: Source) -> dict[str, list[int]]:
+    """Name and shape of every tensor in the files of a model.
+
+    Raises:
+        InputError: as `weight_files`, or a file is damaged.
+    """
+    return {name: tensor["shape"] for path in weight_files(source) for name, tensor in _read_header(path)[1].items()}
+
+
 def _find(source: Source, name: str) -> Path | None:
     """A file of the folder, or of the commit that the configuration came from: in the hub's cache, else downloaded."""
     try:

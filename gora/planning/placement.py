@@ -18,7 +18,7 @@ from gora.gradients.sampled import SampledStatistics
 from gora.gradients.sharded import ShardedSums, assign_owners
 from gora.gradients.sums import DeviceSums, Shape, Sums
 from gora.models.load import empty_model, weight_bytes
-from gora.models.targets import find_targets, weight_of, weight_shape
+from gora.models.targets import weight_of, weight_shape
 from gora.planning.micro_batches import MicroBatches
 from gora.recipe.derived import rank_bounds
 from gora.runs.context import RunContext
@@ -53,8 +53,7 @@ def check_memory(context: RunContext, low_memory: bool) -> None:
         InputError: it cannot fit.
     """
     model = empty_model(context.source)
-    targets = find_targets(model, context.recipe.adapter.targets, context.recipe.adapter.exclude)
-    sums = sum_bytes({name: weight_shape(module) for name, module in targets.items()})
+    sums = sum_bytes({name: weight_shape(model.get_submodule(name)) for name in context.chosen.layers})
     if low_memory:
         sums = round(sums * SAMPLED_SHARE)
     elif context.recipe.gora.offload != "none":

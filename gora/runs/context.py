@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gora.adapters.dry_wrap import Chosen, choose_layers
 from gora.adapters.trainable import refuse_untrainable
 from gora.data import Collator, LabelCollator, PreparedData, named_template, padding_id, prepare
 from gora.data.unknown import refuse_unknown_words
 from gora.errors import InputError
 from gora.files import delete
-from gora.methods.dry_run import refuse_what_peft_changes
 from gora.models.encoders import knows_token_types, longest_input
 from gora.models.fingerprint import config_fingerprint
 from gora.models.head import head_modules, settle_padding
@@ -31,17 +31,15 @@ from gora.models.load import (
     Source,
     computes_bfloat16_slowly,
     default_device,
-    empty_model,
     find_model,
     load_model,
     load_tokenizer,
 )
 from gora.models.new_tokens import embedding_rows, grow_embeddings, refuse_untrainable_tokens
-from gora.models.targets import expert_share, find_targets, kind_of, towers
+from gora.models.targets import find_targets, kind_of
 from gora.models.tokenizer import new_token_ids
 from gora.models.weight_files import StoredWeights, stored_weights
 from gora.plan import ModelIdentity
-from gora.recipe.method_facts import facts_of
 from gora.recipe.schema import Recipe
 from gora.runs.folder import RunFolder
 from gora.runs.ignored_settings import ignored_settings
@@ -256,8 +254,9 @@ class RunContext:
             )
 
     def find_targets(self, model: nn.Module) -> dict[str, nn.Module]:
-        """The layers to adapt, printed by kind."""
-        targets = find_targets(model, self.recipe.adapter.targets, self.recipe.adapter.exclude)
+        """The layers to adapt, printed by kind, with what is left beside them."""
+        found = find_targets(model, self.recipe.adapter.targets, self.recipe.adapter.exclude)
+        targets = {name: found[name] for name in self.chosen.layers}
         kinds: dict[str, int] = {}
         for name in targets:
             kinds[kind_of(name)] = kinds.get(kind_of(name), 0) + 1
@@ -265,26 +264,20 @@ class RunContext:
             f"targets   {len(targets)} layers: " + ", ".join(f"{kind} x{count}" for kind, count in kinds.items())
         )
         output.log("\n".join(targets))
-        if beside := towers(model):
-            named = ", ".join(f"{name} ({count} layers)" for name, count in beside.items())
-            output.say(f"left out  {named}: rows are text")
-        if (share := expert_share(model)) > 0.005:
-            output.warn_once(f"{share:.0%} of the weights are those of fused experts, which no target reaches.")
+        for line in self.chosen.lines():
+            output.say(line)
+        if warning := self.chosen.warning():
+            output.warn_once(warning)
         return targets
 
     @cached_property
-    def checked_targets(self) -> tuple[str, ...]:
-        """Names of the layers to adapt, before the model is loaded.
+    def chosen(self) -> Chosen:
+        """The layers to adapt, settled on the empty model by wrapping it; asked for before the model is loaded.
 
         Raises:
-            InputError: there are none, or PEFT would adapt others.
+            InputError: a layer cannot be adapted.
         """
-        adapter = self.recipe.adapter
-        model = empty_model(self.source)
-        names = tuple(find_targets(model, adapter.targets, adapter.exclude))
-        if facts_of(adapter.method).saved_as == "adapter":
-            refuse_what_peft_changes(model, names)
-        return names
+        return choose_layers(self.recipe.adapter, self.source)
 
     @cached_property
     def base(self) -> StoredWeights:

@@ -30,7 +30,7 @@ from gora.adapters.load import (
     read_config,
     tensor_names,
 )
-from gora.adapters.mergeable import unmergeable_base
+from gora.adapters.mergeable import incomplete_merge, unmergeable_base
 from gora.adapters.new_tokens import fold_tokens, token_ids
 from gora.adapters.save import ADAPTER_NOTE, BaseNote
 from gora.data import padding_id
@@ -43,6 +43,7 @@ from gora.models.load import Source, default_device, find_model, load_model, loa
 from gora.models.new_tokens import embedding_rows
 from gora.models.quantization import stored_quantization
 from gora.models.weight_files import read_stored_weights
+from gora.models.whole import not_loaded
 from gora.recipe.schema import ModelSection
 from gora.runs.owner import is_owned, owning
 from gora.runtime.console import output
@@ -160,6 +161,8 @@ class _MergeJob:
         source = find_model(settings, labels=labels, trust_remote_code=trust_remote_code)
         if (stored := stored_quantization(source.config)) is not None:
             raise InputError(unmergeable_base(name, stored))
+        if lost := not_loaded(source):
+            raise InputError(f"{adapter} is not merged: {incomplete_merge(name, lost)}")
         loaded = origin.dtype if origin else _own_dtype(source)
         settings = settings.model_copy(update={"dtype": loaded})
         tokenizer = _find_tokenizer(adapter, settings, source)

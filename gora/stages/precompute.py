@@ -74,7 +74,6 @@ def precompute_in(context: RunContext, *, low_memory: bool = False, keep: Archiv
     reset_peak()
     with output.logging_to(folder.log, "precompute"):
         check_memory(context, low_memory)
-        assert context.checked_targets
         model = context.load_model()
         targets = context.find_targets(model)
         identity = context.identify(model)

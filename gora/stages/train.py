@@ -131,7 +131,7 @@ def _open(context: RunContext, progress: Progress) -> _Opened:
     if checkpoint is not None:
         check_same_rows(checkpoint, context.data.fingerprint)
         check_same_base(checkpoint, context.base)
-    assert context.checked_targets
+    assert context.chosen.layers
     steps = optimizer_steps(len(context.data.train), recipe.train, accumulation, world.size)
     return _Opened(plan=plan, checkpoint=checkpoint, accumulation=accumulation, steps=steps)
 

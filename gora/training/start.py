@@ -17,8 +17,7 @@ from gora.adapters.new_tokens import train_tokens
 from gora.errors import GoraError, InputError
 from gora.files import delete, publish
 from gora.methods import METHODS, AdapterSettings, Method, Wrapping
-from gora.methods.base import adapted_layers, factors_of
-from gora.methods.dry_run import differences
+from gora.methods.base import adapted_layers, differences, factors_of
 from gora.models.fingerprint import base_weights, weights_fingerprint
 from gora.models.head import settle_padding
 from gora.models.load import find_model, load_model

@@ -544,13 +544,12 @@ def test_what_was_trained_while_its_base_changed_is_kept_and_is_not_the_result(t
     assert any(value.any() for name, value in kept.items() if "lora_B" in name)
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_values_outlive_a_library_that_cannot_write_them(tmp_path, monkeypatch, method):
+@pytest.mark.parametrize(("method", "saving"), [("lora", "PreTrainedTokenizerBase"), ("full", "PreTrainedModel")])
+def test_values_outlive_a_library_that_cannot_write_them(tmp_path, monkeypatch, method, saving):
     def broken(*_, **__):
         raise ValueError("GenerationConfig is invalid")
 
-    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", broken)
-    monkeypatch.setattr("peft.PeftModel.save_pretrained", broken)
+    monkeypatch.setattr(f"transformers.{saving}.save_pretrained", broken)
     with pytest.raises(GoraError, match=r"could not be saved as usual.*GenerationConfig is invalid.*adapter\.rejected"):
         train(small_recipe(tmp_path / "run", f"adapter.method={method}", "train.max_steps=2"))
     kept = load_file(tmp_path / "run" / "adapter.rejected" / "values.safetensors")

@@ -1,0 +1,183 @@
+"""Which layers will be adapted: settled by wrapping the empty model as training will wrap the loaded one."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from gora.errors import GoraError, InputError
+from gora.methods import METHODS, AdapterSettings, Wrapping
+from gora.methods.base import wrap_with
+from gora.models.language import in_language
+from gora.models.load import Source, empty_model
+from gora.models.targets import find_targets, is_linear, kind_of, weight_shape
+from gora.recipe.schema import AdapterSection
+
+_BROAD = ("attention", "all-linear")
+_LEAST_SHARE = 0.01
+_STEPS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The layers that training adapts, and what stays beside them.
+
+    Attributes:
+        layers: names, in the model's order.
+        left_out: how many layers of each kind cannot be adapted, and why; of `attention` and `all-linear` only.
+        outside: how many linear layers each tower and projector beside the language model has.
+        unreached: share of the language model's weights that are no linear layer's and no embedding's.
+        unreached_kinds: what those are called.
+    """
+
+    layers: tuple[str, ...]
+    left_out: Mapping[str, str]
+    outside: Mapping[str, int]
+    unreached: float = 0.0
+    unreached_kinds: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """What a user has to know beside the list of targets."""
+        found = []
+        if self.outside:
+            parts = ", ".join(f"{part} ({count} linear layers)" for part, count in self.outside.items())
+            found.append(f"outside   rows are text, so the language model alone is adapted, not {parts}")
+        if self.left_out:
+            kinds, reason = ", ".join(self.left_out), next(iter(self.left_out.values()))
+            found.append(f"left out  {kinds}, which cannot be adapted in this model ({reason.rstrip('.')})")
+        return found
+
+    def warning(self) -> str | None:
+        """The share that no target reaches, where it is worth a line."""
+        if self.unreached < _LEAST_SHARE:
+            return None
+        kinds = ", ".join(self.unreached_kinds)
+        return f"No target reaches {self.unreached:.0%} of the weights, which are in no linear layer ({kinds})."
+
+
+def choose_layers(adapter: AdapterSection, source: Source) -> Chosen:
+    """Resolve the recipe's targets and see that PEFT adapts exactly those.
+
+    Raises:
+        InputError: a layer that was asked for by name cannot be adapted, or none is left.
+    """
+
+    def make() -> PreTrainedModel:
+        return empty_model(source)
+
+    model = make()
+    found = find_targets(model, adapter.targets, adapter.exclude)
+    left_out: dict[str, str] = {}
+    layers = list(found)
+    if METHODS[adapter.method].saved_as == "adapter":
+        layers, left_out = _adaptable(adapter, make, found)
+    unreached, kinds = _unreached(model)
+    return Chosen(
+        layers=tuple(layers),
+        left_out=left_out,
+        outside=_outside(model),
+        unreached=unreached,
+        unreached_kinds=kinds,
+    )
+
+
+def _adaptable(
+    adapter: AdapterSection, make: Callable[[], PreTrainedModel], found: Mapping[str, nn.Module]
+) -> tuple[list[str], dict[str, str]]:
+    """The layers that can be adapted, and those that cannot, by reason; refused where one was asked for by name."""
+    odd = [name for name, layer in found.items() if not _returns_its_product(layer)]
+    reasons = {name: "they return more than one tensor" for name in odd}
+    rest = [name for name in found if name not in reasons]
+    if rest and (reason := _refusal(adapter, make(), rest)):
+        # Kinds go in and out together: one that PEFT refuses or leads elsewhere says so when it is alone, too.
+        for kind in dict.fromkeys(map(kind_of, rest)):
+            of_kind = [name for name in rest if kind_of(name) == kind]
+            if alone := _refusal(adapter, make(), of_kind):
+                reasons |= dict.fromkeys(of_kind, alone)
+        left = [name for name in rest if name not in reasons]
+        if len(left) == len(rest) or (left and (reason := _refusal(adapter, make(), left))):
+            raise InputError(f"adapter.targets {adapter.targets!r}: these layers cannot be adapted together: {reason}")
+        rest = left
+    if not reasons:
+        return rest, {}
+    by_reason: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        by_reason.setdefault(why, []).append(name)
+    left_out = {_counted(names): why for why, names in by_reason.items()}
+    if adapter.targets in _BROAD and rest:
+        return rest, left_out
+    problems = [f"{kinds}: {why}" for kinds, why in left_out.items()]
+    raise InputError(
+        f"adapter.targets {adapter.targets!r}: {len(reasons)} of {len(found)} layers cannot be adapted. Name others, "
+        "or put them into adapter.exclude.",
+        problems,
+    )
+
+
+def _refusal(adapter: AdapterSection, model: PreTrainedModel, names: Iterable[str]) -> str | None:
+    """Why PEFT cannot adapt exactly these layers of an empty model, in one line."""
+    settings = AdapterSettings(rank=adapter.rank, alpha=adapter.alpha, dropout=adapter.dropout, dora=adapter.dora)
+    targets = {name: model.get_submodule(name) for name in names}
+    wrapping = Wrapping(targets=targets, settings=settings, steps=_STEPS)
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wrap_with(model, METHODS[adapter.method].config(wrapping))
+    except GoraError as error:
+        return str(error)
+    except Exception as error:  # whatever PEFT finds wrong with a model
+        return f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
+    return None
+
+
+@torch.no_grad()
+def _returns_its_product(layer: nn.Module) -> bool:
+    """Whether a layer returns one tensor (..., out); subclasses of Linear, such as routers, may return anything."""
+    if type(layer).forward in (nn.Linear.forward, Conv1D.forward):
+        return True
+    rows, columns = weight_shape(layer)
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    try:
+        result = layer(torch.empty(2, columns, dtype=weight.dtype, device="meta"))
+    except Exception:  # code that does not run without values says nothing about what it returns
+        return False
+    return isinstance(result, Tensor) and result.shape == (2, rows)
+
+
+def _outside(model: nn.Module) -> dict[str, int]:
+    belongs = in_language(model)
+    if belongs("") and all(belongs(name) for name, _ in model.named_modules()):
+        return {}
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    names = [name for name, layer in model.named_modules() if is_linear(layer) and layer is not head]
+    beside = [name for name in names if not belongs(name)]
+    depth = 2 if all(name.startswith("model.") for name in beside) else 1
+    return dict(Counter(".".join(name.split(".")[:depth]) for name in beside))
+
+
+def _unreached(model: nn.Module) -> tuple[float, tuple[str, ...]]:
+    """Share of the matrices of the language model that are neither a linear layer's nor an embedding's; their kinds."""
+    belongs = in_language(model)
+    sizes: Counter[str] = Counter()
+    total = 0
+    for name, module in model.named_modules():
+        if not belongs(f"{name}."):
+            continue
+        for own, value in module.named_parameters(recurse=False):
+            total += math.prod(value.shape)
+            if value.dim() > 1 and not (is_linear(module) or isinstance(module, nn.Embedding | _ConvNd)):
+                sizes[f"{kind_of(name)}.{own}"] += math.prod(value.shape)
+    return sum(sizes.values()) / max(total, 1), tuple(kind for kind, _ in sizes.most_common(3))
+
+
+def _counted(names: Iterable[str]) -> str:
+    return ", ".join(f"{kind} x{count}" for kind, count in Counter(map(kind_of, names)).items())

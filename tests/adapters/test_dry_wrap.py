@@ -1,0 +1,200 @@
+"""Layers are settled on the empty model: what PEFT cannot adapt is left out or refused before a model is loaded."""
+
+import json
+
+import pytest
+import torch
+import transformers as tf
+from peft import PeftModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from gora.adapters.dry_wrap import choose_layers
+from gora.errors import GoraError, InputError
+from gora.methods import METHODS, AdapterSettings, Wrapping
+from gora.models.load import Source
+from gora.models.targets import find_targets
+from gora.recipe.load import load_recipe
+from gora.recipe.schema import AdapterSection
+from gora.runs.context import RunContext
+from gora.stages.run import run
+
+SIZES = {
+    "vocab_size": 32,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+WORDS = ["what", "is", "one", "two", "three", "four", "plus", "it", "equals"]
+
+
+def deepseek():
+    latent = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
+    experts = {"n_group": 1, "topk_group": 1, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2}
+    return tf.DeepseekV3Config(**SIZES, **latent, **experts, moe_intermediate_size=16, first_k_dense_replace=1)
+
+
+def qwen3_moe():
+    return tf.Qwen3MoeConfig(
+        **SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, mlp_only_layers=[0], head_dim=16
+    )
+
+
+def ernie():
+    return tf.Ernie4_5_MoeConfig(
+        **SIZES, moe_num_experts=4, moe_k=2, moe_intermediate_size=16, moe_layer_start_index=1, moe_num_shared_experts=1
+    )
+
+
+def mixtral():
+    return tf.MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2)
+
+
+def mamba2():
+    return tf.Mamba2Config(
+        vocab_size=32, hidden_size=32, num_hidden_layers=2, num_heads=4, head_dim=16, n_groups=1, state_size=8
+    )
+
+
+def llama4():
+    sizes = {**SIZES, "head_dim": 16, "intermediate_size_mlp": 48, "num_local_experts": 2}
+    return tf.Llama4TextConfig(**sizes, interleave_moe_layer_step=1)
+
+
+def choose(config, **settings):
+    source = Source(path="small", revision=None, trust_remote_code=False, config=config)
+    return choose_layers(AdapterSection(**{"targets": "all-linear", "rank": 2, **settings}), source)
+
+
+def ends(names):
+    return {name.rpartition(".")[2] for name in names}
+
+
+@pytest.mark.parametrize("method", ["gora", "lora", "dora", "pissa", "lora-fa", "eva"])
+@pytest.mark.parametrize("config", [deepseek, qwen3_moe, ernie])
+def test_layers_whose_names_peft_gives_to_experts_are_left_out_in_one_line(config, method):
+    chosen = choose(config(), method=method)
+    assert {"gate_proj", "up_proj", "down_proj"}.isdisjoint(ends(chosen.layers))
+    assert "o_proj" in ends(chosen.layers)
+    (line,) = chosen.lines()
+    assert line.startswith("left out  ") and "gate_proj x" in line and "down_proj x" in line
+
+
+@pytest.mark.parametrize("config", [deepseek, qwen3_moe, ernie])
+def test_such_a_layer_is_refused_when_it_is_asked_for_by_name(config):
+    with pytest.raises(InputError, match=r"layers cannot be adapted\. Name others"):
+        choose(config(), method="lora", targets=["o_proj", "down_proj"])
+
+
+def test_what_peft_refuses_in_mamba_is_left_out_or_refused_by_name():
+    assert ends(choose(mamba2()).layers) == {"in_proj"}
+    with pytest.raises(InputError, match="incompatible with Mamba"):
+        choose(mamba2(), targets=["out_proj"])
+
+
+def test_adalora_may_adapt_what_lora_may_not():
+    assert "down_proj" in ends(choose(deepseek(), method="adalora").layers)
+
+
+def test_routers_that_return_more_than_a_tensor_are_left_out():
+    chosen = choose(llama4())
+    assert "router" not in ends(chosen.layers)
+    assert "router x2" in chosen.lines()[0]
+    with pytest.raises(InputError, match="return more than one tensor"):
+        choose(llama4(), targets=["router"])
+
+
+@pytest.mark.parametrize("config", [mixtral, deepseek, qwen3_moe])
+def test_the_share_of_weights_in_fused_experts_is_told(config):
+    chosen = choose(config(), targets="attention")
+    with torch.device("meta"):
+        model = tf.AutoModelForCausalLM.from_config(config())
+    experts = sum(value.numel() for name, value in model.named_parameters() if ".experts." in name)
+    share = experts / sum(value.numel() for value in model.parameters())
+    assert chosen.unreached == pytest.approx(share, abs=0.02)
+    assert "experts.gate_up_proj" in chosen.warning()
+
+
+def test_a_model_of_linear_layers_gets_no_line(llama):
+    chosen = choose(llama.config)
+    assert (chosen.lines(), chosen.warning()) == ([], None)
+    assert list(chosen.layers) == list(find_targets(llama, "all-linear"))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "full"])
+def test_every_method_wraps_exactly_the_chosen_layers_of_a_plain_model(name, llama):
+    assert list(choose(llama.config, method=name).layers) == list(find_targets(llama, "all-linear"))
+
+
+def test_wrapping_itself_refuses_what_peft_has_made_of_the_names():
+    model = tf.DeepseekV3ForCausalLM(deepseek())
+    settings = AdapterSettings(rank=2, alpha=4, dropout=0.0)
+    names = ("model.layers.0.mlp.down_proj",)
+    wrapping = Wrapping(targets={name: model.get_submodule(name) for name in names}, settings=settings)
+    with pytest.raises(GoraError, match="PEFT adapts fused experts"):
+        METHODS["lora"].wrap(model, wrapping)
+
+
+# --- the whole chain --------------------------------------------------------------------------------------------------
+
+
+def written(folder, model, **sections):
+    model.save_pretrained(folder / "model")
+    words = ["<pad>", "<unk>", "<s>", "</s>", *WORDS]
+    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    tf.PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder / "model")
+    pairs = [(one, two) for one in WORDS[2:6] for two in WORDS[2:6]]
+    rows = [{"prompt": f"what is {one} plus {two}", "response": f"it equals {two}"} for one, two in pairs]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    document = {
+        "model": {"name": str(folder / "model")},
+        "data": {"train": {"path": str(folder / "rows.jsonl")}, "max_length": 64},
+        "adapter": {"targets": "all-linear", "rank": 2, "alpha": 4, **sections},
+        "gora": {"steps": 2},
+        "train": {"max_steps": 2, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3, "log_steps": 1},
+        "output": str(folder / "run"),
+    }
+    (folder / "recipe.json").write_text(json.dumps(document))
+    return load_recipe(str(folder / "recipe.json")).recipe
+
+
+@pytest.mark.parametrize("method", ["gora", "lora"])
+def test_a_mixture_trains_and_its_adapter_reloads_with_peft_onto_the_printed_layers(method, tmp_path):
+    torch.manual_seed(0)
+    recipe = written(tmp_path, tf.DeepseekV3ForCausalLM(deepseek()), method=method)
+    trained = run(recipe)
+    chosen = choose_layers(recipe.adapter, RunContext.alone(recipe).source)
+    base = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    wrapped = PeftModel.from_pretrained(base, trained.adapter)
+    found = {
+        name.removeprefix("base_model.model.").rpartition(".lora_A")[0]
+        for name, _ in wrapped.named_parameters()
+        if ".lora_A." in name
+    }
+    assert found == set(chosen.layers)
+
+
+def test_a_refusal_comes_before_the_model_is_loaded(tmp_path, monkeypatch):
+    recipe = written(tmp_path, tf.DeepseekV3ForCausalLM(deepseek()), targets=["down_proj"])
+    loaded = []
+    monkeypatch.setattr("gora.runs.context.load_model", lambda *args, **kwargs: loaded.append(1))
+    with pytest.raises(InputError, match="cannot be adapted"):
+        run(recipe)
+    assert not loaded
+    assert not (tmp_path / "run" / "plan.safetensors").exists()
+
+
+def test_a_model_that_writes_into_the_output_of_a_layer_trains(tmp_path):
+    config = tf.FalconConfig(
+        vocab_size=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, bos_token_id=2, eos_token_id=3
+    )
+    recipe = written(tmp_path, tf.FalconForCausalLM(config))
+    assert (run(recipe).adapter / "adapter_model.safetensors").exists()
