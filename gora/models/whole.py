@@ -34,12 +34,14 @@ def not_loaded(source: Source) -> list[str]:
     foreign = [_EXTRA_HEAD] if not any(_EXTRA_HEAD.search(f"{name}.") for name, _ in model.named_modules()) else []
     foreign += [] if senses(model) else [_TOWER]
     has = {part for name, _ in model.named_modules() for part in name.split(".")}
+    # With and without the first part, which checkpoints of a bare model lack. Patterns of what is ignored are loose.
+    own = {key for name in model.state_dict() for key in (name, name.partition(".")[2])}
     sizes: dict[str, int] = {}
     total = 0
     for name, shape in tensor_shapes(source).items():
         total += math.prod(shape)
         parts = [hit[1] for pattern in foreign if (hit := pattern.search(name)) and hit[1] not in has]
-        if not parts and any(pattern.search(name) for pattern in ignored):
+        if not parts and name not in own and any(pattern.search(name) for pattern in ignored):
             parts = [".".join(name.split(".")[:3])]
         for part in parts[:1]:
             sizes[part] = sizes.get(part, 0) + math.prod(shape)

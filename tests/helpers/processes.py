@@ -14,6 +14,7 @@ import psutil
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
+from gora.adapters import dry_wrap
 from gora.errors import GoraError, Interrupted
 from gora.gradients.attach import Attachment
 from gora.gradients.checkpoint import NoCheckpoint
@@ -126,17 +127,20 @@ def nan_in_training(folder):
 
 def unused(folder):
     """A target layer that no row reaches, as the vision tower of a model that is given text only."""
-    load = RunContext.load_model
+    load, empty = RunContext.load_model, dry_wrap.empty_model
 
-    def with_spare(self):
-        model = load(self)
-        model.model.spare = torch.nn.Linear(8, 8, bias=False).requires_grad_(False)
-        torch.nn.init.ones_(model.model.spare.weight)
-        return model
+    def with_spare(make):
+        def made(*arguments):
+            model = make(*arguments)
+            model.model.spare = torch.nn.Linear(8, 8, bias=False).requires_grad_(False)
+            torch.nn.init.ones_(model.model.spare.weight)
+            return model
 
-    RunContext.load_model = with_spare
+        return made
+
+    RunContext.load_model, dry_wrap.empty_model = with_spare(load), with_spare(empty)
     train(recipe(folder / "unused", "adapter.method=lora", "adapter.targets=[q_proj,spare]", "train.max_steps=2"))
-    RunContext.load_model = load
+    RunContext.load_model, dry_wrap.empty_model = load, empty
 
 
 def retaken(folder):
