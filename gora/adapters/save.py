@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gora import __version__, manifest
 from gora.errors import GoraError
 from gora.files import publish, write_json, write_text
-from gora.models.fingerprint import adapter_parameters
+from gora.models.fingerprint import adapter_parameter_names
 from gora.models.generation import settle_generation, trained_generation
 from gora.models.sharding import gather
 from gora.models.weight_files import WeightsNote
@@ -54,7 +54,7 @@ def adapter_values(model: nn.Module) -> dict[str, torch.Tensor]:
 
     Where they are shared out, all processes have to ask together.
     """
-    named, of_adapter = model.named_parameters(), adapter_parameters(model)
+    named, of_adapter = model.named_parameters(), adapter_parameter_names(model)
     return {name: gather(value).detach().cpu() for name, value in named if value.requires_grad or name in of_adapter}
 
 

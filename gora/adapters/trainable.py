@@ -26,7 +26,7 @@ def refuse_untrainable(recipe: Recipe, source: Source, engine: Engine) -> None:
 
 
 def _refuse_quantized(recipe: Recipe, source: Source, engine: Engine, kind: str) -> None:
-    method = recipe.adapter.method
+    method = METHODS[recipe.adapter.method]
     if engine.shards_weights:
         raise InputError(
             f"distributed: {engine.name} shards base weights, which {kind} ones cannot be. Give ddp or zero2, or a "
@@ -34,20 +34,20 @@ def _refuse_quantized(recipe: Recipe, source: Source, engine: Engine, kind: str)
         )
     if source.head == "classification":
         raise InputError(f"model.head: classification needs a base in whole weights; this one is in {kind}.")
-    if method == "full":
-        raise InputError(f"adapter.method: full trains the weights themselves, which cannot be in {kind}.")
-    if METHODS[method].moves_weights:
+    if method.saved_as == "model":
+        raise InputError(f"adapter.method: {method.name} trains the weights themselves, which cannot be in {kind}.")
+    if method.moves_weights:
         raise InputError(
-            f"adapter.method: {method} moves a part of the base weights into the adapter, which {kind} ones do not "
-            "allow. Give gora or lora, or a base in whole weights."
+            f"adapter.method: {method.name} moves a part of the base weights into the adapter, which {kind} ones do "
+            "not allow. Give gora or lora, or a base in whole weights."
         )
 
 
 def _refuse_new_tokens(recipe: Recipe, engine: Engine) -> None:
-    method = recipe.adapter.method
-    if method == "full":
+    method = METHODS[recipe.adapter.method]
+    if method.saved_as == "model":
         raise InputError(
-            "model.new_tokens: full fine-tuning leaves the embeddings alone. Give a method with an adapter."
+            f"model.new_tokens: {method.title} leaves the embeddings alone. Give a method with an adapter."
         )
     if engine.shards_weights:
         raise InputError(

@@ -52,7 +52,7 @@ def base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     Those of adapters are skipped, and those of a classifier's head, which is drawn at random and trained.
     """
-    of_head, of_adapter = in_head(model), adapter_parameters(model)
+    of_head, of_adapter = in_head(model), adapter_parameter_names(model)
     for name, parameter in model.named_parameters():
         if name not in of_adapter and not of_head(name):
             yield _own_name(name), parameter
@@ -64,7 +64,7 @@ def _own_name(name: str) -> str:
     return ".".join(part for part in parts if part != "base_layer")
 
 
-def adapter_parameters(model: nn.Module) -> set[str]:
+def adapter_parameter_names(model: nn.Module) -> set[str]:
     """Names of the parameters that PEFT has put beside the base weights: all of an adapted layer but its base layer."""
     return {
         f"{layer}.{name}"
