@@ -141,7 +141,6 @@ def _owners(model: nn.Module) -> Mapping[int, list[str]]:
     """Names of the modules that hold each parameter, by the parameter's id."""
     owners: dict[int, list[str]] = defaultdict(list)
     for name, module in model.named_modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners[id(parameter)].append(name)
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)].append(name)
     return owners

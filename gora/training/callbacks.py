@@ -141,7 +141,7 @@ class RefuseNaN(TrainerCallback):
         else:
             gradients = [_local(p.grad) for group in kwargs["optimizer"].param_groups for p in group["params"]]
             held = [gradient for gradient in gradients if gradient is not None]
-            finite = not held or bool(torch.stack(torch._foreach_norm(held)).isfinite().all())
+            finite = not held or bool(torch.nn.utils.get_total_norm(held).isfinite())
         if self._world.any(not finite):
             raise GoraError(
                 f"The gradient of step {state.global_step + 1} holds NaN or infinity; nothing of it is kept. "

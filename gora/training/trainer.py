@@ -84,9 +84,9 @@ class GoraTrainer(Trainer):
         """The micro-batches of this process."""
         rows: Any = self.train_dataset
         size, world = self.args.per_device_train_batch_size, self._world
-        batches = DealtBatches(len(rows), size, world.index, world.size, self._recipe.seed)
+        self._batches = DealtBatches(len(rows), size, world.index, world.size, self._recipe.seed)
         pin = self.args.dataloader_pin_memory
-        loader = DataLoader(rows, batch_sampler=batches, collate_fn=self.data_collator, pin_memory=pin)
+        loader = DataLoader(rows, batch_sampler=self._batches, collate_fn=self.data_collator, pin_memory=pin)
         # They are dealt out already: Accelerate is only to bring them to the device.
         return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
 
@@ -105,7 +105,6 @@ class GoraTrainer(Trainer):
             optimizer = optimizer or self.create_optimizer()
             schedule: Any = make_schedule(optimizer, self._recipe.train, num_training_steps)
             self.lr_scheduler = schedule
-            self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def compute_loss(
@@ -133,15 +132,23 @@ class GoraTrainer(Trainer):
             loss = loss * (supervised * self._world.size / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
-        """Supervised tokens of all processes' micro-batches of the step, counted as `compute_loss` counts them."""
-        counts = [self._supervised(batch["labels"]) for batch in batch_samples]
-        if not counts:
-            return None
-        self._rows_seen = torch.stack([rows_checksum(batch) for batch in batch_samples]).sum().to(device)
-        total = torch.stack(counts).sum().to(device)
-        self._world.sum_everywhere(total)
-        return total
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | None]:
+        """The micro-batches of the step, and the supervised tokens of all processes in it.
+
+        Those are counted as `compute_loss` counts them; the tokens of rows as well, those of a filler are none.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        self._rows_seen = torch.stack([rows_checksum(batch) for batch in batches]).sum().to(device)
+        supervised = torch.stack([self._supervised(batch["labels"]) for batch in batches]).to(device)
+        tokens = torch.stack([batch["attention_mask"].sum() for batch in batches]).to(device)
+        totals = torch.stack([supervised.sum(), (tokens * (supervised > 0)).sum()])
+        self._world.sum_everywhere(totals)
+        self.state.num_input_tokens_seen += int(totals[1])
+        return batches, totals[0]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add which rows the step was taken on; see `rows_checksum`."""
@@ -151,15 +158,12 @@ class GoraTrainer(Trainer):
             logs["rows"] = f"{seen.item() % 2**64:016x}"  # type: ignore[assignment]
         super().log(logs, *args, **kwargs)
 
-    def _track_num_input_tokens(self, inputs: dict[str, torch.Tensor]) -> None:
-        """Count the tokens of rows; those of a filler are none."""
-        has_rows = self._supervised(inputs["labels"]) > 0
-        super()._track_num_input_tokens({**inputs, "attention_mask": inputs["attention_mask"] * has_rows})
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    def _run_epoch(self, model: torch.nn.Module, epoch: int, *args: Any, **kwargs: Any) -> None:
         """Where a checkpoint of the last step is taken up, there is no step left, also in the middle of an epoch."""
+        # After a resume, a loader that skips rows stands between: not every transformers then hands the epoch on.
+        self._batches.set_epoch(epoch)
         if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
+            super()._run_epoch(model, epoch, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Mean loss per supervised token, which does not depend on how rows fall into micro-batches."""
@@ -224,7 +228,9 @@ def _arguments(
         eval_steps=evaluation.steps,
         save_strategy="steps" if train.save_steps else "no",
         save_steps=train.save_steps or steps,
-        include_num_input_tokens_seen="non_padding",
+        # Tokens are counted, and summed over processes, in `get_batch_samples`.
+        include_num_input_tokens_seen="no",
+        average_tokens_across_devices=False,
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
