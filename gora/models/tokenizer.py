@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
-from transformers.tokenization_utils_base import AddedToken
 
 from gora.errors import InputError
 from gora.models.checkpoint_files import has_tokenizer_files

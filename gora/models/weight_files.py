@@ -106,7 +106,7 @@ def read_stored_weights(source: Source) -> StoredWeights:
     for path in files:
         digests |= cached(path, _digest_tensors)
     if not files:
-        commit = _commit(source)
+        commit = hub_commit(source) or source.revision or "main"
         digests[f"(commit {commit} of the hub)"] = hashlib.sha256(commit.encode()).hexdigest()
     return StoredWeights(digests)
 
@@ -117,10 +117,10 @@ def weight_files(source: Source) -> list[Path]:
     Raises:
         InputError: there are none, or the index of the shards cannot be used.
     """
-    explicit = getattr(source.config, "transformers_weights", None)
+    explicit, commit = getattr(source.config, "transformers_weights", None), hub_commit(source)
     for name in [explicit] if explicit else [_SINGLE, _INDEX]:
-        if path := _find(source, name):
-            return [path] if name.endswith(".safetensors") else _shards(source, path)
+        if path := _find(source, name, commit):
+            return [path] if name.endswith(".safetensors") else _shards(source, path, commit)
     local = Path(source.path).is_dir()
     if local or is_offline_mode():
         where = "the folder" if local else "the hub's cache"
@@ -137,28 +137,34 @@ def tensor_shapes(source: Source) -> dict[str, list[int]]:
     return {name: tensor["shape"] for path in weight_files(source) for name, tensor in _read_header(path)[1].items()}
 
 
-def _find(source: Source, name: str) -> Path | None:
-    """A file of the folder, or of the commit that the configuration came from: in the hub's cache, else downloaded."""
+def hub_commit(source: Source) -> str | None:
+    """The commit of the hub that a model's configuration lies at in the hub's cache; None for a folder."""
+    if Path(source.path).is_dir():
+        return None
+    configuration = _find(source, "config.json", source.revision)
+    # Files of a commit lie in `snapshots/COMMIT`, as the cache of huggingface_hub is documented.
+    parts = configuration.parts if configuration else ()
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+
+
+def _find(source: Source, name: str, revision: str | None) -> Path | None:
+    """A file of the folder, or of that commit or branch: in the hub's cache, else downloaded."""
     try:
-        path = cached_file(source.path, name, revision=_commit(source))
+        path = cached_file(source.path, name, revision=revision)
     except OSError:
         return None
     return Path(path) if path else None
 
 
-def _shards(source: Source, index: Path) -> list[Path]:
+def _shards(source: Source, index: Path, commit: str | None) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{index}: not an index of safetensors files ({type(error).__name__}: {error}).") from None
-    shards = {name: _find(source, name) for name in names}
+    shards = {name: _find(source, name, commit) for name in names}
     if missing := [name for name, path in shards.items() if path is None]:
         raise InputError(f"{index}: {len(missing)} of {len(names)} files are missing.", missing[:3])
     return [path for path in shards.values() if path is not None]
-
-
-def _commit(source: Source) -> str:
-    return getattr(source.config, "_commit_hash", None) or source.revision or "main"
 
 
 def _digest_tensors(path: Path) -> dict[str, str]:

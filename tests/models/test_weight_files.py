@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gora.errors import InputError
 from gora.models import weight_cache, weight_files
 from gora.models.load import find_model
-from gora.models.weight_files import read_stored_weights
+from gora.models.weight_files import hub_commit, read_stored_weights
 from gora.recipe.schema import ModelSection
 from tests.helpers.weights import flip_last_bit, one_bit_changed
 
@@ -146,6 +146,8 @@ def test_a_model_of_the_hub_is_read_from_its_cache_at_its_revision(base, llama, 
 
     assert at(None) == at("2" * 40) == fingerprint(base)
     assert at("new") == fingerprint(third) != fingerprint(base)
+    commits = [hub_commit(find_model(ModelSection(name="some/model", revision=name))) for name in (None, "new")]
+    assert commits == ["1" * 40, "3" * 40]
     (hub / "refs" / "main").write_text("3" * 40)
     assert at(None) == at("new")
     (third / "model.safetensors").unlink()

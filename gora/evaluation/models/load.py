@@ -23,6 +23,7 @@ from gora.evaluation.models.vllm import Vllm, check_vllm
 from gora.evaluation.task import Options
 from gora.models.head import settle_padding
 from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
+from gora.models.weight_files import hub_commit
 from gora.recipe.schema import DataSection, Recipe, SourceSection
 from gora.runs.context import RunContext
 from gora.runs.loss import evaluate_loss
@@ -132,7 +133,7 @@ def _fingerprint(named: Named, source: Source) -> str | None:
     weights = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     # Base weights may be many gigabytes: whoever changes them changes their time as well. A commit of the hub is final.
     versions = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
-    commit = getattr(source.config, "_commit_hash", None)
+    commit = hub_commit(source)
     if not versions and commit is None:
         return None
     digest = hashlib.sha256(repr((named.model, named.prompt_format, versions, commit)).encode())
