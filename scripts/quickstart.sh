@@ -2,4 +2,4 @@
 # From a fresh checkout to a tuned model: installs gora into .venv and runs the recipe that needs no network.
 EXTRAS=plot
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
-exec .venv/bin/gora run quickstart --overwrite "$@"
+exec "$VENV/bin/gora" run quickstart --overwrite "$@"

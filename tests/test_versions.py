@@ -11,7 +11,9 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NEEDED = [Requirement(text) for text in PROJECT["dependencies"]]
 EXTRA = [
-    Requirement(text) for name in ("plot", "bitsandbytes", "test") for text in PROJECT["optional-dependencies"][name]
+    Requirement(text)
+    for name in ("plot", "bitsandbytes", "test", "check")
+    for text in PROJECT["optional-dependencies"][name]
 ]
 WITH_PRIVATE_PARTS = {"torch", "transformers", "peft", "accelerate", "deepspeed"}
 
