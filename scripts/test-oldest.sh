@@ -12,8 +12,6 @@ tests=(
   tests/test_private_apis.py tests/test_versions.py tests/test_files.py tests/test_plan.py
   tests/recipe tests/core tests/data tests/gradients tests/methods tests/models tests/adapters tests/runs
   tests/stages tests/runtime/test_distributed.py
-  # The families are those of the newest transformers.
-  --ignore tests/models/test_family_sweep.py
   # Older versions make another tokenizer of such files, which gora then refuses, where newer ones keep the text.
   --deselect "tests/models/test_tokenizers.py::test_classes_that_keep_the_text_are_taken[LlamaTokenizer]"
 )
