@@ -3,10 +3,11 @@
     python -m tests.helpers.kill_points FOLDER PROCESSES WANTED [overwrite]
 
 The libraries are imported once; every run is a fork of this process, which therefore wants OMP_NUM_THREADS=1. Each
-operation on the run folder (opening to write, fsync, rename, unlink, rmdir, mkdir) is a point. An unbroken run counts
-them; then WANTED of them, spread evenly over all (0: every one), are tried: process 0 of a new run ends itself with
-SIGKILL just before the operation, the other is ended as its launcher would, and the run is resumed. One JSON object per
-point is printed: where it was, and whether the resumed run equals the unbroken one bit for bit.
+operation on the run folder (opening to write, fsync, rename, unlink, rmdir; mkdir with one process only, as several
+race for it) is a point. An unbroken run counts them; then WANTED of them, spread evenly over all (0: every one), are
+tried: process 0 of a new run ends itself with SIGKILL just before the operation, the other is ended as its launcher
+would, and the run is resumed. One JSON object per point is printed: where it was, and whether the resumed run equals
+the unbroken one bit for bit.
 """
 
 import json
@@ -140,7 +141,7 @@ def work(place, mode, index, processes, port, kill_at, count_to) -> None:
     code = 1
     try:
         if kill_at is not None or count_to is not None:
-            watch(place, kill_at, count_to)
+            watch(place, kill_at, count_to, folders=processes == 1)
         model = f"model.name={place.parent / 'model'}"
         run(load_recipe("quickstart", [*SETTINGS, model, f"output={place}"]).recipe, mode=mode)
         code = 0
@@ -150,10 +151,11 @@ def work(place, mode, index, processes, port, kill_at, count_to) -> None:
         os._exit(code)
 
 
-def watch(place: Path, kill_at: int | None, count_to: Path | None) -> None:
+def watch(place: Path, kill_at: int | None, count_to: Path | None, *, folders: bool) -> None:
     """Count operations on the run folder from here on; write each down, or end the process at one of them."""
     seen = 0
     root = str(place)
+    watched = {"os.rename", "os.remove", "os.rmdir", "os.truncate"} | ({"os.mkdir"} if folders else set())
     note = count_to.open("w") if count_to else None
 
     def at(operation: str, path: object) -> None:
@@ -172,7 +174,7 @@ def watch(place: Path, kill_at: int | None, count_to: Path | None) -> None:
             path, _, flags = arguments
             if flags is not None and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
                 at("open", path)
-        elif event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"):
+        elif event in watched:
             at(event.removeprefix("os."), arguments[0])
 
     real = os.fsync
