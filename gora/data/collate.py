@@ -1,8 +1,9 @@
 """Examples become a batch of tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -70,6 +71,24 @@ class Collator:
             "labels": _padded(labels, label_width, IGNORED),
         }
 
+    def end_to_end(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+        """Make a batch in which the rows of a causal model follow each other, without padding.
+
+        Returns:
+            int64 tensors (1 x tokens of all rows) `input_ids`, `position_ids`, which begin at 0 in each row, and
+            `labels`, which are -100 at a row's first token: the last of the row before must not predict it; and
+            `rows`, the length of each row, a tuple of int.
+        """
+        lengths = tuple(len(example["input_ids"]) for example in examples)
+        labels = [[IGNORED, *example["labels"][1:]] for example in examples]
+        positions = [torch.arange(length) for length in lengths]
+        return {
+            "input_ids": _joined(example["input_ids"] for example in examples),
+            "position_ids": torch.cat(positions)[None],
+            "labels": _joined(labels),
+            "rows": lengths,
+        }
+
 
 @dataclass(frozen=True)
 class LabelCollator:
@@ -108,6 +127,17 @@ class LabelCollator:
         if self.token_types and "token_type_ids" in examples[0]:
             batch["token_type_ids"] = _padded([example["token_type_ids"] for example in examples], width, 0)
         return batch
+
+
+def tokens_in(batch: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens of a batch's rows, and those that a pass computes, padding included."""
+    if "rows" in batch:
+        return sum(batch["rows"]), sum(batch["rows"])
+    return int(batch["attention_mask"].sum()), batch["attention_mask"].numel()
+
+
+def _joined(lists: Iterable[Sequence[int]]) -> torch.Tensor:
+    return torch.tensor([list(chain.from_iterable(lists))], dtype=torch.int64)
 
 
 def _longest(lists: list[list[int]]) -> int:

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-_NON_REENTRANT = {"use_reentrant": False}
+from gora.models.rows_apart import in_recomputation
+
+_NON_REENTRANT = {"use_reentrant": False, "context_fn": in_recomputation}
 
 
 def recompute_activations(model: nn.Module, enabled: bool) -> None:

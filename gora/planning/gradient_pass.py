@@ -67,7 +67,7 @@ def collect_gradients(
         GoraError: too many micro-batches hold NaN or infinity.
         InputError: saved sums are of another run.
     """
-    batches = MicroBatches(context)
+    batches = MicroBatches(context, model)
     if batches.steps * batches.size > len(context.data.train):
         asked = f"{batches.steps} micro-batches of {batches.size} rows"
         output.warn(f"{asked} are asked for, {len(context.data.train)} rows are there: some are used more than once.")

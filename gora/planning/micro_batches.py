@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gora.data import draw_rows
+from gora.models.rows_apart import keeps_apart
 from gora.recipe.derived import micro_batch_size
 from gora.runs.context import RunContext
 
@@ -16,10 +17,11 @@ class MicroBatches:
 
     Args:
         context: gives rows, seed and sizes.
+        model: what they are for, which may take rows end to end; None for padded ones.
     """
 
-    def __init__(self, context: RunContext) -> None:
-        self._context = context
+    def __init__(self, context: RunContext, model: nn.Module | None = None) -> None:
+        self._context, self._model = context, model
         self.size = micro_batch_size(context.recipe)
         self.steps = context.recipe.gora.steps
         self.indices = range(context.world.index, self.steps, context.world.size)
@@ -29,8 +31,9 @@ class MicroBatches:
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """One micro-batch on the device."""
-        rows = self._context.data.train
-        return self._context.move(self._context.collator([rows[row] for row in self._rows(index)]))
+        rows = [self._context.data.train[row] for row in self._rows(index)]
+        batch = self._context.collate(self._model, rows) if self._model else self._context.collator(rows)
+        return self._context.move(batch)
 
     def fixed(self, index: int) -> dict[str, Tensor]:
         """One micro-batch padded to the longest of all, without a mask.
@@ -51,8 +54,10 @@ class MicroBatches:
         return "rows " + ", ".join(self._context.data.train.where(row) for row in self._rows(index))
 
     def longest(self) -> int:
-        """The micro-batch that takes most memory: the one with the longest row."""
+        """The micro-batch that takes most memory: by its longest row, or its tokens if none is padding."""
         lengths = self._context.data.train.lengths
+        if self._model and keeps_apart(self._model):
+            return max(range(self.steps), key=self.tokens)
         return max(range(self.steps), key=lambda index: max(lengths[row] for row in self._rows(index)))
 
     @property

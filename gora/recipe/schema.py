@@ -64,6 +64,9 @@ class SourceSection(Section):
     """Use the first rows only; null uses all."""
 
 
+Packing = Literal["auto", "packed", "padding-free", "none"]
+
+
 class DataSection(Section):
     """What to train on, and how a row becomes tokens with a supervised part."""
 
@@ -118,6 +121,10 @@ class DataSection(Section):
     """What happens to a longer row: cut at the end, or left out; both are counted."""
     bad_rows: Literal["error", "skip"] = "error"
     """What happens to an unusable row: the command ends and names it, or it is left out, named and counted."""
+    packing: Packing = "auto"
+    """How rows share a micro-batch; a step's rows and their weight stay the same. `none`: padded, as drawn;
+    `padding-free`: as many rows, end to end without padding; `packed`: as many end to end as fit the tokens of
+    `micro_batch_size` longest rows; `auto`: packed where the model keeps rows apart, else rows of similar length."""
 
 
 class AdapterSection(Section):
@@ -197,6 +204,9 @@ class TrainSection(Section):
     """Clip the gradient to this norm; null does not clip."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of both passes; auto is bf16 on a GPU that has it, else fp32. Adapter values stay float32."""
+    kernels: Literal["auto", "fused", "none"] = "auto"
+    """`fused`: the loss on supervised tokens alone, adapters in the base's bfloat16; `none`: as transformers and PEFT
+    compute; auto is fused where a GPU computes in bf16."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time; `gora precompute` follows it."""
     log_steps: Positive = 10

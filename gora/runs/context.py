@@ -6,7 +6,7 @@ it took.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +36,8 @@ from gora.models.load import (
     load_tokenizer,
 )
 from gora.models.new_tokens import embedding_rows, grow_embeddings, refuse_untrainable_tokens
+from gora.models.rows_apart import forward, keeps_apart, set_apart
+from gora.models.supervised_head import use_supervised_head
 from gora.models.targets import find_targets, kind_of
 from gora.models.tokenizer import new_token_ids
 from gora.models.weight_files import StoredWeights, stored_weights
@@ -218,6 +220,7 @@ class RunContext:
             grow_embeddings(model, max(self.new_tokens) + 1)
         settle_padding(model, self.collator.pad_token_id)
         self._refuse_what_the_model_cannot_take(model)
+        self._speed_up(model)
         dtype = str(model.dtype).removeprefix("torch.")
         kernel = model.config._attn_implementation
         size = f"{model.num_parameters():,} parameters in {dtype} on {self.device}"
@@ -231,6 +234,35 @@ class RunContext:
             labels = len(self.recipe.data.choices or ())
             output.say(f"head      {', '.join(head)}: {labels} labels, {parameters:,} parameters, trained in full")
         return model
+
+    def _speed_up(self, model: PreTrainedModel) -> None:
+        """Rows end to end, and logits where they are needed: as far as the model is seen to compute the same."""
+        packing, rows = self.recipe.data.packing, self.data.train
+        ids = [rows[index]["input_ids"] for index in range(min(3, len(rows)))]
+        arithmetic = autocast(self.precision, self.device)
+        if packing != "none":
+            causal = self.source.causal and self.source.head == "language"
+            reason = set_apart(model, ids, arithmetic) if causal else "it is not a causal language model"
+            if reason and packing != "auto":
+                raise InputError(
+                    f"data.packing: {packing} is not possible with this model: {reason}. Give `auto` or `none`."
+                )
+            output.log(f"packing   not with this model: {reason}" if reason else "packing   seen to keep rows apart")
+        if self.fuses and self.source.causal and self.source.head == "language" and not self.engine.shards_weights:
+            reason = use_supervised_head(model, ids, arithmetic)
+            output.log(f"kernels   all logits are computed: {reason}" if reason else "kernels   supervised logits only")
+
+    @property
+    def fuses(self) -> bool:
+        """Whether to compute otherwise than transformers and PEFT, to the same result: `train.kernels`."""
+        kernels = self.recipe.train.kernels
+        return kernels == "fused" or (kernels == "auto" and self.precision == "bf16" and self.device.type == "cuda")
+
+    def collate(self, model: nn.Module, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+        """A micro-batch for a model: end to end if it keeps rows apart, else padded."""
+        if isinstance(self.collator, Collator) and keeps_apart(model):
+            return self.collator.end_to_end(rows)
+        return self.collator(rows)
 
     def _refuse_what_the_model_cannot_take(self, model: PreTrainedModel) -> None:
         sets = [self.data.train] + ([self.data.eval] if self.data.eval else [])
@@ -295,9 +327,12 @@ class RunContext:
             tensors=note.tensors,
         )
 
-    def move(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def move(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Move a micro-batch to the device."""
-        return {key: tensor.to(self.device, non_blocking=True) for key, tensor in batch.items()}
+        return {
+            key: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+            for key, value in batch.items()
+        }
 
     @property
     def forward_settings(self) -> dict[str, Any]:
@@ -309,7 +344,7 @@ class RunContext:
 
         def loss(batch: Mapping[str, Tensor]) -> Tensor:
             with autocast(self.precision, self.device):
-                value: Tensor = model(**batch, **self.forward_settings).loss
+                value: Tensor = forward(model, batch, **self.forward_settings).loss
             return value
 
         return loss

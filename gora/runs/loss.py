@@ -8,6 +8,7 @@ from torch import nn, no_grad
 
 from gora.data.examples import Examples
 from gora.methods import model_for_loss
+from gora.models.rows_apart import forward
 from gora.runs.context import RunContext
 from gora.runtime.precision import autocast
 
@@ -38,10 +39,11 @@ def evaluate_loss(model: nn.Module, context: RunContext, rows: Examples | None =
         for turn in range(math.ceil(len(batches) / world.size)):
             # Where weights are shared out, a process without rows still takes part in the others' passes.
             counts = turn < len(mine)
-            batch = context.move(context.collator([rows[index] for index in (mine[turn] if counts else batches[0])]))
+            chosen = [rows[index] for index in (mine[turn] if counts else batches[0])]
+            batch = context.move(context.collate(model, chosen))
             count = int(context.collator.supervised(batch["labels"]))
             if context.engine.shards_weights or (count and counts):
-                loss = computing(**batch, **context.forward_settings).loss.item()
+                loss = forward(computing, batch, **context.forward_settings).loss.item()
                 total += loss * count if count and counts else 0.0
                 tokens += count if counts else 0
     model.train(was_training)

@@ -16,6 +16,7 @@ from gora.errors import GoraError, InputError, Interrupted
 from gora.files import delete, write_text
 from gora.methods import METHODS
 from gora.models.quantization import quantization_of
+from gora.models.rows_apart import keeps_apart
 from gora.plan import Plan, read_plan
 from gora.recipe import accumulation_steps, dump_recipe
 from gora.recipe.schema import Recipe
@@ -47,6 +48,7 @@ from gora.runtime.progress import clock
 from gora.training.callbacks import RefuseNaN, Report, SaveAndLog, StopWhenAsked
 from gora.training.engine_training import check_engine, forget_engine, gradient_norm, refuse_what_cannot_train
 from gora.training.groups import parameter_groups
+from gora.training.layout import StepLayout, choose_layout
 from gora.training.metrics import Metrics
 from gora.training.schedule import optimizer_steps, warmup_steps
 from gora.training.start import Wrapped, fingerprint, keep_initial, load_trained, wrap_model
@@ -70,7 +72,6 @@ class _Opened:
 
     plan: Plan | None
     checkpoint: Path | None
-    accumulation: int
     steps: int
 
 
@@ -118,7 +119,6 @@ def _open(context: RunContext, progress: Progress) -> _Opened:
     """What is trained on which rows, how long, and from where; all of it refused here if it cannot be."""
     recipe, folder, world = context.recipe, context.folder, context.world
     refuse_what_cannot_train(context.engine, context.device, recipe.adapter.method)
-    accumulation = accumulation_steps(recipe.train, world.size)
     checkpoint = progress.checkpoint if context.mode == "resume" else None
     if checkpoint is not None:
         check_provenance(checkpoint, recipe, folder, context.engine, world)
@@ -132,8 +132,9 @@ def _open(context: RunContext, progress: Progress) -> _Opened:
         check_same_rows(checkpoint, context.data.fingerprint)
         check_same_base(checkpoint, context.base)
     assert context.chosen.layers
-    steps = optimizer_steps(len(context.data.train), recipe.train, accumulation, world.size)
-    return _Opened(plan=plan, checkpoint=checkpoint, accumulation=accumulation, steps=steps)
+    accumulation_steps(recipe.train, world.size)
+    steps = optimizer_steps(len(context.data.train), recipe.train)
+    return _Opened(plan=plan, checkpoint=checkpoint, steps=steps)
 
 
 def _read_plan(context: RunContext) -> Plan:
@@ -231,8 +232,13 @@ def _make_trainer(
     recipe, world, engine, plan = context.recipe, context.world, context.engine, opened.plan
     settings, method = recipe.train, METHODS[recipe.adapter.method]
     ratio = method.lr_ratio if settings.loraplus_lr_ratio == "auto" else settings.loraplus_lr_ratio
-    batch = f"{settings.batch_size} rows = {settings.micro_batch_size} per micro-batch"
-    batch += f" x {opened.accumulation} accumulation steps" + (f" x {world.size} processes" if world.size > 1 else "")
+    layout = StepLayout(
+        kind=choose_layout(recipe.data.packing, keeps_apart=keeps_apart(start.model)),
+        size=settings.micro_batch_size,
+        longest=max(context.data.train.lengths),
+        processes=world.size,
+    )
+    batch = layout.text(settings.batch_size)
     warmup = warmup_steps(settings, opened.steps)
     output.say(f"batch     {batch}; {opened.steps:,} optimizer steps, {warmup:,} of them warm-up")
     done = step_of(opened.checkpoint) if opened.checkpoint else 0
@@ -243,7 +249,7 @@ def _make_trainer(
         start.model,
         context,
         steps=opened.steps,
-        accumulation=opened.accumulation,
+        layout=layout,
         method=method,
         lr_ratio=ratio,
         all_used=plan is not None and all(module.gradient_norm > 0 for module in plan.adapted),

@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from gora.data import Collator, LabelCollator
+from gora.data.collate import tokens_in
 from gora.data.encode import IGNORED
 from gora.data.examples import Examples
+from gora.training.layout import StepLayout
+from gora.training.rows_checksum import rows_checksum
+
+Row = dict[str, list[int]]
 
 
-class DealtBatches(Sampler[list[int]]):
-    """The micro-batches of one process: those of an epoch are dealt out in turn, so that every optimizer step has the
-    rows that it has in one process.
+class Steps(Sampler[list[list[int]]]):
+    """The micro-batches of one process, step by step: a step has the same rows with any layout and any processes.
 
-    Where the rows end, the last of them may be fewer, and a process may have none: it gets the index after the last
-    row, so that all processes make the same number of passes.
+    A process that has no rows in a turn gets the index after the last row, so that all make the same number of passes.
 
     Args:
-        rows: how many there are.
-        size: rows of a micro-batch.
+        rows: what to train on.
+        batch_size: rows of a step, over all processes; the last of an epoch may have fewer.
+        layout: deals out the rows of a step.
         index: which process this is.
-        processes: how many there are.
         seed: of the order, which is another one in each epoch.
     """
 
-    def __init__(self, rows: int, size: int, index: int, processes: int, seed: int) -> None:
-        self._rows, self._size, self._index, self._processes, self._seed = rows, size, index, processes, seed
+    def __init__(self, rows: Examples, batch_size: int, layout: StepLayout, index: int, seed: int) -> None:
+        self._rows, self._batch_size, self._layout, self._index, self._seed = rows, batch_size, layout, index, seed
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -36,31 +42,86 @@ class DealtBatches(Sampler[list[int]]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(self._rows / (self._size * self._processes))
+        return math.ceil(len(self._rows) / self._batch_size)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[list[int]]]:
         generator = torch.Generator().manual_seed(self._seed + self._epoch)
-        order = torch.randperm(self._rows, generator=generator).tolist()
-        for turn in range(len(self)):
-            first = (turn * self._processes + self._index) * self._size
-            yield order[first : first + self._size] or [self._rows]
+        order = torch.randperm(len(self._rows), generator=generator).tolist()
+        for start in range(0, len(order), self._batch_size):
+            turns = self._layout(order[start : start + self._batch_size], self._rows.lengths.__getitem__)
+            yield [turn[self._index] or [len(self._rows)] for turn in turns]
 
 
-class WithFiller(Dataset[dict[str, list[int]]]):
-    """Rows and, at the index after the last, the shortest of them without labels: nothing is learnt from it.
+class MicroBatchRows(Dataset[list[Row]]):
+    """The rows of a micro-batch by their indices; at the index after the last, the shortest without labels: nothing is
+    learnt from it.
 
     Args:
         rows: the rows.
     """
 
     def __init__(self, rows: Examples) -> None:
-        self._rows = rows
+        self.examples = rows
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.examples)
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        if index < len(self._rows):
-            return self._rows[index]
-        filler = self._rows[min(range(len(self._rows)), key=self._rows.lengths.__getitem__)]
+    def __getitem__(self, indices: Sequence[int]) -> list[Row]:
+        return [self._row(index) for index in indices]
+
+    def _row(self, index: int) -> Row:
+        if index < len(self.examples):
+            return self.examples[index]
+        filler = self.examples[min(range(len(self.examples)), key=self.examples.lengths.__getitem__)]
         return {**filler, "labels": [IGNORED] * len(filler["labels"])}
+
+
+@dataclass
+class Padding:
+    """Tokens of rows, and those that were computed."""
+
+    tokens: int = 0
+    computed: int = 0
+
+    def add(self, tokens: int, computed: int) -> None:
+        """Count those of a step."""
+        self.tokens += tokens
+        self.computed += computed
+
+    @property
+    def share(self) -> float:
+        """Share of the computed tokens that are padding."""
+        return 1 - self.tokens / self.computed if self.computed else 0.0
+
+
+@dataclass(frozen=True)
+class StepCollator:
+    """Makes the batches of one process for a step.
+
+    Args:
+        collator: of the rows.
+        end_to_end: whether rows follow each other without padding.
+    """
+
+    collator: Collator | LabelCollator
+    end_to_end: bool
+
+    def __call__(self, micro_batches: Sequence[Sequence[Row]]) -> dict[str, Any]:
+        """Collate a step.
+
+        Returns:
+            `micro_batches`, as the collator makes them; `supervised`, the supervised tokens of each; `tokens`, those of
+            all rows; `computed`, those with padding; `checksum` of the rows.
+        """
+        joined = self.end_to_end and isinstance(self.collator, Collator)
+        batches = [self.collator.end_to_end(rows) if joined else self.collator(rows) for rows in micro_batches]  # type: ignore[union-attr]
+        supervised = [int(self.collator.supervised(batch["labels"])) for batch in batches]
+        counts = [tokens_in(batch) for batch in batches]
+        return {
+            "micro_batches": batches,
+            "supervised": supervised,
+            # A filler's tokens are computed and belong to no row.
+            "tokens": sum(real for (real, _), trained in zip(counts, supervised, strict=True) if trained),
+            "computed": sum(computed for _, computed in counts),
+            "checksum": sum(rows_checksum(self.collator(rows)) for rows in micro_batches),
+        }

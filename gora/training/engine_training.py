@@ -115,6 +115,15 @@ def forget_engine() -> None:
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
 
 
+def accumulate(running: Any, micro_batches: int) -> None:
+    """Tell DeepSpeed how many micro-batches come before its next step.
+
+    Its settings fix that number; ZeRO-2 with offload looks at it to decide whether a gradient is added to another.
+    """
+    if hasattr(running.optimizer, "gradient_accumulation_steps"):
+        running.optimizer.gradient_accumulation_steps = micro_batches
+
+
 def gradient_norm(trainer: Trainer) -> float | None:
     """Norm of the last step's gradient where DeepSpeed keeps gradients to itself, else None."""
     if trainer.accelerator.distributed_type != DistributedType.DEEPSPEED:

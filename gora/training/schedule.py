@@ -13,17 +13,14 @@ from transformers import (
 from gora.recipe.schema import TrainSection
 
 
-def optimizer_steps(rows: int, settings: TrainSection, accumulation: int, processes: int = 1) -> int:
+def optimizer_steps(rows: int, settings: TrainSection) -> int:
     """Optimizer steps of a run: a last, smaller batch of an epoch is a step too; `max_steps` may end it earlier.
 
     Args:
         rows: training examples.
         settings: the recipe's section.
-        accumulation: micro-batches of one process in a step.
-        processes: how many share each step.
     """
-    micro_batches = math.ceil(rows / (settings.micro_batch_size * processes))
-    steps = math.ceil(settings.epochs * math.ceil(micro_batches / accumulation))
+    steps = math.ceil(settings.epochs * math.ceil(rows / settings.batch_size))
     return min(steps, settings.max_steps or steps)
 
 

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import patch_environment
+from accelerate.utils import DistributedType, patch_environment
 from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from gora import manifest
+from gora.adapters.lean import make_lean
 from gora.files import delete, publish, write_json
 from gora.methods import Method
 from gora.models.checkpointing import recompute_activations
+from gora.models.rows_apart import forward
 from gora.runs.context import RunContext
 from gora.runs.folder import PROVENANCE
 from gora.runtime.precision import autocast
-from gora.training.batches import DealtBatches, WithFiller
-from gora.training.engine_training import engine_arguments, make_optimizer
+from gora.training.batches import MicroBatchRows, Padding, StepCollator, Steps
+from gora.training.engine_training import accumulate, engine_arguments, make_optimizer
 from gora.training.groups import parameter_groups
-from gora.training.rows_checksum import rows_checksum
+from gora.training.layout import StepLayout
 from gora.training.schedule import make_schedule
+
+_SUPERVISED = "supervised"
 
 
 class GoraTrainer(Trainer):
@@ -35,7 +39,7 @@ class GoraTrainer(Trainer):
         model: the wrapped model.
         context: recipe, rows, processes, engine, and the folder for checkpoints.
         steps: optimizer steps of the whole run.
-        accumulation: micro-batches in one of them.
+        layout: of the rows of a step.
         method: what is trained, and by which optimizer.
         lr_ratio: learning rate of B over that of A.
         all_used: whether every trained parameter is known to get a gradient.
@@ -49,7 +53,7 @@ class GoraTrainer(Trainer):
         context: RunContext,
         *,
         steps: int,
-        accumulation: int,
+        layout: StepLayout,
         method: Method,
         lr_ratio: float,
         all_used: bool,
@@ -59,19 +63,21 @@ class GoraTrainer(Trainer):
         recipe, rows, collator = context.recipe, context.data.train, context.collator
         self._wrapped, self._recipe, self._folder, self._provenance = model, recipe, context.folder, provenance
         self._precision, self._world, self._engine = context.precision, context.world, context.engine
-        self._supervised = collator.supervised
+        self._layout = layout
+        self._lean = context.fuses and not context.engine.shards_weights and make_lean(model)
         self._method, self._lr_ratio, self._evaluate_loss = method, lr_ratio, evaluate_loss
         self._stage: Path | None = None
         self._rows_seen: torch.Tensor | None = None
+        self.padding = Padding()
         self.last_evaluation = (-1, 0.0)
         # `accelerate launch --mixed_precision` would have Accelerate compute otherwise than the recipe says.
         with patch_environment(accelerate_mixed_precision="no"):
             super().__init__(
                 model=model,
-                args=_arguments(context, steps, accumulation, evaluates=evaluate_loss is not None, all_used=all_used),
-                train_dataset=WithFiller(rows),
+                args=_arguments(context, steps, evaluates=evaluate_loss is not None, all_used=all_used),
+                train_dataset=MicroBatchRows(rows),
                 eval_dataset=rows if evaluate_loss else None,
-                data_collator=collator,
+                data_collator=StepCollator(collator, layout.end_to_end),
             )
         self.remove_callback(PrinterCallback)
         # The loss is normalised below, for every family alike; neither the Trainer nor Accelerate may divide again.
@@ -81,12 +87,13 @@ class GoraTrainer(Trainer):
             recompute_activations(model, True)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The micro-batches of this process."""
+        """The optimizer steps, each with the micro-batches of this process."""
         rows: Any = self.train_dataset
-        size, world = self.args.per_device_train_batch_size, self._world
-        self._batches = DealtBatches(len(rows), size, world.index, world.size, self._recipe.seed)
+        self._batches = Steps(
+            rows.examples, self._recipe.train.batch_size, self._layout, self._world.index, self._recipe.seed
+        )
         pin = self.args.dataloader_pin_memory
-        loader = DataLoader(rows, batch_sampler=self._batches, collate_fn=self.data_collator, pin_memory=pin)
+        loader: Any = DataLoader(rows, batch_sampler=self._batches, collate_fn=self.data_collator, pin_memory=pin)
         # They are dealt out already: Accelerate is only to bring them to the device.
         return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
 
@@ -107,6 +114,44 @@ class GoraTrainer(Trainer):
             self.lr_scheduler = schedule
         return self.lr_scheduler
 
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | None]:
+        """The step, and the supervised tokens in it, those of all processes."""
+        step = next(epoch_iterator, None)
+        if step is None:
+            return [], None
+        self._rows_seen = step["checksum"]
+        totals = torch.tensor([sum(step["supervised"]), step["tokens"], step["computed"]])
+        if self._world.size > 1:
+            totals = totals.to(device)
+            self._world.sum_everywhere(totals)
+        supervised, tokens, computed = totals.tolist()
+        self.state.num_input_tokens_seen += tokens
+        self.padding.add(tokens, computed)
+        return [step], torch.tensor(supervised)
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Both passes of every micro-batch of a step; gradients are exchanged with the last.
+
+        Returns:
+            The mean loss over all supervised tokens of the step, or this process's part of it.
+        """
+        batches, gradients = inputs["micro_batches"], self.accelerator.gradient_state
+        deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        if deepspeed:
+            accumulate(model, len(batches))
+        total = torch.zeros((), device=self.args.device)
+        for place, (batch, supervised) in enumerate(zip(batches, inputs["supervised"], strict=True)):
+            last = place == len(batches) - 1
+            gradients._set_sync_gradients(last)
+            # DeepSpeed is told by the flag above, and takes its step with the last.
+            with nullcontext() if last or deepspeed else self.accelerator.no_sync(model):
+                total += super().training_step(model, {**batch, _SUPERVISED: supervised}, num_items_in_batch)
+        return total
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -118,42 +163,26 @@ class GoraTrainer(Trainer):
 
         Where a row has one label, it counts as one token.
         """
-        supervised = self._supervised(inputs["labels"])
-        # Only a filler for a process without rows has none; asked before the pass, which then need not be waited for.
-        has_rows = self._world.size == 1 or bool(supervised)
-        with autocast(self._precision, self.args.device):
-            outputs = model(**inputs)
+        supervised = inputs.pop(_SUPERVISED)
+        with nullcontext() if self._lean else autocast(self._precision, self.args.device):
+            outputs = forward(model, inputs)
         loss = outputs.loss
-        if not has_rows:
+        if not supervised:
             # A process without rows takes part in the step with a gradient of zero; the mean of no tokens is no number.
-            loss = outputs.logits.sum() * 0.0
+            loss = outputs.logits.sum() * 0.0 if outputs.logits is not None else loss * 0.0
         elif num_items_in_batch is not None:
             # Every engine takes the mean of the processes' gradients, where a sum is wanted.
             loss = loss * (supervised * self._world.size / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def get_batch_samples(
-        self, epoch_iterator: Any, num_batches: int, device: torch.device
-    ) -> tuple[list[Any], torch.Tensor | None]:
-        """The micro-batches of the step, and the supervised tokens of all processes in it.
-
-        Those are counted as `compute_loss` counts them; the tokens of rows as well, those of a filler are none.
-        """
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not batches:
-            return batches, None
-        self._rows_seen = torch.stack([rows_checksum(batch) for batch in batches]).sum().to(device)
-        supervised = torch.stack([self._supervised(batch["labels"]) for batch in batches]).to(device)
-        tokens = torch.stack([batch["attention_mask"].sum() for batch in batches]).to(device)
-        totals = torch.stack([supervised.sum(), (tokens * (supervised > 0)).sum()])
-        self._world.sum_everywhere(totals)
-        self.state.num_input_tokens_seen += int(totals[1])
-        return batches, totals[0]
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted."""
+        return 0
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add which rows the step was taken on; see `rows_checksum`."""
         if "loss" in logs and self._rows_seen is not None:
-            seen = self._rows_seen.clone()
+            seen = self._rows_seen.clone().to(self.args.device)
             self._world.sum_everywhere(seen)
             logs["rows"] = f"{seen.item() % 2**64:016x}"  # type: ignore[assignment]
         super().log(logs, *args, **kwargs)
@@ -211,15 +240,14 @@ class GoraTrainer(Trainer):
             delete(folder)
 
 
-def _arguments(
-    context: RunContext, steps: int, accumulation: int, *, evaluates: bool, all_used: bool
-) -> TrainingArguments:
+def _arguments(context: RunContext, steps: int, *, evaluates: bool, all_used: bool) -> TrainingArguments:
     recipe, train, evaluation = context.recipe, context.recipe.train, context.recipe.evaluation
     arguments = TrainingArguments(
         output_dir=str(context.folder.checkpoints),
         max_steps=steps,
         per_device_train_batch_size=train.micro_batch_size,
-        gradient_accumulation_steps=accumulation,
+        # The loader's item is a whole step, whose micro-batches `training_step` runs.
+        gradient_accumulation_steps=1,
         max_grad_norm=train.max_grad_norm or 0.0,
         logging_steps=train.log_steps,
         logging_first_step=True,

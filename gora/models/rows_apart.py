@@ -1,0 +1,251 @@
+"""Rows laid end to end in one sequence: attention stays within each row, and no token is padding.
+
+An attention implementation of transformers' own kind (`AttentionInterface`). Which rows a forward pass is on is not
+among the arguments of every model, so that it is noted here for the time of the pass, and again where activation
+checkpointing repeats a part of it in the backward pass.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "rows-apart"
+ROWS = "rows"
+"""Key of a batch whose value is the length of each row, a tuple of int: the sign that they lie end to end."""
+
+_MORE_THAN_CAUSAL = ("softcap", "s_aux", "position_bias")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    lengths: tuple[int, ...]
+    bounds: Tensor
+    """Where rows begin, and where the last ends: int32, on the device."""
+
+
+_current: _Rows | None = None
+
+
+@contextmanager
+def _on(rows: _Rows | None) -> Iterator[None]:
+    global _current
+    before, _current = _current, rows
+    try:
+        yield
+    finally:
+        _current = before
+
+
+def forward(model: nn.Module, batch: Mapping[str, Any], **settings: Any) -> Any:
+    """Call a model on a batch, whether its rows are padded or lie end to end.
+
+    Args:
+        model: one for which `keeps_apart` holds if the rows lie end to end.
+        batch: as the collators make it.
+        settings: further arguments of the model.
+    """
+    lengths = batch.get(ROWS)
+    inputs = {key: value for key, value in batch.items() if key != ROWS}
+    if lengths is None:
+        return model(**inputs, **settings)
+    bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    with _on(_Rows(lengths, bounds.to(inputs["input_ids"].device, non_blocking=True))):
+        return model(**inputs, **settings)
+
+
+def in_recomputation() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts for activation checkpointing: a pass that is repeated is on the rows of the first."""
+    return nullcontext(), _on(_current)
+
+
+def keeps_apart(model: nn.Module) -> bool:
+    """Whether rows that lie end to end may be given to this model: `set_apart` has been called and found it right."""
+    config = getattr(model, "config", None)
+    return getattr(config, "_attn_implementation", None) == NAME
+
+
+def set_apart(model: PreTrainedModel, rows: Sequence[Sequence[int]], context: AbstractContextManager[Any]) -> str:
+    """Have a model keep rows apart, and see on a few rows that it does; else leave it as it was.
+
+    Each row alone has to give what it gives beside others, and other tokens in one row must change nothing in another.
+    Models that carry more than attention from token to token, such as state-space models, fail this, as do those with
+    an attention of their own.
+
+    Args:
+        model: a causal language model.
+        rows: token ids of two rows or more; the first tokens of each are used.
+        context: arithmetic of the passes.
+
+    Returns:
+        Why the model cannot; empty where it can.
+    """
+    before = model.config._attn_implementation
+    training = model.training
+    if before != "sdpa":
+        return f"its attention is {before}"
+    try:
+        model.eval()
+        model.set_attn_implementation(NAME)
+        with torch.no_grad(), context:
+            reason = _mixes(model, [list(row[:_TRIED]) for row in rows if len(row) > 1][:3])
+    except Exception as error:  # whatever a model does not know of, such as positions, is a reason not to
+        reason = f"it cannot be run on them ({type(error).__name__})"
+    finally:
+        model.train(training)
+    if reason:
+        model.set_attn_implementation(before)
+    return reason
+
+
+_TRIED = 48  # tokens of each row
+
+
+def _mixes(model: PreTrainedModel, rows: list[list[int]]) -> str:
+    """What a model does wrong with rows that lie end to end."""
+    if len(rows) < 2:
+        return "there are not two rows to try it on"
+    device = next(model.parameters()).device
+    alone = torch.cat([model(**_end_to_end([row], device, mark=False)).logits[0] for row in rows])
+    together = forward(model, _end_to_end(rows, device)).logits[0]
+    changed = [[rows[1][0]] * len(rows[0]), *rows[1:]]
+    if changed[0] == rows[0]:
+        changed[0] = [rows[1][-1]] * len(rows[0])
+    beside_others = forward(model, _end_to_end(changed, device)).logits[0]
+    first = len(rows[0])
+    scale = alone.float().std()
+    if (together.float() - alone.float()).abs().mean() > 0.02 * scale:
+        return "a row gives other predictions beside others than alone"
+    if (together.float() - beside_others.float())[first:].abs().mean() > 0.005 * scale:
+        return "a token sees those of another row"
+    return ""
+
+
+def _end_to_end(rows: list[list[int]], device: torch.device, *, mark: bool = True) -> dict[str, Any]:
+    ids = [token for row in rows for token in row]
+    positions = [place for row in rows for place in range(len(row))]
+    batch = {
+        "input_ids": torch.tensor([ids], device=device),
+        "position_ids": torch.tensor([positions], device=device),
+    }
+    return {**batch, ROWS: tuple(map(len, rows))} if mark else batch
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each row.
+
+    Args:
+        module: the model's attention layer.
+        query: 1 x heads x tokens x width, the tokens of all rows.
+        key: the same with as many heads as keys have.
+        value: as `key`.
+        attention_mask: not used where rows lie end to end.
+        dropout: share of weights that are dropped.
+        scaling: of the products; None is one over the root of the width.
+        is_causal: None asks the module.
+        more: what else a model hands over.
+
+    Returns:
+        1 x tokens x heads x width, and None.
+    """
+    rows = _current
+    if rows is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **more
+        )
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if not causal or any(more.get(name) is not None for name in _MORE_THAN_CAUSAL):
+        raise NotImplementedError("attention that is more than causal")
+    window = more.get("sliding_window")
+    if _varlen_serves(query, dropout, window):
+        return _by_varlen(query, key, value, rows, scaling, window), None
+    return _row_by_row(query, key, value, rows, dropout, scaling, window), None
+
+
+def _mask(*args: Any, **kwargs: Any) -> Any:
+    return None if _current is not None else sdpa_mask(*args, **kwargs)
+
+
+def _row_by_row(
+    query: Tensor, key: Tensor, value: Tensor, rows: _Rows, dropout: float, scaling: float | None, window: int | None
+) -> Tensor:
+    """Attention of one row after the other: any device and data type."""
+    grouped = query.shape[1] != key.shape[1]
+    parts = []
+    for q, k, v in zip(*(each.split(rows.lengths, dim=2) for each in (query, key, value)), strict=True):
+        mask = _window_mask(q.shape[2], window, q.device) if window and q.shape[2] > window else None
+        parts.append(
+            scaled_dot_product_attention(
+                q, k, v, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+            )
+        )
+    return torch.cat(parts, dim=2).transpose(1, 2)
+
+
+def _window_mask(tokens: int, window: int, device: torch.device) -> Tensor:
+    back = torch.arange(tokens, device=device)[:, None] - torch.arange(tokens, device=device)
+    return (back >= 0) & (back < window)
+
+
+def _by_varlen(
+    query: Tensor, key: Tensor, value: Tensor, rows: _Rows, scaling: float | None, window: int | None
+) -> Tensor:
+    """Attention of all rows in one kernel."""
+    attend, knows = _varlen()
+    if knows("enable_gqa"):
+        settings: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]}
+    else:
+        settings = {}
+        groups = query.shape[1] // key.shape[1]
+        key, value = (each.repeat_interleave(groups, dim=1) if groups > 1 else each for each in (key, value))
+    if knows("window_size"):
+        settings["window_size"] = (window - 1 if window else -1, 0)
+    else:
+        settings["is_causal"] = True
+    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
+    longest = max(rows.lengths)
+    return attend(q, k, v, rows.bounds, rows.bounds, longest, longest, scale=scaling, **settings)[None]
+
+
+def _varlen_serves(query: Tensor, dropout: float, window: int | None) -> bool:
+    fits = query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256
+    if not fits or dropout or _varlen() is None:
+        return False
+    return not window or bool(_varlen()[1]("window_size"))
+
+
+@cache
+def _varlen() -> Any:
+    """torch's attention over rows of several lengths, and which settings this version of it knows; None without it."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    names: Mapping[str, Any] = inspect.signature(varlen_attn).parameters
+    knows: Callable[[str], bool] = names.__contains__
+    return (varlen_attn, knows) if "scale" in names else None
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, _mask)

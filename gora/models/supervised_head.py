@@ -1,0 +1,119 @@
+"""Logits where a token is predicted that is trained on, a part of them at a time: the rest is never computed."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+IGNORED = -100
+_LOGITS = 2**27
+"""Logits held at a time, in float32: 512 MB."""
+
+
+def use_supervised_head(model: PreTrainedModel, rows: list[list[int]], context: AbstractContextManager[Any]) -> str:
+    """Have a causal model compute its loss on supervised tokens alone, where that is the loss it computes itself.
+
+    Seen on two short rows: its logits have to be those of its output layer on the last hidden state, to the bit, and
+    its loss their mean cross-entropy. Models that cap or scale logits, or add a loss of their own, keep their way.
+
+    Args:
+        model: the model; its `forward` is replaced for calls with labels.
+        rows: token ids; the first tokens of each are used.
+        context: arithmetic of the passes.
+
+    Returns:
+        Why the model keeps its own way; empty where it does not.
+    """
+    head, body = model.get_output_embeddings(), model.base_model
+    if body is model or type(head) is not nn.Linear:
+        return "its output layer is not a linear one of its own"
+    width = min(16, *map(len, rows))
+    ids = torch.tensor([row[:width] for row in rows[:2]], device=head.weight.device)
+    training = model.training
+    try:
+        model.eval()
+        with torch.no_grad(), context:
+            whole = model(input_ids=ids, labels=ids, use_cache=False)
+            hidden = body(input_ids=ids, use_cache=False)[0]
+            logits = head(hidden)
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+    except Exception as error:  # a model may want other arguments, or not give what others do
+        return f"it cannot be run in two parts ({type(error).__name__})"
+    finally:
+        model.train(training)
+    if not torch.equal(whole.logits, logits):
+        return "its logits are not those of its output layer"
+    if abs(whole.loss.item() - loss.item()) > 2e-5 * abs(loss.item()):
+        return "its loss is not the cross-entropy of its logits"
+    model.forward = MethodType(_forward, model)
+    return ""
+
+
+def _forward(self: PreTrainedModel, *args: Any, labels: Tensor | None = None, **inputs: Any) -> Any:
+    """In place of a causal model's `forward`: with labels, the loss alone."""
+    recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    if labels is None or args or recording:
+        # A CUDA graph cannot be recorded of shapes that depend on values.
+        return type(self).forward(self, *args, labels=labels, **inputs)
+    inputs.pop("num_items_in_batch", None)
+    hidden = self.base_model(**inputs)[0]
+    targets = labels.roll(-1, dims=1)
+    targets[:, -1] = IGNORED
+    hidden, targets = hidden.flatten(0, 1), targets.flatten()
+    predicting = (targets != IGNORED).nonzero().squeeze(1)
+    head = self.get_output_embeddings()
+    loss = mean_loss(head, hidden.index_select(0, predicting), targets[predicting])
+    return CausalLMOutput(loss=loss)
+
+
+def mean_loss(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy, a float32 scalar; 0 without tokens.
+
+    Args:
+        head: the output layer.
+        hidden: tokens x width.
+        targets: ids, tokens.
+    """
+    if not len(targets):
+        return hidden.float().sum() * 0.0
+    if type(head) is not nn.Linear or head.weight.requires_grad or head.weight.dtype != hidden.dtype:
+        # It is trained, adapted or computed in another type: autograd sees to all of it.
+        return cross_entropy(head(hidden).float(), targets)
+    total: Tensor = _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets)
+    return total / len(targets)
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """Sum of the cross-entropies of a frozen output layer; the gradient is taken in the same sweep over its logits."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        wants_gradient = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if wants_gradient else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        size = max(128, _LOGITS // len(weight))
+        for start in range(0, len(hidden), size):
+            part, ids = hidden[start : start + size], targets[start : start + size, None]
+            logits = linear(part, weight, bias).float()
+            norm = logits.logsumexp(1, keepdim=True)
+            total += (norm - logits.gather(1, ids)).sum()
+            if gradient is not None:
+                # d loss / d logits = softmax - 1 at the target
+                logits.sub_(norm).exp_()
+                logits.scatter_add_(1, ids, torch.full_like(ids, -1, dtype=logits.dtype))
+                torch.mm(logits.to(weight.dtype), weight, out=gradient[start : start + size])
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0].to(gradient.dtype), None, None, None
