@@ -8,10 +8,9 @@ checkpointing repeats a part of it in the backward pass.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -20,6 +19,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+_varlen: Any
+try:
+    from torch.nn.attention.varlen import varlen_attn as _varlen
+except ImportError:
+    _varlen = None
+_SETTINGS = frozenset(inspect.signature(_varlen).parameters) if _varlen else frozenset()
+"""What torch's attention over rows of several lengths can be told; it has learnt since it came."""
 
 NAME = "rows-apart"
 ROWS = "rows"
@@ -33,6 +40,8 @@ class _Rows:
     lengths: tuple[int, ...]
     bounds: Tensor
     """Where rows begin, and where the last ends: int32, on the device."""
+    longest: int
+    """At least the tokens of the longest row: the next power of two, so that kernels see few values."""
 
 
 _current: _Rows | None = None
@@ -61,7 +70,8 @@ def forward(model: nn.Module, batch: Mapping[str, Any], **settings: Any) -> Any:
     if lengths is None:
         return model(**inputs, **settings)
     bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    with _on(_Rows(lengths, bounds.to(inputs["input_ids"].device, non_blocking=True))):
+    longest = 1 << (max(lengths) - 1).bit_length()
+    with _on(_Rows(lengths, bounds.to(inputs["input_ids"].device, non_blocking=True), longest)):
         return model(**inputs, **settings)
 
 
@@ -212,39 +222,23 @@ def _by_varlen(
     query: Tensor, key: Tensor, value: Tensor, rows: _Rows, scaling: float | None, window: int | None
 ) -> Tensor:
     """Attention of all rows in one kernel."""
-    attend, knows = _varlen()
-    if knows("enable_gqa"):
+    if "enable_gqa" in _SETTINGS:
         settings: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]}
     else:
         settings = {}
         groups = query.shape[1] // key.shape[1]
         key, value = (each.repeat_interleave(groups, dim=1) if groups > 1 else each for each in (key, value))
-    if knows("window_size"):
+    if "window_size" in _SETTINGS:
         settings["window_size"] = (window - 1 if window else -1, 0)
     else:
         settings["is_causal"] = True
     q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
-    longest = max(rows.lengths)
-    return attend(q, k, v, rows.bounds, rows.bounds, longest, longest, scale=scaling, **settings)[None]
+    return _varlen(q, k, v, rows.bounds, rows.bounds, rows.longest, rows.longest, scale=scaling, **settings)[None]
 
 
 def _varlen_serves(query: Tensor, dropout: float, window: int | None) -> bool:
     fits = query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256
-    if not fits or dropout or _varlen() is None:
-        return False
-    return not window or bool(_varlen()[1]("window_size"))
-
-
-@cache
-def _varlen() -> Any:
-    """torch's attention over rows of several lengths, and which settings this version of it knows; None without it."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    names: Mapping[str, Any] = inspect.signature(varlen_attn).parameters
-    knows: Callable[[str], bool] = names.__contains__
-    return (varlen_attn, knows) if "scale" in names else None
+    return fits and not dropout and "scale" in _SETTINGS and (not window or "window_size" in _SETTINGS)
 
 
 AttentionInterface.register(NAME, _attention)

@@ -15,6 +15,8 @@ from transformers.modeling_outputs import CausalLMOutput
 IGNORED = -100
 _LOGITS = 2**27
 """Logits held at a time, in float32: 512 MB."""
+_LEAST = 128
+"""Tokens whose logits are computed at a time, however many each has."""
 
 
 def use_supervised_head(model: PreTrainedModel, rows: list[list[int]], context: AbstractContextManager[Any]) -> str:
@@ -98,7 +100,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         wants_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wants_gradient else None
         total = hidden.new_zeros((), dtype=torch.float32)
-        size = max(128, _LOGITS // len(weight))
+        size = max(_LEAST, _LOGITS // len(weight))
         for start in range(0, len(hidden), size):
             part, ids = hidden[start : start + size], targets[start : start + size, None]
             logits = linear(part, weight, bias).float()

@@ -63,7 +63,7 @@ class GoraTrainer(Trainer):
         recipe, rows, collator = context.recipe, context.data.train, context.collator
         self._wrapped, self._recipe, self._folder, self._provenance = model, recipe, context.folder, provenance
         self._precision, self._world, self._engine = context.precision, context.world, context.engine
-        self._layout = layout
+        self._layout, self._settings = layout, context.forward_settings
         self._lean = context.fuses and not context.engine.shards_weights and make_lean(model)
         self._method, self._lr_ratio, self._evaluate_loss = method, lr_ratio, evaluate_loss
         self._stage: Path | None = None
@@ -165,7 +165,7 @@ class GoraTrainer(Trainer):
         """
         supervised = inputs.pop(_SUPERVISED)
         with nullcontext() if self._lean else autocast(self._precision, self.args.device):
-            outputs = forward(model, inputs)
+            outputs = forward(model, inputs, **self._settings)
         loss = outputs.loss
         if not supervised:
             # A process without rows takes part in the step with a gradient of zero; the mean of no tokens is no number.

@@ -31,7 +31,7 @@ from gora.runtime.world import World
 from gora.stages.merge import merge, probe_logits
 from gora.stages.precompute import precompute
 from gora.stages.train import train
-from gora.training.batches import DealtBatches, WithFiller
+from gora.training.batches import MicroBatchRows
 from gora.training.callbacks import RefuseNaN
 from gora.training.groups import check_groups, parameter_groups
 from gora.training.metrics import Metrics
@@ -358,23 +358,6 @@ def test_a_merge_that_computes_something_else_is_not_kept(trained, tmp_path, mon
     assert not (tmp_path / "merged").exists()
 
 
-@pytest.mark.parametrize("rows", [1, 5, 8, 13])
-def test_processes_are_dealt_the_rows_of_one_process_and_make_as_many_passes(rows):
-    alone = DealtBatches(rows, 4, 0, 1, seed=3)
-    alone.set_epoch(2)
-    order = [row for batch in alone for row in batch]
-    assert sorted(order) == list(range(rows))
-    shares = [DealtBatches(rows, 2, rank, 3, seed=3) for rank in range(3)]
-    for share in shares:
-        share.set_epoch(2)
-    turns = list(zip(*shares, strict=True))
-    assert len(turns) == len(shares[0])
-    dealt = [row for turn in turns for batch in turn for row in batch if row < rows]
-    assert dealt == order
-    alone.set_epoch(3)
-    assert rows == 1 or [row for batch in alone for row in batch] != order
-
-
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_a_process_without_rows_adds_a_gradient_of_zero(request, family):
     model = request.getfixturevalue(family)
@@ -386,13 +369,13 @@ def test_a_process_without_rows_adds_a_gradient_of_zero(request, family):
         ["a", "b"],
         encoder_decoder=family == "t5",
     )
-    filler = WithFiller(rows)[len(rows)]
+    (filler,) = MicroBatchRows(rows)[[len(rows)]]
     assert filler == {"input_ids": [5, 9], "labels": [-100, -100]}
     trainer = object.__new__(GoraTrainer)
     trainer.args = SimpleNamespace(device=torch.device("cpu"))
     collator = Collator(0, family == "t5")
-    trainer._precision, trainer._supervised, trainer._world = "fp32", collator.supervised, World(size=2)
-    batch = collator([filler])
+    trainer._precision, trainer._lean, trainer._world, trainer._settings = "fp32", False, World(size=2), {}
+    batch = {**collator([filler]), "supervised": 0}
     loss = trainer.compute_loss(model, batch, num_items_in_batch=torch.tensor(7))
     loss.backward()
     assert loss.item() == 0
@@ -404,12 +387,12 @@ def test_a_process_without_rows_adds_a_gradient_of_zero(request, family):
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 64])
 @pytest.mark.parametrize(("epochs", "accumulation"), [(1.0, 1), (2.5, 3), (0.3, 2)])
 def test_optimizer_steps_equal_a_count_of_the_loop(rows, epochs, accumulation):
-    settings = TrainSection(epochs=epochs, micro_batch_size=4)
+    settings = TrainSection(epochs=epochs, micro_batch_size=4, batch_size=4 * accumulation)
     micro_batches = len(range(0, rows, 4))
     per_epoch = len(range(0, micro_batches, accumulation))
-    assert optimizer_steps(rows, settings, accumulation) == math.ceil(per_epoch * epochs)
+    assert optimizer_steps(rows, settings) == math.ceil(per_epoch * epochs)
     capped = settings.model_copy(update={"max_steps": 2})
-    assert optimizer_steps(rows, capped, accumulation) == min(2, math.ceil(per_epoch * epochs))
+    assert optimizer_steps(rows, capped) == min(2, math.ceil(per_epoch * epochs))
 
 
 @pytest.mark.parametrize(("schedule", "last"), [("cosine", 0.1), ("linear", 0.0), ("constant", 1.0)])

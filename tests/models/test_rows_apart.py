@@ -1,0 +1,124 @@
+"""Rows end to end: no token of one reaches another, and nothing of the result changes."""
+
+from contextlib import nullcontext
+from copy import deepcopy
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Qwen3Config,
+)
+
+from gora.data.collate import Collator
+from gora.models.checkpointing import recomputing_activations
+from gora.models.rows_apart import forward, keeps_apart, set_apart
+
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+FAMILIES = {
+    "llama": LlamaConfig(**SIZES, **HEADS),
+    "mistral with a window": MistralConfig(**SIZES, **HEADS, head_dim=8, sliding_window=5),
+    "gemma3, some layers with a window": Gemma3TextConfig(**SIZES, **HEADS, head_dim=8, sliding_window=5),
+    "qwen3": Qwen3Config(**SIZES, **HEADS, head_dim=8),
+    "gpt2": GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4),
+    "mixtral": MixtralConfig(**SIZES, **HEADS, num_local_experts=4),
+}
+MIXING = {
+    "falcon": FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4),
+    "mamba": MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2),
+}
+ROWS = [
+    {"input_ids": ids, "labels": [-100] * cut + ids[cut:]}
+    for ids, cut in (([5, 9, 3, 44, 20, 7, 8, 1, 30], 4), ([60, 2, 2], 1), ([33, 34, 35, 36, 40, 41, 42], 0))
+]
+
+
+def built(config):
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(deepcopy(config)).eval()
+    with torch.no_grad():  # random models hardly look around: attention has to matter
+        for parameter in model.parameters():
+            parameter.mul_(3.0 if parameter.dim() > 1 else 1.0)
+    return model
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def apart(request):
+    """A model of the family as it was, and one that keeps rows apart."""
+    plain, model = built(FAMILIES[request.param]), built(FAMILIES[request.param])
+    assert set_apart(model, [row["input_ids"] for row in ROWS], nullcontext()) == ""
+    assert keeps_apart(model)
+    assert not keeps_apart(plain)
+    return plain, model
+
+
+def test_each_row_gives_what_it_gives_alone(apart):
+    plain, model = apart
+    together = forward(model, Collator(0).end_to_end(ROWS)).logits[0].split([len(r["input_ids"]) for r in ROWS])
+    for row, logits in zip(ROWS, together, strict=True):
+        alone = plain(input_ids=torch.tensor([row["input_ids"]])).logits[0]
+        torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_other_tokens_in_a_row_change_no_bit_of_its_neighbours(apart):
+    _, model = apart
+    changed = [{**ROWS[0], "input_ids": [11] * 9}, *ROWS[1:]]
+    before, after = (forward(model, Collator(0).end_to_end(rows)).logits[0] for rows in (ROWS, changed))
+    assert not torch.equal(before[:9], after[:9])
+    torch.testing.assert_close(before[9:], after[9:], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_loss_and_gradients_are_those_of_the_padded_batch(apart, recompute):
+    plain, model = apart
+    plain.zero_grad()
+    model.zero_grad()
+    padded = plain(**Collator(0)(ROWS)).loss
+    padded.backward()
+    with recomputing_activations(model, recompute):
+        loss = forward(model, Collator(0).end_to_end(ROWS), use_cache=False).loss
+        loss.backward()
+    torch.testing.assert_close(loss, padded, rtol=1e-5, atol=1e-6)
+    for (name, expected), actual in zip(plain.named_parameters(), model.parameters(), strict=True):
+        scale = max(1e-3, expected.grad.abs().max().item())
+        assert (actual.grad - expected.grad).abs().max().item() <= 1e-5 * scale + 1e-6, name
+
+
+def test_padded_batches_and_generation_are_as_before(apart):
+    plain, model = apart
+    batch = Collator(0)(ROWS)
+    torch.testing.assert_close(model(**batch).logits, plain(**batch).logits)
+    prompt = torch.tensor([ROWS[2]["input_ids"]])
+    settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    assert model.generate(prompt, **settings).tolist() == plain.generate(prompt, **settings).tolist()
+
+
+@pytest.mark.parametrize("family", MIXING)
+def test_a_model_that_would_mix_rows_is_left_as_it_was(family):
+    model, plain = built(MIXING[family]), built(MIXING[family])
+    assert set_apart(model, [row["input_ids"] for row in ROWS], nullcontext())
+    assert not keeps_apart(model)
+    batch = Collator(0)(ROWS)
+    torch.testing.assert_close(model(**batch).logits, plain(**batch).logits)
+
+
+def test_a_leak_between_rows_is_found(monkeypatch):
+    from gora.models import rows_apart
+
+    def leaks(query, key, value, *rest):
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, enable_gqa=True
+        ).transpose(1, 2)
+
+    monkeypatch.setattr(rows_apart, "_row_by_row", leaks)
+    model = built(FAMILIES["llama"])
+    assert set_apart(model, [row["input_ids"] for row in ROWS], nullcontext())
+    assert model.config._attn_implementation == "sdpa"
