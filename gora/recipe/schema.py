@@ -204,9 +204,10 @@ class TrainSection(Section):
     """Clip the gradient to this norm; null does not clip."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of both passes; auto is bf16 on a GPU that has it, else fp32. Adapter values stay float32."""
-    kernels: Literal["auto", "fused", "none"] = "auto"
-    """`fused`: the loss on supervised tokens alone, adapters in the base's bfloat16; `none`: as transformers and PEFT
-    compute; auto is fused where a GPU computes in bf16."""
+    kernels: Literal["auto", "fused", "liger", "compile", "none"] = "auto"
+    """`fused`: the loss on supervised tokens alone, adapters in the base's bfloat16; `liger`: Liger's kernels as well;
+    `compile`: fused, and torch.compile on each block, which takes minutes to begin; `none`: as transformers and PEFT
+    compute. auto is `fused` where a GPU computes in bf16, else `none`."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time; `gora precompute` follows it."""
     log_steps: Positive = 10

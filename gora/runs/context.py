@@ -27,6 +27,7 @@ from gora.files import delete
 from gora.models.encoders import knows_token_types, longest_input
 from gora.models.fingerprint import config_fingerprint
 from gora.models.head import head_modules, settle_padding
+from gora.models.kernels import use_kernels
 from gora.models.load import (
     Source,
     computes_bfloat16_slowly,
@@ -37,7 +38,6 @@ from gora.models.load import (
 )
 from gora.models.new_tokens import embedding_rows, grow_embeddings, refuse_untrainable_tokens
 from gora.models.rows_apart import forward, keeps_apart, set_apart
-from gora.models.supervised_head import use_supervised_head
 from gora.models.targets import find_targets, kind_of
 from gora.models.tokenizer import new_token_ids
 from gora.models.weight_files import StoredWeights, stored_weights
@@ -248,15 +248,18 @@ class RunContext:
                     f"data.packing: {packing} is not possible with this model: {reason}. Give `auto` or `none`."
                 )
             output.log(f"packing   not with this model: {reason}" if reason else "packing   seen to keep rows apart")
-        if self.fuses and self.source.causal and self.source.head == "language" and not self.engine.shards_weights:
-            reason = use_supervised_head(model, ids, arithmetic)
-            output.log(f"kernels   all logits are computed: {reason}" if reason else "kernels   supervised logits only")
+        language = self.source.causal and self.source.head == "language"
+        if self.fuses and language and not self.engine.shards_weights:
+            for line in use_kernels(model, self.recipe.train.kernels, ids, arithmetic):
+                output.log(line)
 
     @property
     def fuses(self) -> bool:
         """Whether to compute otherwise than transformers and PEFT, to the same result: `train.kernels`."""
         kernels = self.recipe.train.kernels
-        return kernels == "fused" or (kernels == "auto" and self.precision == "bf16" and self.device.type == "cuda")
+        if kernels == "auto":
+            return self.precision == "bf16" and self.device.type == "cuda"
+        return kernels != "none"
 
     def collate(self, model: nn.Module, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
         """A micro-batch for a model: end to end if it keeps rows apart, else padded."""

@@ -19,6 +19,7 @@ from gora.adapters.lean import make_lean
 from gora.files import delete, publish, write_json
 from gora.methods import Method
 from gora.models.checkpointing import recompute_activations
+from gora.models.kernels import compile_blocks
 from gora.models.rows_apart import forward
 from gora.runs.context import RunContext
 from gora.runs.folder import PROVENANCE
@@ -85,6 +86,8 @@ class GoraTrainer(Trainer):
         self.accelerator.gradient_accumulation_steps = 1
         if recipe.train.activation_checkpointing:
             recompute_activations(model, True)
+        if recipe.train.kernels == "compile":
+            compile_blocks(model)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The optimizer steps, each with the micro-batches of this process."""

@@ -5,8 +5,7 @@
 One model with random bfloat16 weights (an 8B shape, or SmolLM2-135M's) stays on the GPU; every way puts its own LoRA
 round it and trains on the same token ids: rows of one length, or of the lengths that the rows of a file have with the
 model of the quickstart's tokenizer. A rate counts tokens of rows, padding left out, over the median step after the
-first ones; memory is the peak that torch allocated, the model included. The last way is gora's with torch.compile on
-each block, which gora does not do.
+first ones; memory is the peak that torch allocated, the model included.
 """
 
 from __future__ import annotations
@@ -27,11 +26,12 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers.models.llama import modeling_llama
 
 from gora.data import Collator, Encoded, Examples
 from gora.methods import METHODS
+from gora.models.kernels import use_kernels
 from gora.models.rows_apart import keeps_apart, set_apart
-from gora.models.supervised_head import use_supervised_head
 from gora.recipe.schema import Recipe
 from gora.runs.context import RunContext
 from gora.runs.folder import RunFolder
@@ -41,6 +41,7 @@ from gora.training.layout import StepLayout, choose_layout
 from gora.training.trainer import GoraTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
+ROTARY = modeling_llama.apply_rotary_pos_emb
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ALL_LINEAR = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 SHAPES = {
@@ -170,7 +171,7 @@ def attempt(
         if device.type == "cuda":
             measured["memory"] = torch.cuda.max_memory_allocated()
         return measured
-    except (RuntimeError, ImportError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # one way that fails must not take the others along
         return {"error": f"{type(error).__name__}: {error}"[:300]}
     finally:
         restore(model)
@@ -192,6 +193,7 @@ def restore(model: LlamaForCausalLM) -> None:
         if isinstance(module, LoraLayer):
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, module.base_layer)
+    modeling_llama.apply_rotary_pos_emb = ROTARY
     for module in model.modules():
         vars(module).pop("forward", None)
         module._compiled_call_impl = None
@@ -288,7 +290,6 @@ def by_gora(
     folder: Path,
     packing: str = "auto",
     kernels: str = "auto",
-    compiled: bool = False,
 ) -> dict[str, Any]:
     """Gora's Trainer, as a run makes it."""
     recipe = Recipe.model_validate(
@@ -310,10 +311,10 @@ def by_gora(
     base: Any = wrapped.get_base_model()
     ids = [rows[index]["input_ids"] for index in range(3)]
     arithmetic = torch.autocast(context.device.type, torch.bfloat16)
+    reason = ""
     if packing != "none":
-        set_apart(base, ids, arithmetic)
-    if context.fuses:
-        use_supervised_head(base, ids, arithmetic)
+        reason = set_apart(base, ids, arithmetic)
+    lines = use_kernels(base, kernels, ids, arithmetic) if context.fuses else []
     kind = choose_layout(recipe.data.packing, keeps_apart=keeps_apart(base))
     layout = StepLayout(kind=kind, size=micro, longest=max(rows.lengths), processes=1)
     trainer = GoraTrainer(
@@ -327,11 +328,6 @@ def by_gora(
         evaluate_loss=None,
         provenance={},
     )
-    if compiled:
-        torch._dynamo.config.force_parameter_static_shapes = False
-        torch._dynamo.config.cache_size_limit = 64
-        for block in base.model.layers:
-            block.compile(dynamic=True)
     before = {"tokens": 0}
 
     def since() -> int:
@@ -341,7 +337,7 @@ def by_gora(
 
     trainer.add_callback(Told(clock, since))
     trainer.train()
-    return {"padding": trainer.padding.share, "layout": kind}
+    return {"padding": trainer.padding.share, "layout": kind, "kernels": lines, "not_packed": reason}
 
 
 def _context(recipe: Recipe, rows: Examples, folder: Path) -> Any:
@@ -367,6 +363,11 @@ def gora_as_peft(*arguments: Any) -> dict[str, Any]:
     return by_gora(*arguments, packing="none", kernels="none")
 
 
+def gora_liger(*arguments: Any) -> dict[str, Any]:
+    """With Liger."""
+    return by_gora(*arguments, kernels="liger")
+
+
 def gora_padded(*arguments: Any) -> dict[str, Any]:
     """Kernels alone."""
     return by_gora(*arguments, packing="none")
@@ -374,7 +375,7 @@ def gora_padded(*arguments: Any) -> dict[str, Any]:
 
 def gora_compiled(*arguments: Any) -> dict[str, Any]:
     """With torch.compile on each block."""
-    return by_gora(*arguments, compiled=True)
+    return by_gora(*arguments, kernels="compile")
 
 
 def bare(
@@ -402,9 +403,10 @@ WAYS = {
     "PEFT, bare passes": bare,
     "gora, packing and kernels none": gora_as_peft,
     "gora, packing none": gora_padded,
+    "gora, kernels liger": gora_liger,
     "gora": by_gora,
     "gora, mixed ranks": by_gora,
-    "gora + compile": gora_compiled,
+    "gora, kernels compile": gora_compiled,
 }
 
 

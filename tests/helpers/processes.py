@@ -56,6 +56,7 @@ UNEVEN = (
     # With Adam's usual epsilon, rounding decides the direction in which weights without a gradient go.
     "train.epsilon=1e-3",
 )
+PACKED = ("data.packing=packed", "train.micro_batch_size=4", "train.kernels=fused")
 POISONED = 3
 STOP_AFTER = 6
 
@@ -195,6 +196,8 @@ def uneven(folder):
     folder, world = folder / "uneven", join()
     for name in ("ddp", "zero2"):
         train(recipe(folder / name, *UNEVEN, f"distributed={name}"))
+    for name in ("ddp", "zero2-offload", "zero3"):
+        train(recipe(folder / f"packed {name}", *UNEVEN, *PACKED, f"distributed={name}"))
     if world.main:
         mark(folder / "again")
         shutil.copytree(folder / "ddp" / "checkpoints" / "checkpoint-3", folder / "again" / "checkpoints/checkpoint-3")

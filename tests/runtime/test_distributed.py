@@ -210,6 +210,23 @@ def test_a_last_step_that_leaves_a_process_without_rows_is_the_step_of_one_proce
             assert (saved[key] - value).norm() <= 1e-5 * value.norm()
 
 
+@pytest.mark.parametrize("engine", ["ddp", "zero2-offload", "zero3"])
+def test_rows_packed_in_several_processes_train_as_padded_ones_in_one(scenarios, tmp_path, engine):
+    train(recipe(tmp_path, *UNEVEN))
+    expected, run = lines(tmp_path), scenarios("uneven") / "uneven" / f"packed {engine}"
+    assert "rows end to end" in (run / "log.txt").read_text()
+    for mine, other in zip(lines(run), expected, strict=True):
+        assert mine.get("loss", 0) == pytest.approx(other.get("loss", 0), rel=1e-4)
+        assert (mine["step"], mine.get("rows"), mine.get("tokens")) == (
+            other["step"],
+            other.get("rows"),
+            other.get("tokens"),
+        )
+    saved = load_file(run / "adapter" / "adapter_model.safetensors")
+    for key, value in load_file(tmp_path / "adapter" / "adapter_model.safetensors").items():
+        assert (saved[key] - value).norm() <= 1e-3 * value.norm()
+
+
 def test_a_stop_that_reaches_one_process_ends_all_after_the_same_step_and_any_number_may_go_on(scenarios):
     """Data parallelism goes on in one process; ZeRO went on in two."""
     checkpoint = scenarios("interrupt") / "ddp" / "checkpoints" / f"checkpoint-{STOP_AFTER}"
