@@ -1,6 +1,8 @@
 """The plan: ranks and initial values of every target layer, as one safetensors file.
 
 Tensors are `<module>.lora_A` (r, in) and `<module>.lora_B` (out, r), float32, for every module with a rank above zero.
+Fused experts of a block count as one module, named after their parameter: they share a rank, and their tensors are
+(experts, r, in) and (experts, out, r).
 The rest is one JSON document in the file's header, under `gora`; its `sha256` covers the document and all tensors.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +22,9 @@ from gora.files import publish
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READ_VERSIONS = (1, 2)
+"""Version 1 knew no experts; what else it says means the same in version 2, whose fields have defaults for the rest."""
 Factors = dict[str, tuple["Tensor", "Tensor"]]
 
 
@@ -49,12 +53,15 @@ class DataIdentity(_Record):
 
 
 class ModulePlan(_Record):
-    """What one target layer gets."""
+    """What one target layer gets, or each of the fused experts of a block."""
 
     name: str
     shape: tuple[int, int]
     """(out, in)."""
+    experts: int | None = None
+    """How many experts share the rank; None for a layer."""
     importance: float
+    """Of experts, the sum."""
     advantage: float
     rank: int
     scaling: float
@@ -63,15 +70,30 @@ class ModulePlan(_Record):
     """Frobenius norm of the mean gradient."""
 
     @property
+    def size(self) -> int:
+        """How many matrices have this rank."""
+        return 1 if self.experts is None else self.experts
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """(out, in), or (experts, out, in)."""
+        return self.shape if self.experts is None else (self.experts, *self.shape)
+
+    @property
     def parameters(self) -> int:
         """Entries of A and B."""
-        return self.rank * sum(self.shape)
+        return self.rank * self.parameters_per_rank
+
+    @property
+    def parameters_per_rank(self) -> int:
+        """What one more rank adds to A and B."""
+        return self.size * sum(self.shape)
 
 
 class Plan(_Record):
     """A rank and a scaling for every target layer, and where they come from."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     gora_version: str
     model: ModelIdentity
     data: DataIdentity
@@ -109,7 +131,7 @@ class Plan(_Record):
     @property
     def lora_parameters(self) -> int:
         """Trainable parameters of LoRA at the reference rank on the same layers."""
-        return sum(self.reference_rank * sum(module.shape) for module in self.modules)
+        return sum(self.reference_rank * module.parameters_per_rank for module in self.modules)
 
 
 def write_plan(path: Path | str, plan: Plan, factors: Factors) -> None:
@@ -118,7 +140,8 @@ def write_plan(path: Path | str, plan: Plan, factors: Factors) -> None:
     Args:
         path: where it appears.
         plan: the document.
-        factors: A (r, in) and B (out, r) of every adapted module, any float dtype; stored as float32 on the CPU.
+        factors: A (r, in) and B (out, r) of every adapted module; of experts A (experts, r, in) and B
+            (experts, out, r). Any float dtype; stored as float32 on the CPU.
     """
     from safetensors.torch import save_file
 
@@ -145,10 +168,11 @@ def read_plan(path: Path | str) -> Plan:
     document = _read_document(Path(path))
     claimed = document.pop("sha256", None)
     version = document.get("format_version")
-    if version != FORMAT_VERSION:
-        raise InputError(f"{path}: plan format version {version!r}, but this gora reads version {FORMAT_VERSION}.")
+    if version not in _READ_VERSIONS:
+        readable = " and ".join(map(str, _READ_VERSIONS))
+        raise InputError(f"{path}: plan format version {version!r}, but this gora reads versions {readable}.")
     try:
-        plan = Plan.model_validate(document)
+        plan = Plan.model_validate({**document, "format_version": FORMAT_VERSION})
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, issue['loc'])) or 'plan'}: {issue['msg']}" for issue in error.errors()]
         raise InputError(f"{path}: not a valid plan", problems) from None
@@ -171,8 +195,9 @@ def read_factors(path: Path | str, plan: Plan) -> Factors:
     tensors = load_file(path)
     expected = {}
     for module in plan.adapted:
-        expected[f"{module.name}.lora_A"] = (module.rank, module.shape[1])
-        expected[f"{module.name}.lora_B"] = (module.shape[0], module.rank)
+        *experts, rows, columns = module.whole_shape
+        expected[f"{module.name}.lora_A"] = (*experts, module.rank, columns)
+        expected[f"{module.name}.lora_B"] = (*experts, rows, module.rank)
     problems = [f"tensor {name} is missing" for name in expected if name not in tensors]
     problems += [f"tensor {name} belongs to no module of the plan" for name in tensors if name not in expected]
     for name in expected.keys() & tensors.keys():
@@ -187,17 +212,17 @@ def read_factors(path: Path | str, plan: Plan) -> Factors:
 
 
 def identity_differences(
-    plan: Plan, model: ModelIdentity, shapes: dict[str, tuple[int, int]], *, changed: str = ""
+    plan: Plan, model: ModelIdentity, shapes: Mapping[str, tuple[int, ...]], *, changed: str = ""
 ) -> list[str]:
     """What keeps a plan from fitting a model, one sentence per difference; empty when it fits.
 
     Args:
         plan: the plan.
         model: identity of the loaded model.
-        shapes: (out, in) of every target layer of the loaded model.
+        shapes: (out, in) of every target layer of the loaded model, (experts, out, in) of fused experts.
         changed: which weights differ, where they do.
     """
-    planned = {module.name: module.shape for module in plan.modules}
+    planned = {module.name: module.whole_shape for module in plan.modules}
     found = []
     if plan.model.config != model.config:
         found.append(

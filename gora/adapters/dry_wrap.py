@@ -17,9 +17,10 @@ from transformers.pytorch_utils import Conv1D
 from gora.errors import GoraError, InputError
 from gora.methods import METHODS, AdapterSettings, Wrapping
 from gora.methods.base import wrap_with
+from gora.models.experts import Target, fused_experts, target_of
 from gora.models.language import in_language
 from gora.models.load import Source, empty_model
-from gora.models.targets import find_targets, is_linear, kind_of, weight_shape
+from gora.models.targets import find_experts, find_targets, is_linear, kind_of, weight_shape
 from gora.recipe.schema import AdapterSection
 
 _BROAD = ("attention", "all-linear")
@@ -33,17 +34,25 @@ class Chosen:
 
     Attributes:
         layers: names, in the model's order.
+        experts: names of the parameters that hold fused experts, where the recipe asks for them.
         left_out: how many layers of each kind cannot be adapted, and why; of `attention` and `all-linear` only.
         outside: how many linear layers each tower and projector beside the language model has.
-        unreached: share of the language model's weights that are no linear layer's and no embedding's.
+        unreached: share of the language model's weights that are no linear layer's, no embedding's and not adapted.
         unreached_kinds: what those are called.
+        could_reach: whether `adapter.experts` would reach them.
     """
 
     layers: tuple[str, ...]
+    experts: tuple[str, ...] = ()
     left_out: Mapping[str, str]
     outside: Mapping[str, int]
     unreached: float = 0.0
     unreached_kinds: tuple[str, ...] = ()
+    could_reach: bool = False
+
+    def of(self, model: nn.Module) -> dict[str, Target]:
+        """What is adapted, in a model that is not wrapped."""
+        return {name: target_of(model, name) for name in (*self.layers, *self.experts)}
 
     def lines(self) -> list[str]:
         """What a user has to know beside the list of targets."""
@@ -61,7 +70,8 @@ class Chosen:
         if self.unreached < _LEAST_SHARE:
             return None
         kinds = ", ".join(self.unreached_kinds)
-        return f"No target reaches {self.unreached:.0%} of the weights, which are in no linear layer ({kinds})."
+        told = f"No target reaches {self.unreached:.0%} of the weights, which are in no linear layer ({kinds})."
+        return told + (" adapter.experts: true adapts fused experts." if self.could_reach else "")
 
 
 def choose_layers(adapter: AdapterSection, source: Source) -> Chosen:
@@ -75,18 +85,23 @@ def choose_layers(adapter: AdapterSection, source: Source) -> Chosen:
         return empty_model(source)
 
     model = make()
-    found = find_targets(model, adapter.targets, adapter.exclude)
+    found = find_targets(model, adapter.targets, adapter.exclude, beside_experts=adapter.experts)
+    experts = tuple(find_experts(model, adapter.exclude)) if adapter.experts else ()
     left_out: dict[str, str] = {}
     layers = list(found)
     if METHODS[adapter.method].saved_as == "adapter":
         layers, left_out = _adaptable(adapter, make, found)
-    unreached, kinds = _unreached(model)
+        if experts and (reason := _refusal(adapter, make(), layers, experts)):
+            raise InputError(f"adapter.experts: the experts of this model cannot be adapted: {reason}")
+    unreached, kinds = _unreached(model, experts)
     return Chosen(
         layers=tuple(layers),
+        experts=experts,
         left_out=left_out,
         outside=_outside(model),
         unreached=unreached,
         unreached_kinds=kinds,
+        could_reach=not adapter.experts and METHODS[adapter.method].supports_experts and bool(fused_experts(model)),
     )
 
 
@@ -123,11 +138,13 @@ def _adaptable(
     )
 
 
-def _refusal(adapter: AdapterSection, model: PreTrainedModel, names: Iterable[str]) -> str | None:
-    """Why PEFT cannot adapt exactly these layers of an empty model, in one line."""
+def _refusal(
+    adapter: AdapterSection, model: PreTrainedModel, names: Iterable[str], experts: tuple[str, ...] = ()
+) -> str | None:
+    """Why PEFT cannot adapt exactly these layers and fused experts of an empty model, in one line."""
     settings = AdapterSettings(rank=adapter.rank, alpha=adapter.alpha, dropout=adapter.dropout, dora=adapter.dora)
     targets = {name: model.get_submodule(name) for name in names}
-    wrapping = Wrapping(targets=targets, settings=settings, steps=_STEPS)
+    wrapping = Wrapping(targets=targets, experts=experts, settings=settings, steps=_STEPS)
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -164,8 +181,12 @@ def _outside(model: nn.Module) -> dict[str, int]:
     return dict(Counter(".".join(name.split(".")[:depth]) for name in beside))
 
 
-def _unreached(model: nn.Module) -> tuple[float, tuple[str, ...]]:
-    """Share of the matrices of the language model that are neither a linear layer's nor an embedding's; their kinds."""
+def _unreached(model: nn.Module, experts: Iterable[str]) -> tuple[float, tuple[str, ...]]:
+    """Share of the matrices of the language model that are neither a linear layer's nor an embedding's; their kinds.
+
+    Experts that are adapted count as reached.
+    """
+    reached = set(experts)
     belongs = in_language(model)
     sizes: Counter[str] = Counter()
     total = 0
@@ -174,6 +195,8 @@ def _unreached(model: nn.Module) -> tuple[float, tuple[str, ...]]:
             continue
         for own, value in module.named_parameters(recurse=False):
             total += math.prod(value.shape)
+            if f"{name}.{own}" in reached:
+                continue
             if value.dim() > 1 and not (is_linear(module) or isinstance(module, nn.Embedding | _ConvNd)):
                 sizes[f"{kind_of(name)}.{own}"] += math.prod(value.shape)
     return sum(sizes.values()) / max(total, 1), tuple(kind for kind, _ in sizes.most_common(3))

@@ -23,11 +23,12 @@ from gora.runtime.console import output
 WEIGHTS = "adapter_model.safetensors"
 # Settings of PEFT under which an adapter is more than B A beside a weight.
 HEAD_KEY = "modules_to_save"
+_EXPERTS_KEY = "target_parameters"
 _NOT_PLAIN = {
     "use_dora": "normalises the columns of the adapted weights (DoRA)",
     "lora_bias": "adds a bias to B",
     HEAD_KEY: "holds whole layers besides the low-rank ones",
-    "target_parameters": "adapts parameters that are no layer's weight",
+    _EXPERTS_KEY: "adapts parameters that are no layer's weight (fused experts)",
     TOKENS_KEY: "holds embeddings of single tokens",
     "layer_replication": "repeats layers of the base model",
     "alora_invocation_tokens": "acts only after certain tokens (aLoRA)",
@@ -64,12 +65,13 @@ def verify_files(folder: Path) -> None:
         output.warn_once(f"{folder} has no {manifest.NAME}: its files cannot be verified.")
 
 
-def read_config(adapter: Path, *, with_tokens: bool = False) -> PeftConfig:
+def read_config(adapter: Path, *, with_tokens: bool = False, with_experts: bool = False) -> PeftConfig:
     """PEFT's configuration of a plain LoRA adapter; that of a classifier may hold its head as well.
 
     Args:
         adapter: its folder.
         with_tokens: let it also hold embeddings of single tokens.
+        with_experts: let it also adapt fused experts.
 
     Raises:
         InputError: it cannot be read, or is of an adapter that is more than B A beside a weight, with every reason.
@@ -79,6 +81,7 @@ def read_config(adapter: Path, *, with_tokens: bool = False) -> PeftConfig:
         raise InputError(f"{adapter} is a {config.peft_type} adapter; only LoRA adapters can be merged.")
     allowed = {HEAD_KEY} if is_classifier(config) else set()
     allowed |= {TOKENS_KEY} if with_tokens else set()
+    allowed |= {_EXPERTS_KEY} if with_experts else set()
     reasons = [
         f"{key}: it {what}." for key, what in _NOT_PLAIN.items() if getattr(config, key, None) and key not in allowed
     ]

@@ -15,7 +15,7 @@ def refuse_untrainable(recipe: Recipe, source: Source, engine: Engine) -> None:
 
     Raises:
         InputError: the checkpoint's format cannot be trained here, or goes with neither method, engine nor head; or new
-            tokens cannot be trained with them.
+            tokens or experts cannot be trained with them.
     """
     refuse_untrainable_format(recipe.model, source.config)
     kind = quantization_of(recipe.model, source)
@@ -23,6 +23,11 @@ def refuse_untrainable(recipe: Recipe, source: Source, engine: Engine) -> None:
         _refuse_quantized(recipe, source, engine, kind)
     if recipe.model.new_tokens:
         _refuse_new_tokens(recipe, engine)
+    if recipe.adapter.experts and engine.shards_weights:
+        raise InputError(
+            f"adapter.experts: fused experts cannot be adapted while {engine.name} shards weights. Give ddp or zero2, "
+            "or set it to false."
+        )
 
 
 def _refuse_quantized(recipe: Recipe, source: Source, engine: Engine, kind: str) -> None:

@@ -35,38 +35,52 @@ def advantages(importances: Sequence[float]) -> list[float]:
 
 
 def allocate(
-    importances: Sequence[float], shapes: Sequence[Shape], reference_rank: int, bounds: RankBounds
+    importances: Sequence[float],
+    shapes: Sequence[Shape],
+    reference_rank: int,
+    bounds: RankBounds,
+    sizes: Sequence[int] = (),
 ) -> list[int]:
     """Ranks as in the paper: r_l = clip(round(b a_l / sqrt(m_l + n_l)), r_min, r_max), halves up.
 
-    The budget b = sum_l sqrt(m_l + n_l) r_ref is what equal ranks r_ref would use.
+    The budget b = sum_l sqrt(m_l + n_l) r_ref is what equal ranks r_ref would use. A group of k matrices of one shape
+    that share a rank costs k times as much as one of them: with k as its size it gets b a_l / (k sqrt(m_l + n_l)).
 
     Args:
-        importances: I_l of each layer.
+        importances: I_l of each layer; of a group, the sum over its members.
         shapes: (m_l, n_l) of each layer, in either order.
         reference_rank: r_ref.
         bounds: r_min and r_max.
+        sizes: how many matrices share each rank; empty where every layer has one.
 
     Raises:
         ValueError: see `advantages`.
     """
-    wanted = unclipped_ranks(advantages(importances), shapes, reference_rank)
+    wanted = unclipped_ranks(advantages(importances), shapes, reference_rank, sizes)
     return [bounds.clip(rank, shape) for rank, shape in zip(wanted, shapes, strict=True)]
 
 
-def unclipped_ranks(shares: Sequence[float], shapes: Sequence[Shape], reference_rank: int) -> list[int]:
+def unclipped_ranks(
+    shares: Sequence[float], shapes: Sequence[Shape], reference_rank: int, sizes: Sequence[int] = ()
+) -> list[int]:
     """The paper's ranks before the bounds: round(b a_l / sqrt(m_l + n_l)), halves up.
 
     Args:
         shares: a_l, see `advantages`.
         shapes: (m_l, n_l) of each layer, in either order.
         reference_rank: r_ref.
+        sizes: see `allocate`.
     """
-    return _unclipped(_paper_budget(shapes, reference_rank), shares, shapes)
+    costs = _costs(shapes, sizes)
+    return _unclipped(_paper_budget(costs, reference_rank), shares, costs)
 
 
 def allocate_parameters(
-    importances: Sequence[float], shapes: Sequence[Shape], reference_rank: int, bounds: RankBounds
+    importances: Sequence[float],
+    shapes: Sequence[Shape],
+    reference_rank: int,
+    bounds: RankBounds,
+    sizes: Sequence[int] = (),
 ) -> list[int]:
     """As `allocate`, with b chosen so that the trainable parameters come nearest to LoRA's at r_ref.
 
@@ -76,42 +90,50 @@ def allocate_parameters(
     Raises:
         ValueError: see `advantages`.
     """
-    shares = advantages(importances)
-    aim = adapter_parameters(shapes, [reference_rank] * len(shapes))
+    shares, costs = advantages(importances), _costs(shapes, sizes)
+    aim = adapter_parameters(shapes, [reference_rank] * len(shapes), sizes)
+
+    def ranks_at(budget: float) -> list[int]:
+        wanted = _unclipped(budget, shares, costs)
+        return [bounds.clip(rank, shape) for rank, shape in zip(wanted, shapes, strict=True)]
+
+    def parameters(ranks: Sequence[int]) -> int:
+        return adapter_parameters(shapes, ranks, sizes)
+
     low = 0.0
-    high = _paper_budget(shapes, reference_rank)
-    largest = _allocate(math.inf, shares, shapes, bounds)
-    while adapter_parameters(shapes, ranks := _allocate(high, shares, shapes, bounds)) < aim and ranks != largest:
+    high = _paper_budget(costs, reference_rank)
+    largest = ranks_at(math.inf)
+    while parameters(ranks := ranks_at(high)) < aim and ranks != largest:
         high *= 2
     for _ in range(60):
         middle = (low + high) / 2
-        if adapter_parameters(shapes, _allocate(middle, shares, shapes, bounds)) < aim:
+        if parameters(ranks_at(middle)) < aim:
             low = middle
         else:
             high = middle
-    candidates = (_allocate(low, shares, shapes, bounds), _allocate(high, shares, shapes, bounds))
-    return min(candidates, key=lambda ranks: abs(adapter_parameters(shapes, ranks) - aim))
+    return min((ranks_at(low), ranks_at(high)), key=lambda ranks: abs(parameters(ranks) - aim))
 
 
-def adapter_parameters(shapes: Sequence[Shape], ranks: Sequence[int]) -> int:
-    """Number of entries in A and B over all layers: sum_l r_l (m_l + n_l)."""
-    return sum(rank * sum(shape) for shape, rank in zip(shapes, ranks, strict=True))
+def adapter_parameters(shapes: Sequence[Shape], ranks: Sequence[int], sizes: Sequence[int] = ()) -> int:
+    """Number of entries in A and B over all layers: sum_l r_l (m_l + n_l), as often as a group has members."""
+    sizes = sizes or [1] * len(shapes)
+    return sum(size * rank * sum(shape) for shape, rank, size in zip(shapes, ranks, sizes, strict=True))
 
 
-def _paper_budget(shapes: Sequence[Shape], reference_rank: int) -> float:
+def _costs(shapes: Sequence[Shape], sizes: Sequence[int]) -> list[float]:
+    """What a rank of each layer takes from the budget: sqrt(m_l + n_l), as often as a group has members."""
+    sizes = sizes or [1] * len(shapes)
+    return [size * math.sqrt(sum(shape)) for shape, size in zip(shapes, sizes, strict=True)]
+
+
+def _paper_budget(costs: Sequence[float], reference_rank: int) -> float:
     """b = sum_l sqrt(m_l + n_l) r_ref."""
-    return math.fsum(math.sqrt(sum(shape)) * reference_rank for shape in shapes)
+    return math.fsum(cost * reference_rank for cost in costs)
 
 
-def _allocate(budget: float, shares: Sequence[float], shapes: Sequence[Shape], bounds: RankBounds) -> list[int]:
-    wanted = _unclipped(budget, shares, shapes)
-    return [bounds.clip(rank, shape) for rank, shape in zip(wanted, shapes, strict=True)]
-
-
-def _unclipped(budget: float, shares: Sequence[float], shapes: Sequence[Shape]) -> list[int]:
+def _unclipped(budget: float, shares: Sequence[float], costs: Sequence[float]) -> list[int]:
     return [
-        _round_half_up(budget * share / math.sqrt(sum(shape)) if share > 0 else 0.0)
-        for share, shape in zip(shares, shapes, strict=True)
+        _round_half_up(budget * share / cost if share > 0 else 0.0) for share, cost in zip(shares, costs, strict=True)
     ]
 
 

@@ -8,9 +8,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from gora.gradients.taps import Sink, tapped
+from gora.models.experts import Expert, Matrix
+from gora.models.targets import as_out_in
 
 
 class Receiver(Protocol):
@@ -29,19 +30,22 @@ class Attachment:
     """Sends every contribution to a target's weight gradient to a receiver.
 
     Most layers are tapped, with all weights frozen. A weight that something other than a target uses too (an output
-    head tied to the embedding), or whose layer is passed by without being called, is left to autograd instead.
+    head tied to the embedding), or whose layer is passed by without being called, is left to autograd instead; so are
+    fused experts, which no layer of their own multiplies with.
 
     Args:
         model: the base model.
-        targets: its linear layers, by name.
+        targets: its linear layers and experts, by name.
     """
 
-    def __init__(self, model: nn.Module, targets: Mapping[str, nn.Module]) -> None:
+    def __init__(self, model: nn.Module, targets: Mapping[str, Matrix]) -> None:
         self.model = model
         self._targets = dict(targets)
-        first: dict[int, str] = {}
-        self._keys = {name: first.setdefault(id(layer.weight), name) for name, layer in targets.items()}
-        self._by_autograd = {name for name in targets if self._is_used_elsewhere(name)}
+        first: dict[tuple[int, int], str] = {}
+        self._keys = {name: first.setdefault(_identity(target), name) for name, target in targets.items()}
+        self._by_autograd = {
+            name for name, target in targets.items() if isinstance(target, Expert) or self._is_used_elsewhere(name)
+        }
         self._seen: set[str] = set()
         self._stack = ExitStack()
         self.receiver: Receiver | None = None
@@ -87,7 +91,11 @@ class Attachment:
         return bool(silent)
 
     def _tapped(self) -> dict[str, nn.Module]:
-        return {name: layer for name, layer in self._targets.items() if name not in self._by_autograd}
+        return {
+            name: target
+            for name, target in self._targets.items()
+            if name not in self._by_autograd and not isinstance(target, Expert)
+        }
 
     def _sink(self, name: str) -> Sink:
         key = self._keys[name]
@@ -101,20 +109,22 @@ class Attachment:
         return sink
 
     def _ask_autograd(self, names: Iterable[str]) -> None:
+        # Fused experts have one weight, which holds several matrices.
+        of_weight: dict[nn.Parameter, list[str]] = defaultdict(list)
         for name in sorted(names):
             if self._keys[name] == name:
-                weight: nn.Parameter = self._targets[name].weight  # type: ignore[assignment]
-                weight.requires_grad_(True)
-                hook = weight.register_post_accumulate_grad_hook(self._weight_hook(name))
-                self._stack.callback(hook.remove)
+                of_weight[self._targets[name].weight].append(name)  # type: ignore[index]
+        for weight, keys in of_weight.items():
+            weight.requires_grad_(True)
+            hook = weight.register_post_accumulate_grad_hook(self._weight_hook(keys))
+            self._stack.callback(hook.remove)
 
-    def _weight_hook(self, name: str) -> Callable[[Tensor], None]:
-        turned = isinstance(self._targets[name], Conv1D)
-
+    def _weight_hook(self, keys: Iterable[str]) -> Callable[[Tensor], None]:
         def add(weight: Tensor) -> None:
             assert weight.grad is not None
-            self._seen.add(name)
-            self.receiver.add_matrix(name, weight.grad.T if turned else weight.grad)  # type: ignore[union-attr]
+            for key in keys:
+                self._seen.add(key)
+                self.receiver.add_matrix(key, as_out_in(self._targets[key], weight.grad))  # type: ignore[union-attr]
             weight.grad = None
 
         return add
@@ -135,6 +145,11 @@ class Attachment:
     def _is_used_elsewhere(self, name: str) -> bool:
         weight = self._targets[name].weight
         return any(owner not in self._targets for owner in _owners(self.model)[id(weight)])
+
+
+def _identity(target: Matrix) -> tuple[int, int]:
+    """What two names of one matrix have in common: the weight, and the place in it."""
+    return id(target.weight), target.index if isinstance(target, Expert) else 0
 
 
 def _owners(model: nn.Module) -> Mapping[int, list[str]]:

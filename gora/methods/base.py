@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NoReturn
 
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
@@ -45,7 +46,8 @@ class Wrapping:
     """What a method may use when it wraps a model.
 
     Attributes:
-        targets: the layers to adapt, by name.
+        targets: the linear layers to adapt, by name.
+        experts: names of the parameters with fused experts to adapt, for methods with `supports_experts`.
         settings: rank, alpha, dropout and whether columns are normalised.
         steps: optimizer steps of the whole run.
         plan: for methods with `needs_plan`, which read it as `required_plan`.
@@ -57,6 +59,7 @@ class Wrapping:
 
     targets: Mapping[str, nn.Module]
     settings: AdapterSettings
+    experts: tuple[str, ...] = ()
     steps: int = 1
     plan: Plan | None = None
     factors: Factors = field(default_factory=dict)
@@ -86,6 +89,7 @@ class Method:
     summary: ClassVar[str]
     paper: ClassVar[str | None]
     supports_dora: ClassVar[bool]
+    supports_experts: ClassVar[bool]
     needs_plan: ClassVar[bool]
     saved_as: ClassVar[Literal["adapter", "model"]]
 
@@ -151,6 +155,8 @@ def lora_config(wrapping: Wrapping, **settings: Any) -> LoraConfig:
         "use_dora": shared.dora,
         "target_modules": list(wrapping.targets),
     }
+    if wrapping.experts:
+        common["target_parameters"] = list(wrapping.experts)
     return LoraConfig(**{**common, **settings})
 
 
@@ -158,10 +164,11 @@ def wrap_with(model: nn.Module, config: PeftConfig) -> PeftModel:
     """Wrap a model with PEFT, adapter values in float32; a classifier's head is trained and saved beside them.
 
     Raises:
-        GoraError: PEFT has adapted other layers than those that were asked for.
+        GoraError: PEFT has adapted other layers or parameters than those that were asked for.
     """
     # PEFT rewrites the configuration: it shortens lists of names, and turns some into names of fused experts.
     asked = set(config.target_modules or ())  # type: ignore[attr-defined]
+    experts = set(getattr(config, "target_parameters", None) or ())
     encoder_decoder = getattr(model.config, "is_encoder_decoder", False)  # type: ignore[union-attr]
     head = head_modules(model)
     if head:
@@ -171,18 +178,25 @@ def wrap_with(model: nn.Module, config: PeftConfig) -> PeftModel:
         config.modules_to_save = to_save or None  # type: ignore[attr-defined]
     else:
         config.task_type = TaskType.SEQ_2_SEQ_LM if encoder_decoder else TaskType.CAUSAL_LM
-    wrapped: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)  # type: ignore[arg-type, assignment]
-    _refuse_other_layers(wrapped, asked)
+    with warnings.catch_warnings():
+        # PEFT looks for the keys of patterns among layers only, and says so of those that it has used for parameters.
+        warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys", RuntimeWarning)
+        wrapped: PeftModel = get_peft_model(model, config, autocast_adapter_dtype=True)  # type: ignore[arg-type, assignment]
+    _refuse_other_layers(wrapped, asked, experts)
     train_head(wrapped)
     return wrapped
 
 
-def _refuse_other_layers(wrapped: PeftModel, asked: set[str]) -> None:
-    if instead := getattr(wrapped.peft_config[ADAPTER], "target_parameters", None):
+def _refuse_other_layers(wrapped: PeftModel, asked: set[str], experts: set[str]) -> None:
+    config: Any = wrapped.peft_config[ADAPTER]
+    if instead := set(getattr(config, "target_parameters", None) or ()) - experts:
         raise GoraError(
             f"PEFT adapts fused experts under these names instead of the layers: {', '.join(sorted(instead))}"
         )
-    if told := differences(asked, adapted_layers(wrapped)):
+    if experts:
+        # A set in some families, whose order would change from process to process.
+        config.target_parameters = sorted(experts)
+    if told := differences(asked | experts, adapted_layers(wrapped)):
         raise GoraError(f"PEFT adapts other layers than those: {'; '.join(told)}")
 
 
@@ -201,19 +215,27 @@ def _some(names: list[str]) -> str:
 
 
 def lora_layers(wrapped: PeftModel) -> dict[str, LoraLayer]:
-    """The adapted layers by their name in the base model."""
-    inner = wrapped.base_model.model
-    return {name: module for name, module in inner.named_modules() if isinstance(module, LoraLayer)}  # type: ignore[union-attr]
+    """The adapted layers by their name in the base model; for fused experts, that of the parameter."""
+    inner: nn.Module = wrapped.base_model.model  # type: ignore[assignment, union-attr]
+    layers = {name: module for name, module in inner.named_modules() if isinstance(module, LoraLayer)}
+    return {_own_name(name, layer): layer for name, layer in layers.items()}
 
 
 def adapted_layers(wrapped: PeftModel) -> list[str]:
-    """Names, in the base model, of the layers that PEFT has put something round, whatever the kind of adapter."""
+    """Names, in the base model, of the layers and parameters that PEFT has adapted, whatever the kind of adapter."""
     inner: nn.Module = wrapped.base_model.model  # type: ignore[assignment, union-attr]
     return [
-        name
+        _own_name(name, module)
         for name, module in inner.named_modules()
         if isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer)
     ]
+
+
+def _own_name(name: str, module: object) -> str:
+    """The name of what is adapted; wrappers of several parameters of one module lie inside each other."""
+    if not isinstance(module, ParamWrapper):
+        return name
+    return ".".join([part for part in name.split(".") if part != "base_layer"] + [module.parameter_name])
 
 
 def factors_of(wrapped: PeftModel) -> Factors:

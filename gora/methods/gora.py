@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from gora.core.initial import module_alpha
@@ -26,7 +27,7 @@ class Gora(Method):
     def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PeftModel:
         """Wrap with the plan's ranks and values, and check that PEFT has taken them; see `Method`."""
         plan, factors, shared = wrapping.required_plan, wrapping.factors, wrapping.settings
-        names = [name for name, _ in model.named_modules()]
+        names = [*(name for name, _ in model.named_modules()), *wrapping.experts]
         config = plan_config(plan, shared.dropout, names)
         config.use_dora = shared.dora
         wrapped = wrap_with(model, config)
@@ -39,12 +40,14 @@ def plan_config(plan: Plan, dropout: float, module_names: Iterable[str]) -> Lora
     """PEFT's configuration for a plan.
 
     PEFT divides a module's alpha by its rank, so alpha_pattern holds alpha sqrt(r): the quotient is alpha / sqrt(r)
-    without `use_rslora`, which many runtimes ignore. The most common rank needs no pattern entry.
+    without `use_rslora`, which many runtimes ignore. The most common rank needs no pattern entry. A parameter with
+    fused experts has its entry under its own full name.
 
     Args:
         plan: the plan; modules of rank 0 stay unwrapped.
         dropout: dropout on the adapter's input.
-        module_names: all module names of the model, to see whether a plain key would match more than one.
+        module_names: all names of the model's modules and fused experts, to see whether a plain key would match more
+            than one.
     """
     adapted = plan.adapted
     if not adapted:
@@ -56,7 +59,8 @@ def plan_config(plan: Plan, dropout: float, module_names: Iterable[str]) -> Lora
         r=common,
         lora_alpha=module_alpha(plan.alpha, common),  # type: ignore[arg-type]
         lora_dropout=dropout,
-        target_modules=[module.name for module in adapted],
+        target_modules=[module.name for module in adapted if module.experts is None],
+        target_parameters=[module.name for module in adapted if module.experts is not None] or None,
         rank_pattern={key: module.rank for key, module in zip(keys, other, strict=True)},
         alpha_pattern={key: module_alpha(plan.alpha, module.rank) for key, module in zip(keys, other, strict=True)},
         init_lora_weights=True,
@@ -82,7 +86,9 @@ def verify(wrapped: PeftModel, plan: Plan, factors: Factors) -> None:
             wrong.append(f"{name} has rank {layer.r[ADAPTER]}, planned {module.rank}")
         elif layer.scaling[ADAPTER] != module.scaling:
             wrong.append(f"{name} has scaling {layer.scaling[ADAPTER]}, planned {module.scaling}")
-        elif not all(torch.equal(mine.cpu(), value) for mine, value in zip(pair(layer), factors[name], strict=True)):
+        elif not all(
+            torch.equal(mine.cpu(), value) for mine, value in zip(pair(layer), as_held(factors[name]), strict=True)
+        ):
             wrong.append(f"{name} does not hold the planned values")
     if wrong:
         raise GoraError("The adapter differs from the plan:\n" + "\n".join(f"  - {line}" for line in sorted(wrong)))
@@ -93,7 +99,7 @@ def _fill(wrapped: PeftModel, plan: Plan, factors: Factors) -> None:
     with torch.no_grad():
         for module in plan.adapted:
             layer = layers[module.name]
-            for mine, value in zip(pair(layer), factors[module.name], strict=True):
+            for mine, value in zip(pair(layer), as_held(factors[module.name]), strict=True):
                 mine.copy_(value)
             if ADAPTER in layer.lora_magnitude_vector:
                 magnitudes: Any = layer.lora_magnitude_vector[ADAPTER]
@@ -104,6 +110,23 @@ def _fill(wrapped: PeftModel, plan: Plan, factors: Factors) -> None:
                     lora_B=factor_b,
                     scaling=layer.scaling[ADAPTER],
                 )
+
+
+def as_held(factors: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """A and B as PEFT holds them: those of fused experts in two matrices.
+
+    In A the rows of an expert follow each other, in B the columns of all experts for one direction do.
+
+    Args:
+        factors: A (rank, in) and B (out, rank) of a layer, or A (experts, rank, in) and B (experts, out, rank).
+
+    Returns:
+        (rank, in) and (out, rank); of experts, (experts * rank, in) and (out, rank * experts).
+    """
+    factor_a, factor_b = factors
+    if factor_a.dim() == 2:
+        return factors
+    return factor_a.flatten(0, 1), factor_b.permute(1, 2, 0).flatten(1)
 
 
 def _pattern_keys(names: list[str], module_names: Iterable[str]) -> list[str]:

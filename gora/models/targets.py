@@ -1,13 +1,14 @@
 """Which layers are adapted: `attention`, `all-linear`, names or a regular expression become a list of layers."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from gora.errors import InputError
+from gora.models.experts import Expert, FusedExperts, Matrix, Target, fused_experts
 from gora.models.head import in_head
 from gora.models.language import in_language
 from gora.models.sharding import gather
@@ -16,8 +17,10 @@ _ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
 _PLAIN_NAME = re.compile(r"[\w.]+")
 
 
-def find_targets(model: nn.Module, targets: str | Sequence[str], exclude: Sequence[str] = ()) -> dict[str, nn.Module]:
-    """Resolve the recipe's targets to layers, in the model's order.
+def find_targets(
+    model: nn.Module, targets: str | Sequence[str], exclude: Sequence[str] = (), *, beside_experts: bool = False
+) -> dict[str, nn.Module]:
+    """Resolve the recipe's targets to linear layers, in the model's order.
 
     Args:
         model: any transformers model; weights may be on the meta device. A classifier's head is no target, nor are
@@ -25,6 +28,7 @@ def find_targets(model: nn.Module, targets: str | Sequence[str], exclude: Sequen
         targets: `attention` (linear layers inside attention blocks), `all-linear` (all of them but the output head),
             one name or several (the full name or its last parts), or a regular expression on full names.
         exclude: names that are left out again.
+        beside_experts: `exclude` may name fused experts as well, of which `find_experts` knows.
 
     Raises:
         InputError: a name or the expression matches no linear layer; the linear layers there are get listed.
@@ -36,7 +40,8 @@ def find_targets(model: nn.Module, targets: str | Sequence[str], exclude: Sequen
         if is_linear(module) and not of_head(name) and of_language(name)
     }
     chosen = _choose(linear, model, targets)
-    left_out = set(_by_names(linear, exclude, "adapter.exclude"))
+    known = [*linear, *(fused_experts(model) if beside_experts else ())]
+    left_out = set(_by_names(known, exclude, "adapter.exclude"))
     found = {name: module for name, module in linear.items() if name in chosen and name not in left_out}
     _refuse_tied(model, found)
     if not found:
@@ -44,24 +49,55 @@ def find_targets(model: nn.Module, targets: str | Sequence[str], exclude: Sequen
     return found
 
 
-def weight_shape(module: nn.Module) -> tuple[int, int]:
-    """(out, in) of a linear layer, also where its weight is turned (Conv1D) or packed (quantised)."""
+def find_experts(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, FusedExperts]:
+    """The fused experts of the language model, by the full names of their parameters, in the model's order.
+
+    Args:
+        model: any transformers model; weights may be on the meta device.
+        exclude: names that are left out: the full name or its last parts.
+
+    Raises:
+        InputError: there are none, or none are left.
+    """
+    of_language = in_language(model)
+    fused = {name: target for name, target in fused_experts(model).items() if of_language(name)}
+    found = {name: target for name, target in fused.items() if not any(_named(name, end) for end in exclude)}
+    if not found:
+        why = "adapter.exclude leaves none of them to adapt" if fused else "this model has no fused experts"
+        raise InputError(f"adapter.experts: true, but {why}. Set it to false.")
+    return found
+
+
+def weight_shape(module: Target | Matrix) -> tuple[int, int]:
+    """(out, in) of a linear layer, also where its weight is turned (Conv1D) or packed (quantised), or of an expert."""
+    if isinstance(module, FusedExperts | Expert):
+        return module.shape
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features
     rows, columns = module.weight.shape  # type: ignore[misc, union-attr]
     return columns, rows  # type: ignore[return-value]
 
 
-def weight_of(module: nn.Module) -> Tensor:
-    """The weight of a linear layer as (out, in); a quantised one is dequantised."""
+def whole_shape(target: Target) -> tuple[int, ...]:
+    """(out, in) of a linear layer, (experts, out, in) of fused experts."""
+    shape = weight_shape(target)
+    return (target.count, *shape) if isinstance(target, FusedExperts) else shape
+
+
+def weight_of(module: Matrix) -> Tensor:
+    """The weight of a linear layer or an expert as (out, in); a quantised layer's is dequantised."""
     from peft.utils.integrations import dequantize_module_weight
 
+    if isinstance(module, Expert):
+        return module.of(module.weight.detach())
     weight: Tensor = dequantize_module_weight(module)
     return as_out_in(module, gather(weight).detach())
 
 
-def as_out_in(module: nn.Module, matrix: Tensor) -> Tensor:
-    """View a matrix that is shaped like the layer's weight as (out, in)."""
+def as_out_in(module: Matrix, matrix: Tensor) -> Tensor:
+    """View what is shaped like the layer's weight, or like that of all experts, as the (out, in) of this one."""
+    if isinstance(module, Expert):
+        return module.of(matrix)
     return matrix.T if isinstance(module, Conv1D) else matrix
 
 
@@ -107,11 +143,11 @@ def _by_expression(linear: dict[str, nn.Module], expression: str) -> set[str]:
     return chosen
 
 
-def _by_names(linear: dict[str, nn.Module], wanted: Sequence[str], key: str) -> list[str]:
+def _by_names(linear: Iterable[str], wanted: Sequence[str], key: str) -> list[str]:
     chosen: list[str] = []
     problems = []
     for end in wanted:
-        matches = [name for name in linear if name == end or name.endswith(f".{end}")]
+        matches = [name for name in linear if _named(name, end)]
         if not matches:
             near = get_close_matches(end, sorted({kind_of(name) for name in linear}), n=1)
             problems.append(f"{end!r} names no linear layer" + (f"; did you mean {near[0]!r}?" if near else ""))
@@ -121,5 +157,9 @@ def _by_names(linear: dict[str, nn.Module], wanted: Sequence[str], key: str) -> 
     return chosen
 
 
-def _kinds(linear: dict[str, nn.Module]) -> str:
+def _named(name: str, end: str) -> bool:
+    return name == end or name.endswith(f".{end}")
+
+
+def _kinds(linear: Iterable[str]) -> str:
     return f"Linear layers of this model: {', '.join(sorted({kind_of(name) for name in linear}))}."

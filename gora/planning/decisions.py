@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import torch
 
 from gora import __version__
 from gora.core.initial import Start, scaling
 from gora.core.ranks import allocate, allocate_parameters
 from gora.errors import GoraError
 from gora.gradients.statistics import Statistics
+from gora.models.experts import member_names
 from gora.plan import DataIdentity, Factors, ModelIdentity, ModulePlan, Plan
 from gora.recipe.derived import rank_bounds
 from gora.recipe.schema import Recipe
@@ -27,6 +31,7 @@ class PassInputs:
         steps: N, micro-batches asked for.
         micro_batch_size: rows in each.
         seed: which rows, in which order.
+        experts: how many experts each group has that gets one rank, by its name.
     """
 
     model: ModelIdentity
@@ -34,6 +39,24 @@ class PassInputs:
     steps: int
     micro_batch_size: int
     seed: int
+    experts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Matrices that get one rank: a layer, or the fused experts of a block.
+
+    Attributes:
+        name: of the module in the plan.
+        shape: (out, in) of each matrix.
+        members: names of the matrices.
+        experts: how many there are; None for a layer.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    members: Sequence[str]
+    experts: int | None = None
 
 
 def make_plan(
@@ -41,38 +64,50 @@ def make_plan(
 ) -> tuple[Plan, Factors]:
     """Ranks, scaling, A and B of every target.
 
+    Experts of one group share a rank, which is what the paper's equation gives to the mean of them.
+
     Args:
         recipe: gives the reference rank, the bounds, gamma, alpha and the importance.
         inputs: what the statistics are of.
-        shapes: (out, in) of every target.
+        shapes: (out, in) of every linear layer and of every expert.
         statistics: answers about their mean gradients.
 
     Raises:
         GoraError: no gradient reaches any target.
     """
     settings, adapter = recipe.gora, recipe.adapter
-    importances = [statistics.importance(name, settings.importance) for name in shapes]
+    groups = _groups(shapes, inputs.experts)
+    importances = [
+        math.fsum(statistics.importance(name, settings.importance) for name in group.members) for group in groups
+    ]
     bounds = rank_bounds(settings, adapter)
     choose_ranks = allocate_parameters if settings.budget == "parameters" else allocate
     try:
-        ranks = choose_ranks(importances, list(shapes.values()), adapter.rank, bounds)
+        ranks = choose_ranks(
+            importances,
+            [group.shape for group in groups],
+            adapter.rank,
+            bounds,
+            [len(group.members) for group in groups],
+        )
     except ValueError as error:
         raise GoraError(f"No ranks can be chosen: {error}.") from None
 
     total = sum(importances)
     modules = tuple(
         ModulePlan(
-            name=name,
-            shape=shape,
+            name=group.name,
+            shape=group.shape,
+            experts=group.experts,
             importance=value,
             advantage=value / total,
             rank=rank,
             scaling=scaling(adapter.alpha, rank) if rank else 0.0,
-            gradient_norm=statistics.gradient_norm(name),
+            gradient_norm=math.hypot(*(statistics.gradient_norm(name) for name in group.members)),
         )
-        for (name, shape), value, rank in zip(shapes.items(), importances, ranks, strict=True)
+        for group, value, rank in zip(groups, importances, ranks, strict=True)
     )
-    factors = _factors(modules, statistics, Start(recipe.seed, settings.gamma, adapter.alpha, settings.init_a))
+    factors = _factors(groups, ranks, statistics, Start(recipe.seed, settings.gamma, adapter.alpha, settings.init_a))
     plan = Plan(
         gora_version=__version__,
         model=inputs.model,
@@ -93,11 +128,25 @@ def make_plan(
     return plan, factors
 
 
-def _factors(modules: Sequence[ModulePlan], statistics: Statistics, start: Start) -> Factors:
-    adapted = [module for module in modules if module.rank]
-    factors = {}
+def _groups(shapes: Mapping[str, tuple[int, int]], experts: Mapping[str, int]) -> list[_Group]:
+    members = {name: member_names(name, count) for name, count in experts.items()}
+    in_group = {member for names in members.values() for member in names}
+    layers = [_Group(name=name, shape=shape, members=(name,)) for name, shape in shapes.items() if name not in in_group]
+    return layers + [
+        _Group(name=name, shape=shapes[names[0]], members=names, experts=len(names)) for name, names in members.items()
+    ]
+
+
+def _factors(groups: Sequence[_Group], ranks: Sequence[int], statistics: Statistics, start: Start) -> Factors:
+    adapted = [(group, rank) for group, rank in zip(groups, ranks, strict=True) if rank]
+    factors: Factors = {}
     with Meter(output, "values", len(adapted)) as meter:
-        for module in adapted:
-            factors[module.name] = statistics.factors(module.name, module.rank, start)
+        for group, rank in adapted:
+            pairs = [statistics.factors(name, rank, start) for name in group.members]
+            if group.experts is None:
+                (factors[group.name],) = pairs
+            else:
+                each_a, each_b = zip(*pairs, strict=True)
+                factors[group.name] = torch.stack(each_a), torch.stack(each_b)
             meter.advance()
     return factors

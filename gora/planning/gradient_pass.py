@@ -22,6 +22,7 @@ from gora.gradients.sharded import reduce_to_owners
 from gora.gradients.statistics import SummedStatistics
 from gora.gradients.sums import DeviceSums, Sums
 from gora.models.checkpointing import recomputing_activations
+from gora.models.experts import Matrix, Target, matrices_of
 from gora.models.targets import weight_of, weight_shape
 from gora.plan import ModelIdentity
 from gora.planning.checkpoint import pass_checkpoint, saved_as_shards
@@ -55,12 +56,12 @@ class Collected:
 def collect_gradients(
     context: RunContext,
     model: nn.Module,
-    targets: Mapping[str, nn.Module],
+    targets: Mapping[str, Target],
     identity: ModelIdentity,
     *,
     low_memory: bool,
 ) -> Collected:
-    """Run the micro-batches and sum the gradients of the targets.
+    """Run the micro-batches and sum the gradients of the targets; those of fused experts one by one.
 
     Raises:
         Interrupted: a signal stopped the pass, and the sums so far were saved.
@@ -71,7 +72,8 @@ def collect_gradients(
     if batches.steps * batches.size > len(context.data.train):
         asked = f"{batches.steps} micro-batches of {batches.size} rows"
         output.warn(f"{asked} are asked for, {len(context.data.train)} rows are there: some are used more than once.")
-    attachment = Attachment(model, targets)
+    matrices = matrices_of(targets)
+    attachment = Attachment(model, matrices)
     if context.engine.shards_weights and not attachment.all_tapped:
         raise InputError(
             "adapter.targets: a target's weight is also used elsewhere, which cannot be followed while weights are "
@@ -81,11 +83,11 @@ def collect_gradients(
         recomputing_activations(model, context.recipe.train.activation_checkpointing),
         stopping_between_steps() as request,
     ):
-        sampled = make_sampled_sums(context, attachment, targets) if low_memory else None
+        sampled = make_sampled_sums(context, attachment, matrices) if low_memory else None
         if sampled is not None:
             placed = SumsPlacement(sums=sampled, owners={}, sharded=False, facts={"kind": "projections"})
         else:
-            placed = make_sums(context, attachment, targets, batches, saved_as_shards(context))
+            placed = make_sums(context, attachment, matrices, batches, saved_as_shards(context))
         pace, sharded = _pace(context, batches, placed.sharded), placed.sharded
         checkpoint = pass_checkpoint(context, identity, request, pace, sharded=sharded, low_memory=low_memory)
         start = time.monotonic()
@@ -102,7 +104,7 @@ def collect_gradients(
             context.world.sum_everywhere(total)
             sampled.write(key, total)
         sampled.counted = counted
-    statistics = sampled or _statistics(context, attachment, targets, placed, counted)
+    statistics = sampled or _statistics(context, attachment, matrices, placed, counted)
     facts = {
         "micro_batches": counted,
         "rows_per_micro_batch": batches.size,
@@ -162,7 +164,7 @@ def _all_together(context: RunContext, progress: Progress) -> tuple[int, dict[in
 
 
 def _statistics(
-    context: RunContext, attachment: Attachment, targets: Mapping[str, nn.Module], placed: SumsPlacement, counted: int
+    context: RunContext, attachment: Attachment, targets: Mapping[str, Matrix], placed: SumsPlacement, counted: int
 ) -> SummedStatistics | DistributedStatistics:
     def weight(name: str) -> Tensor:
         return weight_of(targets[name])

@@ -8,7 +8,6 @@ from typing import Any
 
 import psutil
 import torch
-from torch import nn
 
 from gora.gradients.attach import Attachment
 from gora.gradients.buffered import micro_batches_to_buffer
@@ -17,6 +16,7 @@ from gora.gradients.probe import Probe
 from gora.gradients.sampled import SampledStatistics
 from gora.gradients.sharded import ShardedSums, assign_owners
 from gora.gradients.sums import DeviceSums, Shape, Sums
+from gora.models.experts import Matrix, matrices_of
 from gora.models.load import empty_model, weight_bytes
 from gora.models.targets import weight_of, weight_shape
 from gora.planning.micro_batches import MicroBatches
@@ -53,7 +53,8 @@ def check_memory(context: RunContext, low_memory: bool) -> None:
         InputError: it cannot fit.
     """
     model = empty_model(context.source)
-    sums = sum_bytes({name: weight_shape(model.get_submodule(name)) for name in context.chosen.layers})
+    targets = matrices_of(context.chosen.of(model))
+    sums = sum_bytes({name: weight_shape(target) for name, target in targets.items()})
     if low_memory:
         sums = round(sums * SAMPLED_SHARE)
     elif context.recipe.gora.offload != "none":
@@ -71,9 +72,7 @@ def check_memory(context: RunContext, low_memory: bool) -> None:
     output.say(f"memory    {estimate}" + (", at least, in each process" if context.world.size > 1 else ""))
 
 
-def make_sampled_sums(
-    context: RunContext, attachment: Attachment, targets: Mapping[str, nn.Module]
-) -> SampledStatistics:
+def make_sampled_sums(context: RunContext, attachment: Attachment, targets: Mapping[str, Matrix]) -> SampledStatistics:
     """What `--low-memory` sums, which is refused before where ranks have no upper bound."""
     largest = rank_bounds(context.recipe.gora, context.recipe.adapter).largest
     assert largest is not None
@@ -92,7 +91,7 @@ def make_sampled_sums(
 def make_sums(
     context: RunContext,
     attachment: Attachment,
-    targets: Mapping[str, nn.Module],
+    targets: Mapping[str, Matrix],
     batches: MicroBatches,
     sharded: bool | None = None,
 ) -> SumsPlacement:
@@ -183,5 +182,5 @@ def _has_to_share(context: RunContext, shapes: Mapping[str, Shape], offload: str
     return context.world.local_size * sum_bytes(shapes) > available
 
 
-def _shapes(attachment: Attachment, targets: Mapping[str, nn.Module]) -> dict[str, Shape]:
+def _shapes(attachment: Attachment, targets: Mapping[str, Matrix]) -> dict[str, Shape]:
     return {attachment.keys[name]: weight_shape(module) for name, module in targets.items()}

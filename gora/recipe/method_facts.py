@@ -19,6 +19,7 @@ class MethodFacts:
         summary: what the method does and whose implementation runs, in one line.
         paper: arXiv id; None for what has no paper of its own.
         supports_dora: whether `adapter.dora: true` goes together with it.
+        supports_experts: whether `adapter.experts: true` does.
         needs_plan: whether `gora precompute` has to make a plan before.
         saved_as: an `adapter` beside the untouched base, or the whole `model`.
     """
@@ -28,6 +29,7 @@ class MethodFacts:
     summary: str
     paper: str | None = None
     supports_dora: bool = False
+    supports_experts: bool = False
     needs_plan: bool = False
     saved_as: Literal["adapter", "model"] = "adapter"
 
@@ -39,6 +41,7 @@ METHOD_FACTS: tuple[MethodFacts, ...] = (
         paper="2502.12171",
         summary="ranks, A and B from the gradients of the training rows; scaling alpha / sqrt(rank)",
         supports_dora=True,
+        supports_experts=True,
         needs_plan=True,
     ),
     MethodFacts(
@@ -47,6 +50,7 @@ METHOD_FACTS: tuple[MethodFacts, ...] = (
         paper="2106.09685",
         summary="one rank for every layer, B = 0, scaling alpha / rank (PEFT)",
         supports_dora=True,
+        supports_experts=True,
     ),
     MethodFacts(
         name="rslora",
@@ -54,6 +58,7 @@ METHOD_FACTS: tuple[MethodFacts, ...] = (
         paper="2312.03732",
         summary="LoRA with scaling alpha / sqrt(rank) (PEFT, by alpha)",
         supports_dora=True,
+        supports_experts=True,
     ),
     MethodFacts(
         name="dora",
@@ -68,6 +73,7 @@ METHOD_FACTS: tuple[MethodFacts, ...] = (
         paper="2402.12354",
         summary="LoRA whose B learns faster than A (parameter groups)",
         supports_dora=True,
+        supports_experts=True,
     ),
     MethodFacts(
         name="olora",

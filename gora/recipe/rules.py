@@ -123,6 +123,26 @@ def _dora(recipe: Recipe) -> Iterator[Contradiction]:
 
 
 @_rule
+def _experts(recipe: Recipe) -> Iterator[Contradiction]:
+    """What PEFT refuses for parameters that are no layer's weight."""
+    adapter = recipe.adapter
+    if not adapter.experts:
+        return
+    if not facts_of(adapter.method).supports_experts:
+        able = ", ".join(facts.name for facts in METHOD_FACTS if facts.supports_experts)
+        text = f"experts does not go together with {adapter.method}; methods that have it: {able}"
+        yield Contradiction(("adapter.experts", "adapter.method"), text)
+    if adapter.dropout:
+        text = (
+            f"dropout ({adapter.dropout:g}) cannot be put in front of fused experts; set it to 0, or experts to false"
+        )
+        yield Contradiction(("adapter.dropout", "adapter.experts"), text)
+    if adapter.dora:
+        text = "magnitudes of fused experts cannot be trained (DoRA); set dora or experts to false"
+        yield Contradiction(("adapter.dora", "adapter.experts"), text)
+
+
+@_rule
 def _batch(recipe: Recipe) -> Iterator[Contradiction]:
     train = recipe.train
     if train.batch_size % train.micro_batch_size:

@@ -144,7 +144,10 @@ class AdapterSection(Section):
     targets: str | Annotated[list[str], Field(min_length=1)] = "attention"
     """Layers to adapt: `attention`, `all-linear` (all but the output head), layer names, or a regex on full names."""
     exclude: list[str] = []
-    """Layer names that are left out of the targets."""
+    """Names of layers, and of fused experts, that are left out of the targets."""
+    experts: bool = False
+    """Also adapt the fused experts of a mixture (Mixtral, Qwen3-MoE, gpt-oss, ...): those of one parameter share a
+    rank. Where the method can (`docs/models.md`)."""
 
 
 class GoraSection(Section):

@@ -41,7 +41,7 @@ def parameter_ratio(plan: Plan) -> float | None:
 def wanted_ranks(plan: Plan) -> dict[str, int]:
     """Rank of each module before clipping under the budget of the paper; see `unclipped_ranks`."""
     shares, shapes = [module.advantage for module in plan.modules], [module.shape for module in plan.modules]
-    ranks = unclipped_ranks(shares, shapes, plan.reference_rank)
+    ranks = unclipped_ranks(shares, shapes, plan.reference_rank, [module.size for module in plan.modules])
     return {module.name: rank for module, rank in zip(plan.modules, ranks, strict=True)}
 
 
@@ -88,7 +88,7 @@ def _summarize(kind: str, modules: list[ModulePlan], plan: Plan, decided: Mappin
         rank_max=max(ranks),
         parameters=parameters,
         parameter_share=parameters / plan.parameters if plan.parameters else 0.0,
-        lora_parameters=plan.reference_rank * sum(sum(module.shape) for module in modules),
+        lora_parameters=plan.reference_rank * sum(module.parameters_per_rank for module in modules),
         importance_share=importance,
         importance_share_mean=importance / len(modules),
         clipped_at_rank_min=at_bounds.count("rank_min"),

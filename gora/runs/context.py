@@ -6,6 +6,7 @@ it took.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from gora.data.unknown import refuse_unknown_words
 from gora.errors import InputError
 from gora.files import delete
 from gora.models.encoders import knows_token_types, longest_input
+from gora.models.experts import FusedExperts, Target
 from gora.models.fingerprint import config_fingerprint
 from gora.models.head import head_modules, settle_padding
 from gora.models.kernels import use_kernels
@@ -38,7 +40,7 @@ from gora.models.load import (
 )
 from gora.models.new_tokens import embedding_rows, grow_embeddings, refuse_untrainable_tokens
 from gora.models.rows_apart import forward, keeps_apart, set_apart
-from gora.models.targets import find_targets, kind_of
+from gora.models.targets import kind_of
 from gora.models.tokenizer import new_token_ids
 from gora.models.weight_files import StoredWeights, stored_weights
 from gora.plan import ModelIdentity
@@ -288,16 +290,16 @@ class RunContext:
                 f"data.max_length: the longest row has {longest:,} tokens, but the model takes {positions:,}."
             )
 
-    def find_targets(self, model: nn.Module) -> dict[str, nn.Module]:
-        """The layers to adapt, printed by kind, with what is left beside them."""
-        found = find_targets(model, self.recipe.adapter.targets, self.recipe.adapter.exclude)
-        targets = {name: found[name] for name in self.chosen.layers}
-        kinds: dict[str, int] = {}
-        for name in targets:
-            kinds[kind_of(name)] = kinds.get(kind_of(name), 0) + 1
+    def find_targets(self, model: nn.Module) -> dict[str, Target]:
+        """The layers and fused experts to adapt, printed by kind, with what is left beside them."""
+        targets = self.chosen.of(model)
+        kinds = Counter(map(kind_of, self.chosen.layers))
         output.say(
-            f"targets   {len(targets)} layers: " + ", ".join(f"{kind} x{count}" for kind, count in kinds.items())
+            f"targets   {len(self.chosen.layers)} layers: "
+            + ", ".join(f"{kind} x{count}" for kind, count in kinds.items())
         )
+        if groups := {name: target for name, target in targets.items() if isinstance(target, FusedExperts)}:
+            output.say(f"experts   {_told(groups)}")
         output.log("\n".join(targets))
         for line in self.chosen.lines():
             output.say(line)
@@ -351,6 +353,13 @@ class RunContext:
             return value
 
         return loss
+
+
+def _told(groups: Mapping[str, FusedExperts]) -> str:
+    """How many groups of fused experts there are of each kind, and how many experts in one."""
+    kinds = Counter((kind_of(name), group.count) for name, group in groups.items())
+    parts = ", ".join(f"{kind} x{number} of {count} experts" for (kind, count), number in kinds.items())
+    return f"{len(groups)} groups with a rank each: {parts}"
 
 
 def _refuse_what_cannot_run(engine: Engine, recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -98,7 +98,7 @@ def merge(
     """
     quiet_libraries()
     adapter = find_adapter(adapter)
-    config = read_config(adapter, with_tokens=True)
+    config = read_config(adapter, with_tokens=True, with_experts=True)
     name = base or config.base_model_name_or_path
     if not name:
         raise InputError(f"{adapter} does not name its base model: give it with --base.")
@@ -242,7 +242,8 @@ def fold(wrapped: PeftModel) -> None:
     for layer in wrapped.modules():
         if isinstance(layer, LoraLayer):
             for name in layer.active_adapters:
-                weight: Any = layer.get_base_layer().weight
+                base: Any = layer.get_base_layer()
+                weight: Any = getattr(base, layer.parameter_name) if isinstance(layer, ParamWrapper) else base.weight
                 delta: Any = layer.get_delta_weight(name)  # type: ignore[operator]
                 weight.copy_((weight.float() + delta.float()).to(weight.dtype))
 

@@ -11,6 +11,7 @@ from gora.errors import InputError
 from gora.files import delete, write_text
 from gora.gradients.archive import ArchivedStatistics, ArchiveType, archive_gradients
 from gora.gradients.sampled import SampledStatistics
+from gora.models.experts import Target, expert_counts, matrices_of
 from gora.models.sharding import shard_weights
 from gora.models.targets import weight_shape
 from gora.plan import DataIdentity, Factors, ModelIdentity, Plan, write_plan
@@ -84,8 +85,8 @@ def precompute_in(context: RunContext, *, low_memory: bool = False, keep: Archiv
         world.barrier()
         collected = collect_gradients(context, model, targets, identity, low_memory=low_memory)
         summed = time.monotonic()
-        shapes = {name: weight_shape(module) for name, module in targets.items()}
-        inputs = _inputs(context, identity)
+        shapes = {name: weight_shape(matrix) for name, matrix in matrices_of(targets).items()}
+        inputs = _inputs(context, identity, targets)
         plan, factors = make_plan(recipe, inputs, shapes, collected.statistics)
         _report_sampling(collected, shapes)
         if keep and not isinstance(collected.statistics, SampledStatistics):
@@ -166,7 +167,7 @@ def _refuse_what_needs_whole_gradients(recipe: Recipe, keep: ArchiveType | None)
         raise InputError("--low-memory never has whole gradients. Leave it out, or change what needs them.", wanted)
 
 
-def _inputs(context: RunContext, model: ModelIdentity) -> PassInputs:
+def _inputs(context: RunContext, model: ModelIdentity, targets: Mapping[str, Target]) -> PassInputs:
     recipe = context.recipe
     return PassInputs(
         model=model,
@@ -174,6 +175,7 @@ def _inputs(context: RunContext, model: ModelIdentity) -> PassInputs:
         steps=recipe.gora.steps,
         micro_batch_size=micro_batch_size(recipe),
         seed=recipe.seed,
+        experts=expert_counts(targets),
     )
 
 
@@ -192,6 +194,7 @@ def _refuse_other_pass(recipe: Recipe, gradients: Path, inputs: PassInputs) -> N
         "seed": (inputs.seed, recipe.seed),
         "gora.steps": (inputs.steps, recipe.gora.steps),
         "gora.micro_batch_size": (inputs.micro_batch_size, micro_batch_size(recipe)),
+        "adapter.experts": (bool(inputs.experts), recipe.adapter.experts),
     }
     if differing := [f"{key}: {old} there, {new} in the recipe" for key, (old, new) in pairs.items() if old != new]:
         raise InputError(f"{gradients} holds the gradients of another pass.", differing)

@@ -18,12 +18,13 @@ from gora.errors import GoraError, InputError
 from gora.files import delete, publish
 from gora.methods import METHODS, AdapterSettings, Method, Wrapping
 from gora.methods.base import adapted_layers, differences, factors_of
+from gora.models.experts import FusedExperts, Target
 from gora.models.fingerprint import base_weights, weights_fingerprint
 from gora.models.head import settle_padding
 from gora.models.load import find_model, load_model
 from gora.models.new_tokens import without_new_rows
 from gora.models.sharding import gather
-from gora.models.targets import weight_shape
+from gora.models.targets import whole_shape
 from gora.models.tokenizer import embeddings_of
 from gora.models.weight_files import WeightsNote
 from gora.plan import Factors, Plan, identity_differences, read_factors
@@ -105,7 +106,7 @@ def _original(context: RunContext, model: PreTrainedModel) -> str:
     )
 
 
-def _check_adapted(wrapped: nn.Module, plan: Plan | None, targets: Mapping[str, nn.Module]) -> None:
+def _check_adapted(wrapped: nn.Module, plan: Plan | None, targets: Mapping[str, Target]) -> None:
     """What PEFT has adapted is what was printed, whatever the method."""
     if isinstance(wrapped, PeftModel):
         wanted = targets if plan is None else [module.name for module in plan.adapted]
@@ -126,7 +127,7 @@ def fingerprint(model: nn.Module, world: World) -> str:
 def _wrapping(
     context: RunContext,
     model: PreTrainedModel,
-    targets: Mapping[str, nn.Module],
+    targets: Mapping[str, Target],
     plan: Plan | None,
     method: Method,
     steps: int,
@@ -143,7 +144,8 @@ def _wrapping(
 
     batches = MicroBatches(context)
     return Wrapping(
-        targets=targets,
+        targets={name: target for name, target in targets.items() if isinstance(target, nn.Module)},
+        experts=tuple(name for name, target in targets.items() if isinstance(target, FusedExperts)),
         settings=AdapterSettings(
             rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, dora=settings.dora
         ),
@@ -156,9 +158,9 @@ def _wrapping(
     )
 
 
-def _refuse_stranger(context: RunContext, model: PreTrainedModel, targets: Mapping[str, nn.Module], plan: Plan) -> None:
+def _refuse_stranger(context: RunContext, model: PreTrainedModel, targets: Mapping[str, Target], plan: Plan) -> None:
     advice = "Make it again with `gora precompute --overwrite`."
-    shapes = {name: weight_shape(module) for name, module in targets.items()}
+    shapes = {name: whole_shape(target) for name, target in targets.items()}
     changed = context.base.changes_since(WeightsNote(fingerprint=plan.model.weights, tensors=plan.model.tensors))
     if differences := identity_differences(plan, context.identify(model), shapes, changed=changed):
         raise InputError(f"{context.folder.plan} does not belong to this model. {advice}", differences)
