@@ -91,6 +91,10 @@ def _facts(plan: Plan, decided: dict[str, Bound]) -> Table:
     )
     for number, sentence in enumerate(_clipping(plan, decided)):
         facts.add_row("" if number else "clipped", Text(sentence))
+    for number, module in enumerate(module for module in plan.modules if module.experts is not None):
+        rows, columns = module.shape
+        told = f"{module.name}: {module.experts} experts of {rows} x {columns}, rank {module.rank} each"
+        facts.add_row("" if number else "experts", Text(told))
     zero, total = _rank_zero(plan), len(plan.modules)
     facts.add_row(
         "rank 0", Text(f"{len(zero)} of {total} layers get no adapter: {_some(zero)}" if zero else "no layer")

@@ -357,7 +357,8 @@ class RunContext:
 
 def _told(groups: Mapping[str, FusedExperts]) -> str:
     """How many groups of fused experts there are of each kind, and how many experts in one."""
-    kinds = Counter((kind_of(name), group.count) for name, group in groups.items())
+    # A module that has nothing but its experts calls them its weight.
+    kinds = Counter((kind_of(name.removesuffix(".weight")), group.count) for name, group in groups.items())
     parts = ", ".join(f"{kind} x{number} of {count} experts" for (kind, count), number in kinds.items())
     return f"{len(groups)} groups with a rank each: {parts}"
 
