@@ -1,5 +1,6 @@
 """The plan file: what is written is what is read, and what does not fit is refused."""
 
+import hashlib
 import json
 
 import pytest
@@ -85,11 +86,70 @@ def test_the_file_follows_the_published_format(tmp_path):
         "model.layers.0.self_attn.v_proj.lora_A": [3, 4],
         "model.layers.0.self_attn.v_proj.lora_B": [3, 3],
     }
-    assert document["format_version"] == 1
+    assert document["format_version"] == 2
     assert document["rank_max"] is None
     assert {"model", "data", "steps", "seed", "gamma", "alpha", "reference_rank", "rank_min"} <= document.keys()
-    fields = {"name", "shape", "importance", "advantage", "rank", "scaling", "gradient_norm"}
+    fields = {"name", "shape", "experts", "importance", "advantage", "rank", "scaling", "gradient_norm"}
     assert document["modules"][0].keys() == fields
+
+
+def write_version_1(path, document, tensors):
+    """A plan file as gora wrote it when no module could be fused experts."""
+    document = {**document, "format_version": 1}
+    document["modules"] = [{k: v for k, v in module.items() if k != "experts"} for module in document["modules"]]
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(json.dumps([name, "F32", list(value.shape)]).encode() + value.numpy().tobytes())
+    document["sha256"] = digest.hexdigest()
+    save_file(tensors, path, metadata={"gora": json.dumps(document)})
+
+
+def test_a_plan_of_version_1_is_read_as_it_was_meant(tmp_path):
+    plan, path = make_plan(), tmp_path / "plan.safetensors"
+    factors = make_factors(plan)
+    tensors = {}
+    for name, (factor_a, factor_b) in factors.items():
+        tensors |= {f"{name}.lora_A": factor_a, f"{name}.lora_B": factor_b}
+    write_version_1(path, plan.model_dump(mode="json"), tensors)
+    read = read_plan(path)
+    assert read == plan
+    assert all(torch.equal(read_factors(path, read)[name][0], factor_a) for name, (factor_a, _) in factors.items())
+    assert identity_differences(read, plan.model, SHAPES) == []
+    write_version_1(path, plan.model_dump(mode="json") | {"gamma": 0.5}, tensors)
+    changed = path.read_bytes().replace(b'\\"gamma\\": 0.5', b'\\"gamma\\": 0.6')
+    path.write_bytes(changed)
+    with pytest.raises(InputError, match="is damaged"):
+        read_plan(path)
+
+
+GROUP = "model.layers.0.mlp.experts.down_proj"
+
+
+def make_plan_with_experts():
+    plan = make_plan()
+    group = plan.modules[0].model_copy(update={"name": GROUP, "shape": (5, 3), "experts": 4, "rank": 2})
+    return plan.model_copy(update={"modules": (*plan.modules, group)})
+
+
+def test_experts_share_a_rank_and_have_factors_of_their_own(tmp_path):
+    plan, path = make_plan_with_experts(), tmp_path / "plan.safetensors"
+    assert plan.parameters == make_plan().parameters + 4 * 2 * (5 + 3)
+    assert plan.lora_parameters == make_plan().lora_parameters + 4 * 2 * (5 + 3)
+    factors = {**make_factors(make_plan()), GROUP: (torch.randn(4, 2, 3), torch.randn(4, 5, 2))}
+    write_plan(path, plan, factors)
+    assert read_plan(path) == plan
+    found = read_factors(path, plan)[GROUP]
+    assert all(torch.equal(mine, value) for mine, value in zip(found, factors[GROUP], strict=True))
+    write_plan(path, plan, factors | {GROUP: (torch.randn(3, 2, 3), torch.randn(4, 5, 2))})
+    with pytest.raises(InputError, match=r"down_proj.lora_A is \(3, 2, 3\) float32, expected \(4, 2, 3\)"):
+        read_factors(path, plan)
+
+
+def test_a_model_with_another_number_of_experts_is_a_stranger():
+    plan = make_plan_with_experts()
+    assert identity_differences(plan, plan.model, {**SHAPES, GROUP: (4, 5, 3)}) == []
+    (told,) = identity_differences(plan, plan.model, {**SHAPES, GROUP: (8, 5, 3)})
+    assert "(4, 5, 3) in the plan, (8, 5, 3) in the model" in told
 
 
 def test_a_plan_that_does_not_say_how_a_began_has_a_drawn_at_random():
@@ -171,7 +231,7 @@ def test_files_that_are_no_plan_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format version 2"),
+        ({"format_version": 3}, "format version 3, but this gora reads versions 1 and 2"),
         ({"gamma": "much"}, "gamma"),
         ({"modules": [{"name": "x"}]}, r"modules\.0\.rank"),
     ],

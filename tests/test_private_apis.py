@@ -237,6 +237,23 @@ def layers_hold_factors_by_adapter() -> bool:
     )
 
 
+def fused_experts_have_blocks_of_their_own() -> bool:
+    """Wrappers of two parameters lie inside each other; A holds one expert after the other, B one direction."""
+    import peft
+
+    model = two_layers()
+    model.mixture = nn.Module()
+    model.mixture.one, model.mixture.two = (nn.Parameter(torch.zeros(3, 4, 6)) for _ in range(2))
+    config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=[], target_parameters=["mixture.one", "mixture.two"])
+    outer = peft.get_peft_model(model, config).base_model.model.mixture
+    factor_a, factor_b = torch.randn(3, 2, 6), torch.randn(3, 4, 2)
+    with torch.no_grad():
+        outer.lora_A["default"].weight.copy_(factor_a.reshape(6, 6))
+        outer.lora_B["default"].weight.copy_(factor_b.permute(1, 2, 0).reshape(4, 6))
+    names = (outer.base_layer.parameter_name, outer.parameter_name)
+    return names == ("one", "two") and torch.allclose(outer.get_delta_weight("default"), factor_b @ factor_a, atol=1e-5)
+
+
 def parameters_have_known_names() -> bool:
     names = names_of(wrapped(use_dora=True))
     wanted = ("1.base_layer.weight", "1.lora_A.default", "1.lora_B.default", "1.lora_magnitude_vector.default")
@@ -512,6 +529,11 @@ PRIVATE = [
         "PEFT LoraLayer: lora_A, lora_B, scaling, active_adapters, get_delta_weight, get_base_layer",
         layers_hold_factors_by_adapter,
         "initial values do not reach the adapter, and nothing can be merged",
+    ),
+    Private(
+        "PEFT ParamWrapper: parameter_name, and where A and B of each expert lie",
+        fused_experts_have_blocks_of_their_own,
+        "experts are trained from each other's initial values, or not at all",
     ),
     Private(
         "PEFT names of parameters: base_model.model., base_layer, lora_A, lora_B, lora_magnitude_vector",

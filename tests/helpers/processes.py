@@ -32,6 +32,7 @@ from gora.stages.precompute import precompute
 from gora.stages.run import run
 from gora.stages.train import train
 from gora.training.trainer import GoraTrainer
+from tests.helpers.mixtures import gpt_oss, made, recipe_on
 
 ENGINES = ("zero3", "ddp", "zero2", "zero2-offload")
 SETTINGS = (
@@ -205,6 +206,22 @@ def uneven(folder):
     train(recipe(folder / "again", *UNEVEN), mode="resume")
 
 
+def experts(folder):
+    """A mixture: sums whole in each process and shared out, and its training under two engines."""
+    made_by_process_0 = folder / "experts" / "mixture"
+    world = join()
+    if world.main:
+        recipe_on(made_by_process_0, made(gpt_oss))
+    world.barrier()
+    for name, distributed, offload in (("whole", "ddp", "none"), ("shared", "zero2", "cpu")):
+        run(of_mixture(made_by_process_0, folder / "experts" / name, distributed, offload))
+
+
+def of_mixture(mixture, output, distributed="ddp", offload="auto"):
+    settings = (f"output={output}", f"distributed={distributed}", f"gora.offload={offload}", "train.micro_batch_size=1")
+    return load_recipe(str(mixture / "recipe.json"), list(settings)).recipe
+
+
 def give_back_freed_memory():
     """From here on, tensors come from the system and go back to it at once: what a process takes is what it holds."""
     threshold_of_mmap = -3
@@ -272,6 +289,6 @@ def one_after_the_other(folder, scenarios):
 
 if __name__ == "__main__":
     of_engines = {name: partial(engine, name) for name in ENGINES}
-    others = (directions, nan, nan_in_training, retaken, unused, interrupt, uneven, memory)
+    others = (directions, nan, nan_in_training, retaken, unused, interrupt, uneven, memory, experts)
     known = {**of_engines, **{each.__name__: each for each in others}}
     one_after_the_other(Path(sys.argv[1]), {name: known[name] for name in sys.argv[2:]})

@@ -16,6 +16,7 @@ from gora.gradients.archive import ArchivedStatistics
 from gora.plan import read_factors, read_plan
 from gora.runs.owner import mark
 from gora.stages.precompute import plan_from_gradients, precompute
+from gora.stages.run import run
 from gora.stages.train import train
 from tests.conftest import ROOT
 from tests.helpers import processes
@@ -143,7 +144,7 @@ def test_process_0_alone_writes_the_log(two):
 
 @pytest.fixture(scope="module")
 def scenarios(tmp_path_factory):
-    names = ("directions", "nan", "nan_in_training", "retaken", "unused", "interrupt", "uneven", "memory")
+    names = ("directions", "nan", "nan_in_training", "retaken", "unused", "interrupt", "uneven", "experts", "memory")
     return several(tmp_path_factory.mktemp("scenarios"), *names)
 
 
@@ -159,6 +160,19 @@ def test_an_a_along_the_gradient_is_that_of_one_process(scenarios, one, tmp_path
         other_a, other_b = others[layer]
         assert (factor_a - other_a).norm() <= 1e-2 * other_a.norm()
         assert (factor_b @ factor_a - other_b @ other_a).norm() <= 1e-4 * (other_b @ other_a).norm()
+
+
+@pytest.mark.parametrize("name", ["whole", "shared"])
+def test_experts_get_the_plan_and_the_training_of_one_process(scenarios, name, tmp_path):
+    folder = scenarios("experts") / "experts"
+    run(processes.of_mixture(folder / "mixture", tmp_path / "one"))
+    assert_same_plan(folder / name, tmp_path / "one")
+    saved, expected = (
+        load_file(f / "adapter" / "adapter_model.safetensors") for f in (folder / name, tmp_path / "one")
+    )
+    assert saved.keys() == expected.keys()
+    for key, value in expected.items():
+        assert (saved[key] - value).norm() <= 1e-3 * value.norm(), key
 
 
 @pytest.mark.parametrize("name", ["whole", "shared"])

@@ -373,7 +373,6 @@ def small(tmp_path_factory):
     ("settings", "message"),
     [
         (["adapter.dropout=0.1"], "dropout (0.1) cannot be put in front of fused experts"),
-        (["distributed=fsdp"], "adapter.experts: fused experts cannot be adapted while"),
         (["distributed=zero3"], "adapter.experts: fused experts cannot be adapted while"),
         (
             ["model.name=builtin:tiny-6m"],
