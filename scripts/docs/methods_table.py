@@ -11,7 +11,7 @@ from gora.methods import METHODS, Method
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 BEGIN, END = "<!-- methods: written by scripts/docs/methods_table.py -->", "<!-- methods: end -->"
-COLUMNS = ("method", "paper", "what it does", "rate of B", "`adapter.dora`", "engines", "saved as")
+COLUMNS = ("method", "paper", "what it does", "rate of B", "`adapter.dora`", "`adapter.experts`", "engines", "saved as")
 
 
 def main() -> None:
@@ -40,6 +40,7 @@ def _row(method: Method) -> tuple[str, ...]:
         f"{method.title}: {method.summary}",
         f"x {method.lr_ratio:g}" if "B" in method.parts else "",
         "yes" if method.supports_dora else "",
+        "yes" if method.supports_experts else "",
         "`ddp`" if method.whole_gradients else "all",
         _saved_as(method),
     )
