@@ -112,8 +112,8 @@ def target_of(model: nn.Module, name: str) -> Target:
     if not value.is_floating_point() or value.dim() != 3:
         held = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
         raise InputError(
-            f"adapter.experts: {name} is held in few bits ({held}), and cannot be adapted. Set it to false, or name the "
-            "model in whole weights."
+            f"adapter.experts: {name} is held in few bits ({held}), and cannot be adapted. Set it to false, or name "
+            "the model in whole weights."
         )
     return FusedExperts(module, own)
 
