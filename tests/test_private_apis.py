@@ -74,6 +74,15 @@ def trainer_asks_for_batches() -> bool:
     )
 
 
+def trainer_takes_the_norm_and_then_the_step() -> bool:
+    from transformers import Trainer
+
+    said = says(
+        Trainer._run_epoch, "_get_grad_norm", "on_pre_optimizer_step", "optimizer", "optimizer_step_was_skipped"
+    )
+    return said and takes(Trainer._get_grad_norm, "model", "grad_norm")
+
+
 def trainer_leaves_the_loss_alone() -> bool:
     from transformers import Trainer
 
@@ -384,7 +393,7 @@ def agent_tells_processes_about_itself() -> bool:
 def deepspeed_says_what_it_does() -> bool:
     from deepspeed.runtime.engine import DeepSpeedEngine
 
-    names = ("zero_optimization_stage", "zero_offload_optimizer", "get_global_grad_norm")
+    names = ("zero_optimization_stage", "zero_offload_optimizer", "get_global_grad_norm", "was_step_applied")
     return all(callable(getattr(DeepSpeedEngine, name)) for name in names)
 
 
@@ -429,6 +438,11 @@ PRIVATE = [
         "transformers Trainer.get_batch_samples",
         trainer_asks_for_batches,
         "micro-batches no longer count by their supervised tokens, and `tokens` in metrics.jsonl stays zero",
+    ),
+    Private(
+        "transformers Trainer._get_grad_norm",
+        trainer_takes_the_norm_and_then_the_step,
+        "a gradient whose norm is infinite is taken for one of zero, and grad_norm in metrics.jsonl stays zero",
     ),
     Private(
         "transformers Trainer.model_accepts_loss_kwargs",
@@ -616,7 +630,7 @@ PRIVATE = [
         "processes do not meet, or do not get the signals that their launcher got",
     ),
     Private(
-        "DeepSpeedEngine: zero_optimization_stage, zero_offload_optimizer, get_global_grad_norm",
+        "DeepSpeedEngine: zero_optimization_stage, zero_offload_optimizer, get_global_grad_norm, was_step_applied",
         deepspeed_says_what_it_does,
         "trainings under ZeRO end at their first step, since gora cannot see which engine runs",
     ),

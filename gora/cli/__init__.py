@@ -70,7 +70,6 @@ def main() -> NoReturn:
 
 def run_command_line() -> None:
     """The command of `sys.argv`, which ends in SystemExit with the exit code of `main`, or in an unforeseen error."""
-    from gora.runtime.failure import first_to_fail
     from gora.runtime.interrupt import StopSignal, stopping_at_once
     from gora.runtime.quiet import quiet_loggers
     from gora.runtime.starter import end_with_starter
@@ -100,16 +99,25 @@ def run_command_line() -> None:
             _fail(f"{str(error).splitlines()[0]}\n{advice}", 1)
         if any(sign in str(error) for sign in _LOST_CONNECTION):
             _fail("Another process of this run has ended, and this one cannot go on without it.", 1)
-        if not first_to_fail():
-            sys.exit(1)
-        raise
-    except Exception:
-        if not first_to_fail():
-            sys.exit(1)
-        raise
+        _crash(error)
+    except Exception as error:
+        _crash(error)
 
 
-def _fail(message: str, code: int) -> None:
+def _crash(error: Exception) -> NoReturn:
+    """End because of what nobody foresaw: in one message, where a log has the traceback."""
+    from gora.runtime.failure import first_to_fail, kept_traceback
+
+    if not first_to_fail():
+        sys.exit(1)
+    log = kept_traceback(error)
+    if log is None:
+        raise error
+    advice = "finished files are whole, and --resume continues from them"
+    _fail(f"{type(error).__name__}: {error}\nThis was not foreseen: {log} ends with the traceback; {advice}.", 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
     from gora.runtime.failure import first_to_fail
 
     if first_to_fail(code):

@@ -67,6 +67,7 @@ class TableRow:
         seconds: mean training time.
         peak: greatest peak memory in bytes, of the GPU where there is one.
         failures: why seeds are missing: `seed`, `code` and `message` of each.
+        worse_than_base: seeds whose adapter has a higher evaluation loss than the base model.
     """
 
     label: str
@@ -78,6 +79,7 @@ class TableRow:
     seconds: float | None
     peak: int | None
     failures: tuple[dict[str, Any], ...]
+    worse_than_base: tuple[int, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The row for a JSON file."""
@@ -102,8 +104,8 @@ def comparison_table(rows: Sequence[TableRow]) -> Table:
         for column, place in _places(row, rows, tasks).items():
             cells[column].stylize(marks[place])
         table.add_row(*cells)
-        for failure in row.failures:
-            table.add_row("", _told(failure), style="yellow")
+        for line in _remarks(row):
+            table.add_row("", line, style="yellow")
     return table
 
 
@@ -118,7 +120,7 @@ def markdown(rows: Sequence[TableRow]) -> str:
         for column, place in _places(row, rows, tasks).items():
             cells[column] = f"{marks[place]}{cells[column]}{marks[place]}"
         lines.append(f"| {' | '.join(cells)} |")
-        lines += [f"| | {_told(failure)} |" for failure in row.failures]
+        lines += [f"| | {line} |" for line in _remarks(row)]
     return "\n".join(lines) + "\n"
 
 
@@ -186,11 +188,17 @@ def _row(label: str, runs: Sequence[Outcome]) -> TableRow:
         seconds=mean("seconds"),
         peak=max(peaks),
         failures=tuple(failures),
+        worse_than_base=tuple(run.seed for run in done if run.result.get("worse_than_base", False)),
     )
 
 
 def _failed(run: Outcome, code: str, message: str) -> dict[str, Any]:
     return {"seed": run.seed, "code": code, "message": message}
+
+
+def _remarks(row: TableRow) -> list[str]:
+    worse = ", ".join(map(str, row.worse_than_base))
+    return [*map(_told, row.failures), *([f"worse than its base: seed {worse}"] if worse else [])]
 
 
 def _told(failure: Mapping[str, Any]) -> str:

@@ -274,7 +274,8 @@ def refuse_too_many(left_out: Mapping[int, str], total: int) -> None:
         named = "\n".join(f"  - micro-batch {index}: {why}" for index, why in list(left_out.items())[:10])
         raise GoraError(
             f"More than a tenth of the {total} micro-batches cannot be used:\n{named}\n"
-            "Look at those rows, or compute in float32 (model.dtype: float32)."
+            "Look at those rows, or compute in float32 (model.dtype: float32).",
+            code="not-finite",
         )
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gora.errors import InputError
-from gora.methods.base import Method, Wrapping, wrap_with
+from gora.methods.base import ADAPTER, Method, Wrapping, wrap_with
 
 _WARM_UP, _FINAL = 150, 900
 _FEWEST = 3
@@ -71,4 +71,8 @@ class _Allocate(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._model.base_model.update_and_allocate(state.global_step + 1)  # type: ignore[union-attr, operator]
+        config: Any = self._model.peft_config[ADAPTER]  # type: ignore[union-attr, index]
+        step, has_gradients = state.global_step + 1, any(p.grad is not None for p in self._model.parameters())
+        # A skipped step has no gradients, and importances stay; from the final ranks on they are not looked at.
+        if has_gradients or step >= config.total_step - config.tfinal:
+            self._model.base_model.update_and_allocate(step)  # type: ignore[union-attr, operator]

@@ -97,7 +97,8 @@ def collect_gradients(
         output.warn(f"micro-batch {index} is left out: {reason}")
     refuse_too_many(left_out, batches.steps)
     processes = f" in {context.world.size} processes" if context.world.size > 1 else ""
-    output.say(f"gradients {counted} micro-batches of {batches.size} rows{processes}, {rate:,.0f} tokens/s")
+    skipped = f", {len(left_out)} skipped as not finite" if left_out else ""
+    output.say(f"gradients {counted} micro-batches of {batches.size} rows{processes}{skipped}, {rate:,.0f} tokens/s")
     if sampled is not None:
         for key in sampled.keys():  # noqa: SIM118 - a protocol, no dictionary
             total = sampled.read(key).clone()

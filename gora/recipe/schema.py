@@ -215,8 +215,12 @@ class TrainSection(Section):
     """Recompute activations in the backward pass: less memory, a third more time; `gora precompute` follows it."""
     log_steps: Positive = 10
     """Steps between two lines of `metrics.jsonl`."""
+    max_skipped_steps: Positive = 3
+    """Training ends when so many steps in a row were skipped, because their loss or gradient was NaN or infinite."""
     save_steps: Positive | None = None
-    """Steps between two checkpoints; null keeps one only when the run is interrupted."""
+    """Steps between two checkpoints; null saves by the clock alone, and when the run is interrupted."""
+    save_minutes: Annotated[float, Field(gt=0)] | None = 30.0
+    """Minutes after which a checkpoint is saved if none was; with null a failure may lose the whole training."""
     keep_checkpoints: Positive = 2
     """How many of the newest checkpoints are kept."""
 

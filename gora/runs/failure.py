@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 from gora.errors import GoraError
 from gora.files import append_line, write_json
 from gora.runs.folder import RunFolder
-from gora.runtime.failure import first_to_fail
+from gora.runtime.failure import first_to_fail, keep_traceback
+from gora.runtime.interrupt import StopSignal
 
 RECORD = "GORA_RECORD_REFUSALS"
 """Set for the runs of a comparison, whose folder also tells why a run was refused before it began."""
@@ -42,6 +44,8 @@ class Failure:
         if isinstance(error, GoraError):
             rows: Sequence[str] = getattr(error, "rows", ())
             return cls(code=error.code, message=str(error), exit_code=error.exit_code, rows=tuple(rows))
+        if isinstance(error, StopSignal):
+            return cls(code="interrupted", message=f"Stopped by signal {error.number}.", exit_code=128 + error.number)
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             code = "out-of-memory"
         elif isinstance(error, OSError):
@@ -51,21 +55,26 @@ class Failure:
         return cls(code=code, message=f"{type(error).__name__}: {error}")
 
 
-def record_failure(path: Path, error: Exception) -> None:
+def record_failure(path: Path, error: BaseException) -> None:
     """Write down why the command that owns a folder has failed; the first of several processes that fail does so.
 
-    An error while this is written is swallowed: it must not hide the one that led here.
+    What nobody foresaw goes to the log with its traceback, also before the command has begun to write there. An error
+    while this is written is swallowed: it must not hide the one that led here.
     """
     folder, failure = RunFolder(path), Failure.of(error)
     if not first_to_fail(failure.exit_code):
         return
     recorded = bool(os.environ.get(RECORD))
-    if not folder.log.exists() and not recorded:
+    unforeseen = not isinstance(error, (GoraError, StopSignal))
+    if not folder.log.exists() and not recorded and not unforeseen:
         # The command was refused before it had begun: nothing of it stays.
         return
     try:
         if failure.code != REFUSED or recorded:
             write_json(folder.failure, asdict(failure))
+        if unforeseen:
+            append_line(folder.log, "".join(traceback.format_exception(error)).rstrip())
+            keep_traceback(error, folder.log)
         if folder.log.exists():
             append_line(folder.log, f"error: {failure.message}")
     except OSError:

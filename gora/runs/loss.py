@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import nn, no_grad
 
 from gora.data.examples import Examples
+from gora.errors import GoraError
 from gora.methods import model_for_loss
 from gora.models.rows_apart import forward
 from gora.runs.context import RunContext
@@ -48,3 +50,54 @@ def evaluate_loss(model: nn.Module, context: RunContext, rows: Examples | None =
                 tokens += count if counts else 0
     model.train(was_training)
     return world.total(total) / world.total(tokens)
+
+
+def finite_loss(model: nn.Module, context: RunContext, what: str) -> float:
+    """As `evaluate_loss`, for a figure without which the run is worth nothing.
+
+    Args:
+        model: with or without an adapter.
+        context: rows, arithmetic and processes.
+        what: whose loss it is, for the message.
+
+    Raises:
+        GoraError: it is NaN or infinite, naming rows that make it so.
+    """
+    loss, rows = evaluate_loss(model, context), context.data.eval
+    if math.isfinite(loss) or rows is None:
+        return loss
+    found = [rows.where(index) for index in not_finite_rows(model, context, rows, range(len(rows)))]
+    some = f"in {len(found)} of {len(rows)} rows ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
+    raise GoraError(
+        f"The evaluation loss of {what} is NaN or infinity ({loss}){f', {some}' if found else ''}. Look at those rows, "
+        "compute in float32 (train.precision: fp32, model.dtype: float32), or lower train.learning_rate or gora.gamma.",
+        code="not-finite",
+    )
+
+
+def not_finite_rows(model: nn.Module, context: RunContext, rows: Examples, indices: Sequence[int]) -> list[int]:
+    """Those rows whose loss is NaN or infinite by themselves, without dropout; all processes of a run ask together.
+
+    Args:
+        model: with or without an adapter; left in the mode it was in.
+        context: arithmetic and processes.
+        rows: where they are.
+        indices: which rows to look at.
+    """
+    computing, was_training = model_for_loss(model), model.training
+    size = context.recipe.train.micro_batch_size
+
+    def bad(chosen: Sequence[int]) -> bool:
+        batch = context.move(context.collate(model, [rows[index] for index in chosen]))
+        with no_grad(), autocast(context.precision, context.device):
+            loss = forward(computing, batch, **context.forward_settings).loss.item()
+        # Where weights are sharded, all have to go on in the same way.
+        return context.world.any(not math.isfinite(loss))
+
+    supervised = [index for index in indices if rows.supervised[index]]
+    model.eval()
+    try:
+        groups = [supervised[start : start + size] for start in range(0, len(supervised), size)]
+        return [index for group in groups if bad(group) for index in group if bad([index])]
+    finally:
+        model.train(was_training)

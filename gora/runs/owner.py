@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from gora.errors import InputError
 from gora.files import delete, sweep, write_json
 from gora.runs.failure import record_failure
+from gora.runtime.interrupt import StopSignal
 
 if TYPE_CHECKING:
     from gora.runtime.world import World
@@ -74,7 +75,7 @@ def owning(folder: Path, *, command: str, option: str = "--set output=FOLDER") -
         if not shared:
             sweep(folder)
         yield
-    except Exception as error:
+    except (Exception, StopSignal) as error:
         record_failure(folder, error)
         raise
     finally:
@@ -88,7 +89,7 @@ def owning_together(world: World, folder: Path, *, command: str, option: str = "
         world.refuse_together(None)
         try:
             yield
-        except Exception as error:
+        except (Exception, StopSignal) as error:
             record_failure(folder, error)
             raise
         return

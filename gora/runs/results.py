@@ -18,6 +18,7 @@ from gora.runs.folder import RunFolder
 
 _OLD_NAME = "evaluation.json"
 _OF_STAGES = ("precompute", "train")
+_VISIBLE = 1e-4
 
 
 def read_results(folder: RunFolder) -> dict[str, Any]:
@@ -50,6 +51,11 @@ def losses_of(folder: RunFolder) -> dict[str, float]:
     """The evaluation losses of a finished run: `base`, `initial` and `final`; empty without evaluation rows."""
     losses: dict[str, float] = read_results(folder)["loss"]
     return losses
+
+
+def is_worse(loss: float, base: float) -> bool:
+    """Whether an evaluation loss is above that of the base model by more than rounding."""
+    return not loss <= base * (1 + _VISIBLE)
 
 
 def task_results(folder: RunFolder) -> dict[str, dict[str, dict[str, Any]]]:
@@ -112,7 +118,8 @@ def complete_results(folder: RunFolder, final: float | None) -> dict[str, float]
     result = held_results(folder)["result"]
     losses: dict[str, float] = result["loss"] | ({} if final is None else {"final": final})
     kept = {stage: facts for stage, facts in read_results(folder).items() if stage in _OF_STAGES}
-    write_json(folder.results, {**kept, **result, "loss": losses})
+    verdict = {"worse_than_base": is_worse(losses["final"], losses["base"])} if "final" in losses else {}
+    write_json(folder.results, {**kept, **result, "loss": losses, **verdict})
     delete(folder.pending_results)
     return losses
 

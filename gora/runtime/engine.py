@@ -133,6 +133,8 @@ def _deepspeed(name: str, path: Path, document: dict[str, Any]) -> Engine:
     stage = _section(path, document, "zero_optimization").get("stage", 0)
     if stage not in (1, 2, 3):
         problems.append(f"zero_optimization.stage: {stage!r} is none of 1, 2, 3; without ZeRO take `ddp`.")
+    if not _section(path, document, "zero_optimization").get("compute_grad_norm", True):
+        problems.append("zero_optimization.compute_grad_norm: without the norm no NaN is noticed. Remove it.")
     for kind in ("fp16", "bf16"):
         if _section(path, document, kind).get("enabled", False) not in (False, "auto"):
             problems.append(f"{kind}: the arithmetic is train.precision; adapter values stay float32. Remove it.")

@@ -4,12 +4,13 @@ When one process fails, the others lose their connections to it and fail as well
 """
 
 import os
+from pathlib import Path
 
 FAILURE_FILE = "GORA_FAILURE_FILE"
 """Names a file, in the environment of processes that were started together; the first to fail makes it."""
 
-
 _claimed_by_this: str | None = None
+_kept: tuple[BaseException, Path] | None = None
 
 
 def first_to_fail(code: int = 1) -> bool:
@@ -33,3 +34,14 @@ def first_to_fail(code: int = 1) -> bool:
         return True
     _claimed_by_this = path
     return True
+
+
+def keep_traceback(error: BaseException, path: Path) -> None:
+    """Note that the traceback of an error is in a file, so that the terminal need not show it."""
+    global _kept
+    _kept = (error, path)
+
+
+def kept_traceback(error: BaseException) -> Path | None:
+    """The file that holds the traceback of an error, if one does."""
+    return _kept[1] if _kept is not None and _kept[0] is error else None

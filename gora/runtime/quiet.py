@@ -21,5 +21,7 @@ def quiet_libraries() -> None:
     for module in ("transformers", "peft", "accelerate", "torch"):
         warnings.filterwarnings("ignore", category=FutureWarning, module=module)
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=module)
+    # The schedule goes on where the first step of all is skipped.
+    warnings.filterwarnings("ignore", category=UserWarning, message=r"Detected call of .lr_scheduler\.step")
     # PEFT announces what it settles by itself, such as the turned weights of GPT-2.
     warnings.filterwarnings("ignore", category=UserWarning, module="peft")

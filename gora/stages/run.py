@@ -17,7 +17,7 @@ from gora.recipe.schema import Recipe
 from gora.runs.context import RunContext
 from gora.runs.folder import RunFolder
 from gora.runs.provenance import check_same_settings
-from gora.runs.results import losses_of, task_results
+from gora.runs.results import is_worse, losses_of, task_results
 from gora.runs.state import Mode, RunState
 from gora.runtime.console import output
 from gora.runtime.progress import clock
@@ -91,7 +91,8 @@ def _summary(folder: RunFolder, trained: Trained, merged: bool, seconds: float) 
     table = Table(show_header=False, title=f"Done in {clock(seconds)}", title_justify="left")
     if trained.losses:
         base, final = trained.losses["base"], trained.losses["final"]
-        table.add_row("evaluation loss", f"{base:.4f} with the base model, {final:.4f} with the adapter")
+        worse = ": worse than its base, see the warning above" if is_worse(final, base) else ""
+        table.add_row("evaluation loss", f"{base:.4f} with the base model, {final:.4f} with the adapter{worse}")
     for task, sides in task_results(folder).items():
         figures = sides["trained"]["metrics"] if "trained" in sides else {}
         table.add_row(task, ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from gora.adapters.base import check_base
 from gora.adapters.save import BaseNote, adapter_values, save_adapter, save_values, save_whole
@@ -22,7 +24,7 @@ from gora.recipe import accumulation_steps, dump_recipe
 from gora.recipe.schema import Recipe
 from gora.runs.context import RunContext
 from gora.runs.folder import step_of
-from gora.runs.loss import evaluate_loss
+from gora.runs.loss import evaluate_loss, finite_loss, not_finite_rows
 from gora.runs.provenance import (
     check_provenance,
     check_same_base,
@@ -45,14 +47,18 @@ from gora.runtime.console import output
 from gora.runtime.interrupt import StopRequest, stopping_between_steps
 from gora.runtime.memory import peak_bytes, peak_text, reset_peak
 from gora.runtime.progress import clock
-from gora.training.callbacks import RefuseNaN, Report, SaveAndLog, StopWhenAsked
-from gora.training.engine_training import check_engine, forget_engine, gradient_norm, refuse_what_cannot_train
+from gora.training.callbacks import Report, SaveAndLog, StopOrSave
+from gora.training.course import Course
+from gora.training.engine_training import check_engine, forget_engine, refuse_what_cannot_train
 from gora.training.groups import parameter_groups
 from gora.training.layout import StepLayout, choose_layout
 from gora.training.metrics import Metrics
 from gora.training.schedule import optimizer_steps, warmup_steps
+from gora.training.skipping import SkipNotFinite, StepRows
 from gora.training.start import Wrapped, fingerprint, keep_initial, load_trained, wrap_model
+from gora.training.step_rows import rows_of_step
 from gora.training.trainer import GoraTrainer
+from gora.training.worse import CompareWithBase, end_warning, start_warning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +88,7 @@ class _Fitted:
     trainer: GoraTrainer
     report: Report
     request: StopRequest
+    course: Course
 
 
 def train(recipe: Recipe, *, mode: Mode = "new", trust_remote_code: bool = False) -> Trained:
@@ -151,6 +158,8 @@ def _start(context: RunContext, opened: _Opened) -> Wrapped:
     """The model with its adapter, and a folder that holds nothing of an earlier training."""
     folder, resumed = context.folder, opened.checkpoint is not None
     start = wrap_model(context, opened.plan, steps=opened.steps, resumed=resumed)
+    if warning := start_warning(start.losses, context.recipe, planned=opened.plan is not None):
+        output.warn(warning)
     if not resumed and context.world.main:
         clear_training(folder)
         if opened.plan is None:
@@ -168,19 +177,20 @@ def _fit(context: RunContext, opened: _Opened, start: Wrapped) -> _Fitted:
         Interrupted: a signal stopped the loop before its end, and a checkpoint was saved.
     """
     with stopping_between_steps() as request:
-        trainer, report = _make_trainer(context, opened, start, request)
+        trainer, report, guard = _make_trainer(context, opened, start, request)
         try:
             trainer.train(resume_from_checkpoint=str(opened.checkpoint) if opened.checkpoint else None)
         finally:
             report.stop()
             forget_engine()
         reached, number = trainer.state.global_step, context.world.most(request.number or 0)
+        newest = next(reversed(context.folder.all_checkpoints()), "")
+        guard.refuse_if_lost(reached, opened.steps, str(newest))
         if number and reached < opened.steps:
-            newest = context.folder.all_checkpoints()[-1]
             raise Interrupted(number, f"{newest} holds step {reached} of {opened.steps}; add --resume to continue.")
         # A signal that comes from here on waits until what was trained is saved.
         _save(context, start, report, trainer)
-    return _Fitted(trainer=trainer, report=report, request=request)
+    return _Fitted(trainer=trainer, report=report, request=request, course=trainer.course)
 
 
 def _close(context: RunContext, start: Wrapped, fitted: _Fitted) -> Trained:
@@ -196,6 +206,8 @@ def _close(context: RunContext, start: Wrapped, fitted: _Fitted) -> Trained:
     output.say(f"timing    {rate}; {peak_text()}")
     output.say(f"base      {'base' if start.frozen == start.original else 'frozen'} weights unchanged (SHA-256)")
     output.say(f"adapter   {made}")
+    if warning := end_warning(losses, fitted.course, context.recipe):
+        output.warn(warning)
     return Trained(adapter=made, losses=losses, steps=steps, seconds=report.seconds)
 
 
@@ -220,15 +232,18 @@ def _complete(context: RunContext, progress: Progress) -> Trained:
         if context.data.eval:
             model = load_trained(context, trained)
             with output.terminal.status("evaluating"):
-                final = evaluate_loss(model, context)
+                final = finite_loss(model, context, "the trained adapter")
         losses = context.world.from_main(lambda: complete_results(folder, final))
         output.say(f"adapter   {trained}")
+        newest = folder.all_checkpoints()[-1:]
+        if warning := end_warning(losses, Course.read(newest[0]) if newest else Course(), context.recipe):
+            output.warn(warning)
     return Trained(adapter=trained, losses=losses)
 
 
 def _make_trainer(
     context: RunContext, opened: _Opened, start: Wrapped, request: StopRequest
-) -> tuple[GoraTrainer, Report]:
+) -> tuple[GoraTrainer, Report, SkipNotFinite]:
     recipe, world, engine, plan = context.recipe, context.world, context.engine, opened.plan
     settings, method = recipe.train, METHODS[recipe.adapter.method]
     ratio = method.lr_ratio if settings.loraplus_lr_ratio == "auto" else settings.loraplus_lr_ratio
@@ -243,7 +258,9 @@ def _make_trainer(
     output.say(f"batch     {batch}; {opened.steps:,} optimizer steps, {warmup:,} of them warm-up")
     done = step_of(opened.checkpoint) if opened.checkpoint else 0
     groups = parameter_groups(start.model, settings, ratio, method.parts)
-    report = Report(output, Metrics(context.folder.metrics, done, write=world.main), groups, engine)
+    metrics = Metrics(context.folder.metrics, done, write=world.main)
+    course = Course.read(opened.checkpoint) if opened.checkpoint else Course()
+    report = Report(output, metrics, groups, engine)
     reset_peak()
     trainer = GoraTrainer(
         start.model,
@@ -255,20 +272,42 @@ def _make_trainer(
         all_used=plan is not None and all(module.gradient_norm > 0 for module in plan.adapted),
         evaluate_loss=(lambda: evaluate_loss(start.model, context)) if context.data.eval else None,
         provenance=provenance_of(recipe, context.folder, context.data.fingerprint, context.base.note, world),
+        course=course,
+    )
+    guard = SkipNotFinite(
+        settings=settings,
+        world=world,
+        measure=trainer.measure,
+        rows=_step_rows(context, start.model),
+        course=course,
+        since_log=trainer.since_log,
+        output=output,
+        metrics=metrics,
     )
     # These ask the trainer that they are added to.
     report.check = lambda: check_engine(trainer, engine, world)
-    stops = (StopWhenAsked(request, world), RefuseNaN(world, lambda: gradient_norm(trainer)))
-    for callback in (*method.callbacks(start.model), report, SaveAndLog(settings), *stops):
+    stops = (StopOrSave(request, world, settings.save_minutes), guard)
+    worse = CompareWithBase(start.losses, course, recipe, output)
+    for callback in (*method.callbacks(start.model), report, SaveAndLog(settings), *stops, worse):
         trainer.add_callback(callback)
-    return trainer, report
+    return trainer, report, guard
+
+
+def _step_rows(context: RunContext, model: nn.Module) -> StepRows:
+    rows, recipe = context.data.train, context.recipe
+    return StepRows(
+        of=partial(rows_of_step, rows=len(rows), batch_size=recipe.train.batch_size, seed=recipe.seed),
+        where=rows.where,
+        not_finite=partial(not_finite_rows, model, context, rows),
+    )
 
 
 def _final_loss(context: RunContext, trainer: GoraTrainer, start: Wrapped) -> float | None:
     if not context.data.eval:
         return None
     step, loss = trainer.last_evaluation
-    return loss if step == trainer.state.max_steps else evaluate_loss(start.model, context)
+    known = step == trainer.state.max_steps and math.isfinite(loss)
+    return loss if known else finite_loss(start.model, context, "the trained adapter")
 
 
 def _save(context: RunContext, start: Wrapped, report: Report, trainer: GoraTrainer) -> None:
@@ -342,6 +381,8 @@ def _facts(context: RunContext, report: Report, trainer: GoraTrainer) -> dict[st
         "runs_as": report.engine_text,
         "processes": context.world.size,
         "steps": trainer.state.global_step,
+        "skipped_steps": trainer.course.skipped,
+        "spikes": trainer.course.spikes,
         "tokens": int(trainer.state.num_input_tokens_seen),
         "tokens_per_second": report.tokens_per_second,
         "seconds": report.seconds,

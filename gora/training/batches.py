@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.utils.data import Dataset, Sampler
 
 from gora.data import Collator, LabelCollator
@@ -16,6 +15,7 @@ from gora.data.encode import IGNORED
 from gora.data.examples import Examples
 from gora.training.layout import StepLayout
 from gora.training.rows_checksum import rows_checksum
+from gora.training.step_rows import epoch_order
 
 Row = dict[str, list[int]]
 
@@ -45,8 +45,7 @@ class Steps(Sampler[list[list[int]]]):
         return math.ceil(len(self._rows) / self._batch_size)
 
     def __iter__(self) -> Iterator[list[list[int]]]:
-        generator = torch.Generator().manual_seed(self._seed + self._epoch)
-        order = torch.randperm(len(self._rows), generator=generator).tolist()
+        order = epoch_order(len(self._rows), self._seed, self._epoch)
         for start in range(0, len(order), self._batch_size):
             turns = self._layout(order[start : start + self._batch_size], self._rows.lengths.__getitem__)
             yield [turn[self._index] or [len(self._rows)] for turn in turns]

@@ -1,16 +1,15 @@
-"""What happens around training steps: metrics and progress, stopping on request, refusing NaN."""
+"""What happens around training steps: metrics and progress, stopping on request, saving in time."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gora.errors import GoraError
 from gora.recipe.schema import TrainSection
 from gora.runtime.console import Output
 from gora.runtime.engine import Engine
@@ -107,49 +106,38 @@ class SaveAndLog(TrainerCallback):
             control.should_log = True
 
 
-class StopWhenAsked(TrainerCallback):
-    """Saves a checkpoint and ends training after the step in which a signal arrived."""
-
-    def __init__(self, request: StopRequest, world: World) -> None:
-        self._request, self._world = request, world
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Look at the request."""
-        # The signal may reach the processes in different steps; they stop after the same one.
-        if self._world.any(bool(self._request)) and state.global_step < state.max_steps:
-            control.should_log = control.should_save = control.should_training_stop = True
-
-
-class RefuseNaN(TrainerCallback):
-    """Ends training before a gradient that is not finite reaches the weights, or what it made of them is kept.
+class StopOrSave(TrainerCallback):
+    """Saves a checkpoint and ends training after the step in which a signal arrived; saves one when it is time to.
 
     Args:
-        world: the processes of the run.
-        norm: the gradient's norm in an engine that keeps gradients to itself and has taken the step already.
+        request: whether a signal has come.
+        world: the processes of the run, which stop and save after the same step.
+        minutes: between two checkpoints, by the clock of process 0; None saves none for the time that has passed.
+        clock: seconds that have passed since any moment.
     """
 
-    def __init__(self, world: World, norm: Callable[[], float | None]) -> None:
-        self._world, self._norm = world, norm
+    def __init__(
+        self, request: StopRequest, world: World, minutes: float | None, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self._request, self._world, self._clock = request, world, clock
+        self._seconds = math.inf if minutes is None else 60 * minutes
 
-    def on_pre_optimizer_step(
+    def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check all gradients with one transfer to the host."""
-        norm = self._norm()
-        if norm is not None:
-            finite = math.isfinite(norm)
-        else:
-            gradients = [_local(p.grad) for group in kwargs["optimizer"].param_groups for p in group["params"]]
-            held = [gradient for gradient in gradients if gradient is not None]
-            finite = not held or bool(torch.nn.utils.get_total_norm(held).isfinite())
-        if self._world.any(not finite):
-            raise GoraError(
-                f"The gradient of step {state.global_step + 1} holds NaN or infinity; nothing of it is kept. "
-                "Lower train.learning_rate or gora.gamma, or compute in float32 (train.precision: fp32).",
-                code="not-finite",
-            )
+        """What is older than this is saved."""
+        self._saved = self._clock()
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Begin to count anew, whatever the checkpoint was saved for."""
+        self._saved = self._clock()
 
-def _local(gradient: torch.Tensor | None) -> torch.Tensor | None:
-    """The part of a gradient that this process holds."""
-    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look at the request and the clock."""
+        due = self._world.main and self._clock() - self._saved >= self._seconds
+        # The signal may reach the processes in different steps, and clocks differ.
+        told = torch.tensor([bool(self._request), due], dtype=torch.int64)
+        self._world.sum_everywhere(told)
+        if state.global_step < state.max_steps and told.any():
+            control.should_log = control.should_save = True
+            control.should_training_stop = control.should_training_stop or bool(told[0])

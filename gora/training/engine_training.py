@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, patch_environment
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -18,6 +21,7 @@ from gora.methods import METHODS
 from gora.runtime.console import output
 from gora.runtime.engine import Engine
 from gora.runtime.world import World
+from gora.training.skipping import Measured
 
 
 def refuse_what_cannot_train(engine: Engine, device: torch.device, method: str) -> None:
@@ -124,13 +128,30 @@ def accumulate(running: Any, micro_batches: int) -> None:
         running.optimizer.gradient_accumulation_steps = micro_batches
 
 
-def gradient_norm(trainer: Trainer) -> float | None:
-    """Norm of the last step's gradient where DeepSpeed keeps gradients to itself, else None."""
-    if trainer.accelerator.distributed_type != DistributedType.DEEPSPEED:
-        return None
-    running: Any = trainer.model_wrapped
-    norm = running.get_global_grad_norm()
-    return None if norm is None else float(norm)
+def measure_step(trainer: Trainer, loss: Tensor, norm: Tensor | float | None, held: Sequence[Tensor]) -> Measured:
+    """What this process knows of a step before the optimizer takes it, with one transfer to the host.
+
+    Args:
+        trainer: how training runs.
+        loss: this process's part of the mean loss, a scalar.
+        norm: norm of the gradient before it was clipped, as the Trainer has it.
+        held: the gradients that the optimizer will use, as far as this process holds them.
+
+    Raises:
+        GoraError: DeepSpeed does not say what gradient it has used.
+    """
+    if trainer.accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # It keeps gradients to itself and has taken the step, unless it found NaN or infinity in the norm.
+        running: Any = trainer.model_wrapped
+        known = running.get_global_grad_norm()
+        if known is None:
+            raise GoraError("DeepSpeed does not compute the norm of gradients, by which NaN is noticed.")
+        return Measured(loss=loss.item(), norm=float(known), taken=running.was_step_applied())
+    whole = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(0.0 if norm is None else norm)
+    used = torch.nn.utils.get_total_norm(held) if held else torch.zeros(())
+    told = torch.stack([each.detach().to(loss.device, torch.float64) for each in (loss, whole, used)]).tolist()
+    # A method may have changed the gradients after the norm was taken; where that was infinite, clipping made it NaN.
+    return Measured(loss=told[0], norm=told[2] if math.isfinite(told[1]) and not math.isfinite(told[2]) else told[1])
 
 
 def _offloads(running: Any) -> bool:

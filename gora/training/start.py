@@ -32,7 +32,7 @@ from gora.planning.gradient_pass import collect_gradients
 from gora.planning.micro_batches import MicroBatches
 from gora.runs.context import RunContext
 from gora.runs.folder import RunFolder
-from gora.runs.loss import evaluate_loss
+from gora.runs.loss import finite_loss
 from gora.runtime.console import output
 from gora.runtime.world import World
 
@@ -76,7 +76,7 @@ def wrap_model(context: RunContext, plan: Plan | None, *, steps: int, resumed: b
         _refuse_stranger(context, model, targets, plan)
     method = METHODS[context.recipe.adapter.method]
     original = _original(context, model)
-    losses = _loss(model, context, "base")
+    losses = _loss(model, context, "base", "the base model")
     torch.manual_seed(context.recipe.seed)
     wrapped = method.wrap(model, _wrapping(context, model, targets, plan, method, steps, resumed))
     if context.new_tokens and isinstance(wrapped, PeftModel):
@@ -89,7 +89,7 @@ def wrap_model(context: RunContext, plan: Plan | None, *, steps: int, resumed: b
     initial = factors_of(wrapped) if method.moves_weights and isinstance(wrapped, PeftModel) else None
     if initial:
         output.say("base      a part of the weights is moved into the adapter, which is saved as one of twice the rank")
-    losses |= _loss(wrapped, context, "initial")
+    losses |= _loss(wrapped, context, "initial", "the model with its initial adapter")
     if losses:
         with_each = f"{losses['base']:.4f} with the base model, {losses['initial']:.4f} with the initial adapter"
         output.say(f"loss      {with_each}, on {len(context.data.eval or ()):,} evaluation rows")
@@ -171,11 +171,11 @@ def _refuse_stranger(context: RunContext, model: PreTrainedModel, targets: Mappi
         )
 
 
-def _loss(model: nn.Module, context: RunContext, name: str) -> dict[str, float]:
+def _loss(model: nn.Module, context: RunContext, name: str, what: str) -> dict[str, float]:
     if not context.data.eval:
         return {}
     with output.terminal.status("evaluating"):
-        return {name: evaluate_loss(model, context)}
+        return {name: finite_loss(model, context, what)}
 
 
 def load_trained(context: RunContext, trained: Path) -> nn.Module:

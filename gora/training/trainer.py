@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,13 @@ from gora.runs.context import RunContext
 from gora.runs.folder import PROVENANCE
 from gora.runtime.precision import autocast
 from gora.training.batches import MicroBatchRows, Padding, StepCollator, Steps
-from gora.training.engine_training import accumulate, engine_arguments, make_optimizer
+from gora.training.course import FILE as COURSE
+from gora.training.course import Course, SinceLastLog
+from gora.training.engine_training import accumulate, engine_arguments, make_optimizer, measure_step
 from gora.training.groups import parameter_groups
 from gora.training.layout import StepLayout
 from gora.training.schedule import make_schedule
+from gora.training.skipping import Measured
 
 _SUPERVISED = "supervised"
 
@@ -46,6 +49,7 @@ class GoraTrainer(Trainer):
         all_used: whether every trained parameter is known to get a gradient.
         evaluate_loss: mean loss per token on the evaluation rows; None where there are none.
         provenance: what the run is of, saved with every checkpoint.
+        course: how training goes, saved with every checkpoint.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class GoraTrainer(Trainer):
         all_used: bool,
         evaluate_loss: Callable[[], float] | None,
         provenance: dict[str, Any],
+        course: Course,
     ) -> None:
         recipe, rows, collator = context.recipe, context.data.train, context.collator
         self._wrapped, self._recipe, self._folder, self._provenance = model, recipe, context.folder, provenance
@@ -70,6 +75,9 @@ class GoraTrainer(Trainer):
         self._stage: Path | None = None
         self._rows_seen: torch.Tensor | None = None
         self.padding = Padding()
+        self.course, self.since_log = course, SinceLastLog()
+        self._losses: list[torch.Tensor] = []
+        self._norm: torch.Tensor | float | None = None
         self.last_evaluation = (-1, 0.0)
         # `accelerate launch --mixed_precision` would have Accelerate compute otherwise than the recipe says.
         with patch_environment(accelerate_mixed_precision="no"):
@@ -124,6 +132,7 @@ class GoraTrainer(Trainer):
         step = next(epoch_iterator, None)
         if step is None:
             return [], None
+        self._losses.clear()
         self._rows_seen = step["checksum"]
         totals = torch.tensor([sum(step["supervised"]), step["tokens"], step["computed"]])
         if self._world.size > 1:
@@ -175,15 +184,31 @@ class GoraTrainer(Trainer):
             loss = outputs.logits.sum() * 0.0 if outputs.logits is not None else loss * 0.0
         elif num_items_in_batch is not None:
             # Every engine takes the mean of the processes' gradients, where a sum is wanted.
-            loss = loss * (supervised * self._world.size / num_items_in_batch)
+            share = supervised * self._world.size / num_items_in_batch
+            self._losses.append(loss.detach() * share)
+            # An infinite loss may have an ordinary gradient: as NaN, it is noticed by engines that step by themselves.
+            loss = loss * (share + 0.0 * loss.detach())
         return (loss, outputs) if return_outputs else loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        self._norm = super()._get_grad_norm(*args, **kwargs)
+        return self._norm
+
+    def measure(self, held: Sequence[torch.Tensor]) -> Measured:
+        """What this process knows of the step whose gradients are complete; see `measure_step`."""
+        loss = torch.stack(self._losses).sum() if self._losses else torch.zeros(())
+        return measure_step(self, loss, self._norm, held)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted."""
         return 0
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add which rows the step was taken on; see `rows_checksum`."""
+        """Leave skipped steps out of the mean, and add which rows the step was taken on; see `rows_checksum`."""
+        if "loss" in logs:
+            if not (taken := self.since_log.flush()):
+                return
+            logs |= taken
         if "loss" in logs and self._rows_seen is not None:
             seen = self._rows_seen.clone().to(self.args.device)
             self._world.sum_everywhere(seen)
@@ -224,6 +249,7 @@ class GoraTrainer(Trainer):
                     file.rename(aside / file.name)
                 (aside / final.name).rmdir()
                 write_json(aside / PROVENANCE, self._provenance)
+                write_json(aside / COURSE, self.course.as_json())
                 manifest.seal(aside)
         if self._world.main:
             self._drop_old_checkpoints()

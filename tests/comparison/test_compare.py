@@ -8,10 +8,11 @@ import sys
 
 import pytest
 import torch
+from rich.console import Console
 
 from gora.comparison import processes
 from gora.comparison.shared_pass import shared_passes
-from gora.comparison.table import Outcome, markdown, summarize
+from gora.comparison.table import Outcome, comparison_table, markdown, summarize
 from gora.comparison.trials import make_trials
 from gora.errors import InputError
 from gora.gradients.storage import write_shards
@@ -339,6 +340,19 @@ def outcome(label, seed, final, failure=None):
     }
     why = Failure(code="crash", message=failure) if failure else None
     return Outcome(label=label, seed=seed, failure=why, result={} if failure else result, curve=[(1, final)])
+
+
+def test_seeds_whose_adapter_is_worse_than_its_base_are_named_below_their_row(capsys):
+    runs = [outcome("a", 1, 2.0), outcome("a", 2, 3.5), outcome("b", 1, 2.0)]
+    for run, worse in zip(runs, (False, True, False), strict=True):
+        run.result["worse_than_base"] = worse
+    rows = summarize(runs)
+    assert [row.as_json()["worse_than_base"] for row in rows] == [(2,), ()]
+    lines = markdown(rows).splitlines()
+    assert lines[3] == "| | worse than its base: seed 2 |"
+    assert len(lines) == 5
+    Console(width=200).print(comparison_table(rows))
+    assert capsys.readouterr().out.count("worse than its base: seed 2") == 1
 
 
 def test_rows_hold_mean_and_sample_deviation_and_a_failed_seed_is_named():

@@ -16,6 +16,7 @@ import shutil
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from gora.recipe import load_recipe
@@ -110,6 +111,30 @@ def attempt(
     place: Path, mode: str, processes: int, kill_at: int | None = None, count_to: Path | None = None
 ) -> list[int]:
     """Exit codes of the processes of one run; negative for a signal."""
+
+    def work(index: int) -> int:
+        kill, count = (kill_at, count_to) if index == 0 else (None, None)
+        try:
+            if kill is not None or count is not None:
+                watch(place, kill, count, folders=processes == 1)
+            model = f"model.name={place.parent / 'model'}"
+            run(load_recipe("quickstart", [*SETTINGS, model, f"output={place}"]).recipe, mode=mode)
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", flush=True)
+            return 1
+        return 0
+
+    return forked(place, processes, work)
+
+
+def forked(place: Path, processes: int, work: Callable[[int], int]) -> list[int]:
+    """Exit codes of forks of this process that are started as a launcher would, and ended when one of them fails.
+
+    Args:
+        place: what they print goes beside it, to `PLACE.log-INDEX`.
+        processes: how many.
+        work: called in each with its index; returns the exit code.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -117,7 +142,18 @@ def attempt(
     for index in range(processes):
         child = os.fork()
         if child == 0:
-            work(place, mode, index, processes, port, kill_at if index == 0 else None, count_to if index == 0 else None)
+            log = os.open(f"{place}.log-{index}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            if processes > 1:
+                names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+                values = map(str, (index, processes, index, processes, "localhost", port))
+                os.environ |= dict(zip(names, values, strict=True))
+            code = 1
+            try:
+                code = work(index)
+            finally:
+                os._exit(code)
         children.append(child)
     codes: dict[int, int] = {}
     while len(codes) < processes:
@@ -128,27 +164,6 @@ def attempt(
                 if other not in codes:
                     os.kill(other, signal.SIGKILL)
     return [codes[child] for child in children]
-
-
-def work(place, mode, index, processes, port, kill_at, count_to) -> None:
-    """The body of a forked process; does not return."""
-    log = os.open(f"{place}.log-{index}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    if processes > 1:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        os.environ |= dict(zip(names, map(str, (index, processes, index, processes, "localhost", port)), strict=True))
-    code = 1
-    try:
-        if kill_at is not None or count_to is not None:
-            watch(place, kill_at, count_to, folders=processes == 1)
-        model = f"model.name={place.parent / 'model'}"
-        run(load_recipe("quickstart", [*SETTINGS, model, f"output={place}"]).recipe, mode=mode)
-        code = 0
-    except BaseException as error:
-        print(f"{type(error).__name__}: {error}", flush=True)
-    finally:
-        os._exit(code)
 
 
 def watch(place: Path, kill_at: int | None, count_to: Path | None, *, folders: bool) -> None:

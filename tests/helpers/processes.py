@@ -109,22 +109,43 @@ def nan(folder):
 
 
 def nan_in_training(folder):
-    """A loss that is NaN in one process, in the third step."""
-    compute, last = GoraTrainer.compute_loss, join().size - 1
+    """A loss that is NaN in one process, in the third step, under each engine; and a step that is left out by hand.
+
+    Under data parallelism also three such steps in a row, which end the run, and what is resumed then.
+    """
+    compute, take, last = GoraTrainer.compute_loss, torch.optim.AdamW.step, join().size - 1
+    bad, calls = {3}, []
 
     def poisoned(self, model, inputs, *arguments, **named):
-        loss = compute(self, model, inputs, *arguments, **named)
-        return loss * (float("nan") if self.state.global_step == 2 and join().index == last else 1.0)
+        def made(**batch):
+            outputs = model(**batch)
+            outputs.loss = outputs.loss * float("nan")
+            return outputs
 
-    GoraTrainer.compute_loss = poisoned
-    for name in ("ddp", "zero2"):
-        try:
-            train(recipe(folder / f"nan under {name}", "adapter.method=lora", f"distributed={name}"))
-        except GoraError as error:
-            assert "gradient of step 3 holds NaN" in str(error)
-        else:
-            raise AssertionError("nothing was noticed")
+        here = self.state.global_step + 1 in bad and join().index == last
+        return compute(self, made if here else model, inputs, *arguments, **named)
+
+    def planned(self, closure=None):
+        calls.append(1)
+        return None if len(calls) == 3 else take(self, closure)
+
+    more = ("adapter.method=lora", "train.max_steps=6")
+    torch.optim.AdamW.step = planned
+    train(recipe(folder / "planned", *more))
+    torch.optim.AdamW.step, GoraTrainer.compute_loss = take, poisoned
+    for name in ENGINES:
+        train(recipe(folder / f"nan under {name}", *more, f"distributed={name}"))
+    bad.update((4, 5))
+    ended = recipe(folder / "ended", *more)
+    try:
+        train(ended)
+    except GoraError as error:
+        assert "the latest 3 steps in a row was NaN" in str(error)
+        assert "checkpoint-5 holds what step 2 left" in str(error)
+    else:
+        raise AssertionError("nothing was noticed")
     GoraTrainer.compute_loss = compute
+    train(ended, mode="resume")
 
 
 def unused(folder):

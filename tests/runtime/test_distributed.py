@@ -187,11 +187,31 @@ def test_a_micro_batch_with_nan_in_one_process_is_left_out_in_all(scenarios, nam
     assert "gradients 10 micro-batches of 2 rows in 2 processes" in log
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero2"])
-def test_a_nan_in_one_process_ends_training_in_all_and_nothing_of_it_is_kept(scenarios, engine):
-    run = scenarios("nan_in_training") / f"nan under {engine}"
-    assert [line["step"] for line in lines(run)] == [1, 2]
-    assert not (run / "adapter").exists()
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_nan_in_one_process_is_skipped_in_all_as_if_it_had_been_planned(scenarios, engine):
+    """Under data parallelism to the same bits as where the optimizer was told not to step."""
+    folder = scenarios("nan_in_training")
+    found, expected = (folder / name for name in (f"nan under {engine}", "planned"))
+    steps, others = ([line for line in lines(run) if "loss" in line] for run in (found, expected))
+    assert [line["step"] for line in steps] == [1, 2, 4, 5, 6]
+    for mine, its in zip(steps, (line for line in others if line["step"] != 3), strict=True):
+        assert mine["loss"] == pytest.approx(its["loss"], rel=1e-4)
+        assert (mine["learning_rate_b"], mine["rows"]) == (its["learning_rate_b"], its["rows"])
+    (skipped,) = [line["skipped"] for line in lines(found) if "skipped" in line]
+    assert skipped["loss"] == "nan"
+    assert skipped["rows"].count(",") == 7  # those of both processes
+    adapters = [load_file(run / "adapter" / "adapter_model.safetensors") for run in (found, expected)]
+    for name, value in adapters[1].items():
+        if engine == "ddp":
+            assert torch.equal(adapters[0][name], value)
+        assert (adapters[0][name] - value).norm() <= 1e-4 * value.norm()
+
+
+def test_too_many_skipped_steps_end_all_processes_with_a_checkpoint_that_resumes(scenarios):
+    run = scenarios("nan_in_training") / "ended"
+    assert [line["step"] for line in lines(run) if "skipped" in line] == [3, 4, 5]
+    assert [line["step"] for line in lines(run) if "loss" in line] == [1, 2, 6]
+    assert (run / "adapter" / "adapter_model.safetensors").exists()
 
 
 def test_a_layer_that_no_gradient_reaches_does_not_keep_the_others_from_training(scenarios):

@@ -260,6 +260,7 @@ def test_a_users_own_files_are_read(tmp_path):
         ("a.json", '{"zero_optimization": {"stage": 2}, "train_batch_size": 8}', "train_batch_size: 8"),
         ("a.json", '{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true}}', "bf16: .*train.precision"),
         ("a.json", '{"zero_optimization": {"stage": 0}}', "zero_optimization.stage: 0"),
+        ("a.json", '{"zero_optimization": {"stage": 2, "compute_grad_norm": false}}', "compute_grad_norm: .*NaN"),
         ("a.json", '{"zero_optimization": 2}', "zero_optimization: 2 is no mapping"),
         ("a.json", '{"zero_optimization": ', r"a\.json cannot be read: .*line 1"),
         ("a.json", "[]", "holds no settings"),

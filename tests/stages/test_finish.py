@@ -19,6 +19,7 @@ from gora.runs.results import has_losses
 from gora.runtime.interrupt import StopSignal
 from gora.stages.run import run
 from gora.stages.train import train
+from tests.helpers.callbacks import call_too
 
 # The last of three steps is in the middle of the first epoch.
 SETTINGS = (
@@ -139,7 +140,7 @@ class SignalInTheLastStep(TrainerCallback):
 
 def test_a_signal_in_the_last_step_saves_the_adapter_and_leaves_the_rest_for_later(tmp_path, monkeypatch):
     settings = recipe(tmp_path / "run", "adapter.method=lora")
-    monkeypatch.setattr(train_stage, "RefuseNaN", lambda *_: SignalInTheLastStep())
+    call_too(monkeypatch, SignalInTheLastStep())
     with pytest.raises(Interrupted, match=r"adapter is trained and saved; add --resume") as stopped:
         train(settings)
     assert stopped.value.exit_code == 143

@@ -22,7 +22,6 @@ from transformers import (
     TrainerCallback,
 )
 
-import gora.stages.train as training
 from gora.adapters.load import read_config
 from gora.adapters.trainable import refuse_untrainable
 from gora.errors import InputError, Interrupted
@@ -37,6 +36,7 @@ from gora.runtime.engine import Engine
 from gora.stages.merge import merge, probe_logits
 from gora.stages.run import run
 from gora.stages.train import train
+from tests.helpers.callbacks import call_too
 from tests.helpers.checkpoints import WORDS, recipe_for, save_llama, save_rows, save_words
 
 KNOWN = len(WORDS) + 4
@@ -201,7 +201,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, monkeypatch)
     unbroken = train(recipe(tmp_path, base, train=steps)).adapter
     again = recipe(tmp_path, base, train=steps).model_copy(update={"output": str(tmp_path / "again")})
     with monkeypatch.context() as patched:
-        patched.setattr(training, "RefuseNaN", lambda *_: SignalAt(3))
+        call_too(patched, SignalAt(3))
         with pytest.raises(Interrupted, match="checkpoint-3"):
             train(again)
     resumed = train(again, mode="resume").adapter
