@@ -35,7 +35,7 @@ class Cutter:
         self._tokens, self._needed = tokens, max_length + _MARGIN
 
     def text(self, text: str) -> str:
-        """The start of a text, with more tokens than are kept and the same ones; a text that is not so long as it is."""
+        """The start of a text, with more tokens than are kept and the same ones; all of a text that is not so long."""
         size = self._needed * _CHARACTERS
         while len(text) > _WORTH_IT * size:
             # One more than twice the size: what goes by twos or threes from the end of a text starts differently.

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import cast
 
 from gora.errors import InputError
 
@@ -31,8 +31,7 @@ def open_content(path: Path, name: str) -> Iterator[io.BufferedReader]:
         with open(path, "rb") as packed:
             stream = packed
             if packed.peek(len(_GZIP)).startswith(_GZIP):
-                unpacked: IO[bytes] = gzip.open(packed)
-                stream = io.BufferedReader(_Unpacked(unpacked, name), _CHUNK)
+                stream = io.BufferedReader(_Unpacked(gzip.GzipFile(fileobj=packed), name), _CHUNK)
             _refuse_other_content(stream.peek(len(_POINTER)), name)
             yield stream
     except OSError as error:
@@ -57,7 +56,7 @@ def _refuse_other_content(start: bytes, name: str) -> None:
 class _Unpacked(io.RawIOBase):
     """A gzip stream that ends in an error where it is damaged, or holds more than memory should."""
 
-    def __init__(self, stream: IO[bytes], name: str) -> None:
+    def __init__(self, stream: gzip.GzipFile, name: str) -> None:
         self._stream, self._name, self._read = stream, name, 0
 
     def readable(self) -> bool:

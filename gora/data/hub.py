@@ -53,7 +53,7 @@ class HubRows:
 
 
 def find_in_folder(path: Path, source: SourceSection, split_default: tuple[str, ...]) -> HubRows:
-    """Find the rows of a data-set folder: data files, with or without a README that names configurations, or a saved data set.
+    """Find the rows of a folder: data files, with or without a README that names configurations, or a saved data set.
 
     Raises:
         InputError: the folder cannot be loaded, or the subset or split is missing or unknown.

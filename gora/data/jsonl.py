@@ -74,6 +74,16 @@ def json_parts(path: Path, name: str, max_rows: int | None) -> Iterator[Part]:
         yield from _line_parts(stream, name, max_rows)
 
 
+def read_json(path: Path, name: str, max_rows: int | None = None) -> Rows:
+    """The rows of a small file, in memory; see `json_parts`."""
+    rows = Rows(name)
+    for part in json_parts(path, name, max_rows):
+        rows.extend(part.parsed())
+    if rows.bad and not rows.rows:
+        refuse_single_object(path, name)
+    return rows
+
+
 def refuse_single_object(path: Path, name: str) -> None:
     """Explain a file of which no line is a row: it may be one object.
 

@@ -98,9 +98,7 @@ def keep(
         for entry, each in missing.items():
             asides[entry].mkdir()
             with output.terminal.status(f"checking the rows of {each.source.name}"):
-                checked[entry] = check(
-                    each.source, each.fmt, each.ignore, shortens, asides[entry] / _CHECKED, workers
-                )
+                checked[entry] = check(each.source, each.fmt, each.ignore, shortens, asides[entry] / _CHECKED, workers)
         answer([checked[each.entry][0] if each.entry in checked else _facts(each.entry) for each in wanted])
         for entry, (facts, parts) in checked.items():
             _write(asides[entry], facts, parts, encode, workers)
@@ -168,8 +166,6 @@ class _Work:
         examples = list(read_checked(part))
         encoded = self._encode(example.content for example in examples)
         made = [(one, example) for one, example in zip(encoded, examples, strict=True) if one is not None]
-        return batch_of(
-            [one for one, _ in made],
-            [part.first + example.row for _, example in made],
-            [example.place for _, example in made],
-        ).serialize().to_pybytes()
+        rows = [part.first + example.row for _, example in made]
+        batch = batch_of([one for one, _ in made], rows, [example.place for _, example in made])
+        return bytes(batch.serialize())

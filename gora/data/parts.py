@@ -24,7 +24,8 @@ class Part(Protocol):
         name: what messages call the file.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     @property
     def read(self) -> int:

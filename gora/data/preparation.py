@@ -118,9 +118,7 @@ class _Making:
         data = self._data
         encoder = self._encoder()
         _warn_of_length(data, self._tokenizer, self._say)
-        settings = settings_key(
-            data, self._tokenizer, head=self._head, encoder_decoder=self._encoder_decoder
-        )
+        settings = settings_key(data, self._tokenizer, head=self._head, encoder_decoder=self._encoder_decoder)
         wanted = [self._wanted(name, settings) for name in ("train", "eval") if getattr(data, name) is not None]
         keep(
             wanted,
@@ -226,9 +224,7 @@ def _nothing_left(data: DataSection, fmt: Format, facts: Facts) -> InputError:
 
 
 def _without_code(count: int, rows: int) -> str:
-    return (
-        f"{count:,} of its {rows:,} rows have no fenced code block; `data.supervise: response` trains whole answers"
-    )
+    return f"{count:,} of its {rows:,} rows have no fenced code block; `data.supervise: response` trains whole answers"
 
 
 def _hold_out(examples: Examples, holdout: int, seed: int, counts: Counts) -> tuple[Examples, Examples]:

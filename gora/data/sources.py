@@ -112,7 +112,7 @@ class Source:
                 raise GoraError(f"{file.name} has changed while it was read. Start the command again.")
 
     def explain_no_row(self, name: str) -> None:
-        """Find out why no row of a file could be read; raises InputError where there is more to say than its rows do."""
+        """Find out why no row of a file could be read; raises InputError where its rows do not say it."""
         for file in self.files:
             if isinstance(file, SourceFile) and file.name == name and file.kind in _JSON:
                 refuse_single_object(file.path, name)

@@ -62,8 +62,8 @@ def entries(folder: Path) -> list[Entry]:
         with suppress(OSError, ValueError, KeyError, TypeError):
             note = json.loads(about.read_text(encoding="utf-8"))
             size = sum(file.stat().st_size for file in about.parent.iterdir())
-            facts = {"rows": int(note["examples"]), "source": str(note["facts"]["name"])}
-            found.append(Entry(path=about.parent, size=size, used=about.stat().st_mtime, **facts))
+            rows, source, used = int(note["examples"]), str(note["facts"]["name"]), about.stat().st_mtime
+            found.append(Entry(path=about.parent, size=size, rows=rows, source=source, used=used))
     return sorted(found, key=lambda entry: -entry.used)
 
 
