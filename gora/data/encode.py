@@ -95,7 +95,10 @@ class Encoder:
         """A row without what is too far behind its start to be kept: `__call__` makes the same example of it."""
         if not self._encoder_decoder:
             return self._cutter.segments(segments)
-        head = self._cutter.text("".join(segment.text for segment in segments[:-1]))
+        head = "".join(segment.text for segment in segments[:-1])
+        # An input whose last token is that of its end keeps it when it is cut, see `_cut_input`.
+        if not head.rstrip().endswith(str(self._tokenizer.eos_token)):
+            head = self._cutter.text(head)
         answer = self._cutter.segments(segments[-1:])
         return [*([Segment(head, False)] if head else []), *answer]
 
@@ -149,7 +152,7 @@ class Encoder:
 
     def _fitted(self, ids: list[int], labels: list[int], cut_ids: list[int], cut_labels: list[int]) -> Encoded | None:
         truncated = len(cut_ids) < len(ids) or len(cut_labels) < len(labels)
-        nothing_to_learn = not cut_ids or all(label == IGNORED for label in cut_labels)
+        nothing_to_learn = not cut_ids or cut_labels.count(IGNORED) == len(cut_labels)
         if nothing_to_learn or (truncated and self._drop):
             return None
         return Encoded(array("i", cut_ids), array("i", cut_labels), truncated)

@@ -32,11 +32,13 @@ class SourceFile:
         name: as the recipe names it.
         path: the file.
         read: makes its parts, given how many rows are wanted.
+        state: what changes with its content, as it was when it was found: size and times.
     """
 
     name: str
     path: Path
     read: Callable[[int | None], Iterator[Part]]
+    state: tuple[int, ...]
 
     @property
     def kind(self) -> str:
@@ -48,8 +50,11 @@ class SourceFile:
 
         Raises:
             InputError: it cannot be read as a whole.
+            GoraError: it has changed since it was found.
         """
-        return self.read(max_rows)
+        yield from self.read(max_rows)
+        if _state(self.path) != self.state:
+            raise GoraError(f"{self.name} has changed while it was read. Start the command again.")
 
     def digest(self) -> str:
         """A digest of its bytes, in hexadecimal; raises InputError."""
@@ -63,11 +68,6 @@ class SourceFile:
         except OSError as error:
             raise InputError(f"{self.name} cannot be read: {error.strerror or error}.") from error
         return digest.hexdigest()
-
-    def state(self) -> tuple[int, ...]:
-        """What changes with its content: size and times."""
-        status = self.path.stat()
-        return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,18 +98,15 @@ class Source:
 
         Raises:
             InputError: a file cannot be read as a whole.
-            GoraError: it has changed meanwhile.
+            GoraError: it has changed since it was found.
         """
         left = self.max_rows
         for file in self.files:
             if left == 0:
                 return
-            before = file.state() if isinstance(file, SourceFile) else ()
             for part in file.parts(left):
                 left = None if left is None else left - part.read
                 yield part
-            if isinstance(file, SourceFile) and file.state() != before:
-                raise GoraError(f"{file.name} has changed while it was read. Start the command again.")
 
     def explain_no_row(self, name: str) -> None:
         """Find out why no row of a file could be read; raises InputError where its rows do not say it."""
@@ -176,7 +173,7 @@ def _matched(path: str) -> list[str]:
 def _found(named: str, source: SourceSection, split_default: tuple[str, ...]) -> SourceFile | HubRows:
     path = Path(resolve(named, "data")).expanduser()
     if path.is_file():
-        return SourceFile(name=named, path=path, read=_reader(path, named, source))
+        return SourceFile(name=named, path=path, read=_reader(path, named, source), state=_state(path))
     source = source.model_copy(update={"path": named})
     if source.separator is not None:
         raise InputError(f"{named} is not a CSV or TSV file and has no `separator`. Set it to null.")
@@ -201,6 +198,11 @@ def _reader(path: Path, named: str, source: SourceSection) -> Callable[[int | No
     if source.separator is not None:
         raise InputError(f"{named} is not a CSV or TSV file and has no `separator`. Set it to null.")
     return partial(json_parts if suffix in _JSON else parquet_parts, path, named)
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _suffix(path: Path) -> str:

@@ -40,15 +40,16 @@ of the inputs; the number of its `row` among those of the source; its `place`, a
 
 def batch_of(encoded: Sequence[Encoded], rows: Sequence[int], places: Sequence[str]) -> pa.RecordBatch:
     """Some examples, the rows they are of, and their places."""
-    lists = [[one.input_ids for one in encoded], [one.labels for one in encoded]]
-    types = [one.token_types for one in encoded]
-    no_types = pa.nulls(len(encoded), _IDS)
+    ids = [np.frombuffer(one.input_ids, np.int32) for one in encoded]
+    labels = [np.frombuffer(one.labels, np.int32) for one in encoded]
+    types = [np.frombuffer(one.token_types, np.int32) for one in encoded if one.token_types is not None]
     columns = [
-        *map(_lists, lists),
-        no_types if any(each is None for each in types) else _lists(types),
+        _lists(ids),
+        _lists(labels),
+        _lists(types) if len(types) == len(ids) else pa.nulls(len(ids), _IDS),
         pa.array([one.truncated for one in encoded], pa.bool_()),
-        pa.array([len(one.labels) - one.labels.count(IGNORED) for one in encoded], pa.int32()),
-        pa.array([max(one.input_ids) for one in encoded], pa.int32()),
+        pa.array([np.count_nonzero(each != IGNORED) for each in labels], pa.int32()),
+        pa.array([each.max(initial=-1) for each in ids], pa.int32()),
         pa.array(rows, pa.int64()),
         pa.array(places, pa.string()),
     ]
@@ -214,7 +215,7 @@ class _Checked:
         """The file is closed by whoever opened it."""
 
 
-def _lists(lists: Sequence[Any]) -> pa.ListArray:
+def _lists(lists: Sequence[np.ndarray]) -> pa.ListArray:
     offsets = np.cumsum([0, *map(len, lists)], dtype=np.int32)
-    values = np.concatenate([np.empty(0, np.int32), *(np.frombuffer(each, np.int32) for each in lists)])
+    values = np.concatenate([np.empty(0, np.int32), *lists])
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))

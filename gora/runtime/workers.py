@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -72,6 +73,8 @@ def in_order(work: Callable[[Part], Result], parts: Iterable[Part], count: int) 
 def _begin(work: Callable[[Any], Any]) -> None:
     global _work
     _work = work
+    # What was there before the fork stays shared: a collection would touch, and so copy, its pages.
+    gc.freeze()
     # Signals are the business of the process that forked this one; where it is killed, so is this.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
