@@ -2,16 +2,21 @@
 
 Only the first `max_length` tokens of a row are kept. Of a text far longer than those could be, a short piece and one
 more than twice as long are tokenised. Where both start with the same tokens, more of them than are kept, the text
-behind the short piece has no say in them. Pieces end in front of white space wherever there is any, since no tokenizer
-of words reaches over it.
+behind the short piece has no say in them. Pieces end in front of a space, since no tokenizer of words reaches over it.
+Within a word only pieces of tokenizers are cut that work from left to right (BPE, WordPiece); Unigram looks for the
+best segmentation of a word as a whole.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from gora.data.segments import Segment
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _MARGIN = 64
 """Tokens beyond those that are kept which must be the same, too."""
@@ -19,27 +24,33 @@ _CHARACTERS = 6
 """Characters of the first piece for each of these tokens."""
 _WORTH_IT = 4
 """How many times as long as the first piece a text must be."""
-_NEXT_SPACE = re.compile(r"\w(?=\s)")
+_BEFORE_SPACE = re.compile(r"\w(?= )")
 _SEARCHED = 10_000
+_WITHIN_WORDS = ("BPE", "WordPiece", "WordLevel")
 
 
 class Cutter:
     """Cuts texts.
 
     Args:
-        tokens: the ids of texts, without special tokens.
+        tokenizer: the tokenizer.
+        tokens: its ids of texts, without special tokens.
         max_length: tokens of a row that are kept.
     """
 
-    def __init__(self, tokens: Callable[[list[str]], list[list[int]]], max_length: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, tokens: Callable[[list[str]], list[list[int]]], max_length: int
+    ) -> None:
         self._tokens, self._needed = tokens, max_length + _MARGIN
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._within_words = type(getattr(backend, "model", None)).__name__ in _WITHIN_WORDS
 
     def text(self, text: str) -> str:
         """The start of a text, with more tokens than are kept and the same ones; all of a text that is not so long."""
         size = self._needed * _CHARACTERS
         while len(text) > _WORTH_IT * size:
             # One more than twice the size: what goes by twos or threes from the end of a text starts differently.
-            short, longer = _piece(text, size), _piece(text, 2 * size + 1)
+            short, longer = self._piece(text, size), self._piece(text, 2 * size + 1)
             first, second = self._tokens([short, longer])
             if len(first) >= self._needed and first[: self._needed] == second[: self._needed]:
                 return short
@@ -68,11 +79,13 @@ class Cutter:
                 break
         return kept
 
-
-def _piece(text: str, size: int) -> str:
-    """About `size` characters from the start, up to the next space if there is one near."""
-    space = _NEXT_SPACE.search(text, size, size + _SEARCHED)
-    return text[: space.end() if space else size]
+    def _piece(self, text: str, size: int) -> str:
+        """About `size` characters from the start, up to the next space."""
+        searched = size + _SEARCHED if self._within_words else len(text)
+        space = _BEFORE_SPACE.search(text, size, searched)
+        if space:
+            return text[: space.end()]
+        return text[:size] if self._within_words else text
 
 
 def _start_of(segment: Segment, end: int) -> Segment:

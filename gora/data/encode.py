@@ -80,7 +80,7 @@ class Encoder:
         self._encoder_decoder = encoder_decoder
         self._front = _own_front(tokenizer)
         self._anchor = _anchor(tokenizer)
-        self._cutter = Cutter(lambda texts: self._tokenised(texts, special=False), max_length)
+        self._cutter = Cutter(tokenizer, lambda texts: self._tokenised(texts, special=False), max_length)
 
     def __call__(self, rows: Iterable[list[Segment]]) -> Iterator[Encoded | None]:
         """Encode rows of alternating segments, the last one supervised; None is a row that is left out.

@@ -30,7 +30,7 @@ class TextEncoder:
         self, tokenizer: PreTrainedTokenizerBase, max_length: int, overlong: Literal["truncate", "drop"] = "truncate"
     ) -> None:
         self._tokenizer, self._max_length, self._drop = tokenizer, max_length, overlong == "drop"
-        self._cutter = Cutter(self._bare, max_length)
+        self._cutter = Cutter(tokenizer, self._bare, max_length)
 
     def shortened(self, row: LabelledText) -> LabelledText:
         """A row without what is too far behind the start of a text to be kept: `__call__` makes the same example of it.
