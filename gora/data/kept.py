@@ -139,11 +139,12 @@ def _write(folder: Path, facts: Facts, parts: list[CheckedPart], encode: Encode,
     total = sum(part.examples for part in parts)
     title = f"tokenizing {facts.name}"
     with open(folder / _EXAMPLES, "wb") as file, Meter(output, title, total, quiet=len(parts) < _BAR_FROM) as meter:
-        writer = Writer(file)
+        writer, done = Writer(file), 0
         for part, batch in zip(parts, in_order(_Work(encode), parts, workers), strict=True):
             writer.add(pa.ipc.read_record_batch(batch, SCHEMA))
             part.file.unlink()
-            meter.advance(steps=part.examples, facts=f"{meter.steps_per_second:,.0f} rows/s")
+            done += part.examples
+            meter.advance(steps=part.examples, facts=f"{done / max(meter.seconds, 1e-9):,.0f} rows/s")
         fingerprint, checksum = writer.close()
     (folder / _CHECKED).rmdir()
     facts.dropped = total - writer.examples

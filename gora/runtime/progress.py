@@ -61,11 +61,6 @@ class Meter:
         """Mean rate since the start."""
         return self._tokens / max(self.seconds, 1e-9)
 
-    @property
-    def steps_per_second(self) -> float:
-        """Mean rate since the start."""
-        return (self._steps - self._first) / max(self.seconds, 1e-9)
-
     def advance(self, tokens: int = 0, facts: str = "", steps: int = 1) -> None:
         """Count steps of `tokens` tokens in all; `facts` is shown beside the count."""
         self._steps = min(self._steps + steps, self._total)
@@ -82,7 +77,8 @@ class Meter:
             self._output.terminal.print("  ".join(part for part in parts if part), soft_wrap=True)
 
     def _time_left(self) -> str:
-        return clock((self._total - self._steps) / max(self.steps_per_second, 1e-9))
+        rate = (self._steps - self._first) / max(self.seconds, 1e-9)
+        return clock((self._total - self._steps) / max(rate, 1e-9))
 
 
 def clock(seconds: float) -> str:
