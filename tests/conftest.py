@@ -11,6 +11,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 ROOT = Path(__file__).parent.parent
+# Rows that tests tokenise are kept here and not among the user's; other code of gora's makes other entries.
+os.environ.setdefault("HF_HOME", str(ROOT / ".pytest_cache" / "hub"))
 TINY = ROOT / "gora" / "assets" / "models" / "tiny-6m"
 LONGEST = ("test_distributed", "test_cli", "test_compare", "test_train")
 

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import typer
 
+from gora.cli.cache import cache_command
 from gora.cli.compare import compare_command
 from gora.cli.evaluate import evaluate_command
 from gora.cli.inspect_ranks import inspect_ranks_command
@@ -36,6 +37,7 @@ app.command("eval")(evaluate_command)
 app.command("compare")(compare_command)
 app.command("merge")(merge_command)
 app.command("inspect-ranks")(inspect_ranks_command)
+app.command("cache")(cache_command)
 app.add_typer(recipes_app, name="recipes")
 
 

@@ -1,7 +1,8 @@
 """Data: from files and hub data sets to batches of token ids with a supervised part.
 
 The way of a row: a source is read (`sources`), a row becomes segments of text that are trained on or not (`formats`),
-segments become ids and labels (`encode`), and a set of them is what a run trains on (`preparation`).
+segments become ids and labels (`encode`), which are kept in files that are mapped (`kept`), and a set of them is what a
+run trains on (`preparation`).
 """
 
 from gora.data.chat import Chat
@@ -10,7 +11,7 @@ from gora.data.collate import Collator, LabelCollator, padding_id
 from gora.data.encode import IGNORED, Encoded, Encoder
 from gora.data.encode_text import TextEncoder
 from gora.data.examples import Counts, DataCounts, Examples
-from gora.data.formats import Format, Formatted, bring_into, format_for
+from gora.data.formats import Format, format_for
 from gora.data.instruction import Instruction
 from gora.data.preparation import PreparedData, prepare
 from gora.data.reading import Reading
@@ -32,7 +33,6 @@ __all__ = [
     "Encoder",
     "Examples",
     "Format",
-    "Formatted",
     "Instruction",
     "LabelCollator",
     "LabelledText",
@@ -41,7 +41,6 @@ __all__ = [
     "Rows",
     "Segment",
     "TextEncoder",
-    "bring_into",
     "draw_rows",
     "format_for",
     "named_template",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from gora.data.code_blocks import Span
+from gora.data.cutting import Cutter
 from gora.data.segments import Segment
 from gora.errors import InputError
 
@@ -79,6 +80,7 @@ class Encoder:
         self._encoder_decoder = encoder_decoder
         self._front = _own_front(tokenizer)
         self._anchor = _anchor(tokenizer)
+        self._cutter = Cutter(tokenizer, lambda texts: self._tokenised(texts, special=False), max_length)
 
     def __call__(self, rows: Iterable[list[Segment]]) -> Iterator[Encoded | None]:
         """Encode rows of alternating segments, the last one supervised; None is a row that is left out.
@@ -88,6 +90,17 @@ class Encoder:
         rows = iter(rows)
         while batch := list(itertools.islice(rows, _BATCH)):
             yield from self._pairs(batch) if self._encoder_decoder else self._sequences(batch)
+
+    def shortened(self, segments: list[Segment]) -> list[Segment]:
+        """A row without what is too far behind its start to be kept: `__call__` makes the same example of it."""
+        if not self._encoder_decoder:
+            return self._cutter.segments(segments)
+        head = "".join(segment.text for segment in segments[:-1])
+        # An input whose last token is that of its end keeps it when it is cut, see `_cut_input`.
+        if not head.rstrip().endswith(str(self._tokenizer.eos_token)):
+            head = self._cutter.text(head)
+        answer = self._cutter.segments(segments[-1:])
+        return [*([Segment(head, False)] if head else []), *answer]
 
     def prompts(self, texts: list[str]) -> list[list[int]]:
         """The ids that a model is given to go on from, the same as those before the response of an example."""
@@ -139,7 +152,7 @@ class Encoder:
 
     def _fitted(self, ids: list[int], labels: list[int], cut_ids: list[int], cut_labels: list[int]) -> Encoded | None:
         truncated = len(cut_ids) < len(ids) or len(cut_labels) < len(labels)
-        nothing_to_learn = not cut_ids or all(label == IGNORED for label in cut_labels)
+        nothing_to_learn = not cut_ids or cut_labels.count(IGNORED) == len(cut_labels)
         if nothing_to_learn or (truncated and self._drop):
             return None
         return Encoded(array("i", cut_ids), array("i", cut_labels), truncated)

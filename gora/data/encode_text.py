@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from gora.data.classification import LabelledText
+from gora.data.cutting import Cutter
 from gora.data.encode import Encoded
 
 if TYPE_CHECKING:
@@ -29,6 +30,17 @@ class TextEncoder:
         self, tokenizer: PreTrainedTokenizerBase, max_length: int, overlong: Literal["truncate", "drop"] = "truncate"
     ) -> None:
         self._tokenizer, self._max_length, self._drop = tokenizer, max_length, overlong == "drop"
+        self._cutter = Cutter(tokenizer, self._bare, max_length)
+
+    def shortened(self, row: LabelledText) -> LabelledText:
+        """A row without what is too far behind the start of a text to be kept: `__call__` makes the same example of it.
+
+        Cut texts have more tokens than fit, each of them, and what is kept of two such texts depends on no more.
+        """
+        if self._tokenizer.truncation_side != "right":
+            return row
+        pair = None if row.pair is None else self._cutter.text(row.pair)
+        return LabelledText(self._cutter.text(row.text), pair, row.label)
 
     def __call__(self, rows: Iterable[LabelledText]) -> Iterator[Encoded | None]:
         """Encode rows, all of them with a second text or none; None is a row that is left out for its length."""
@@ -45,6 +57,10 @@ class TextEncoder:
                 yield (
                     None if self._drop and index in overlong else _encoded(inputs, index, row.label, index in overlong)
                 )
+
+    def _bare(self, texts: list[str]) -> list[list[int]]:
+        made = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return [list(ids) for ids in made["input_ids"]]
 
     def _tokenised(self, rows: Sequence[LabelledText], **settings: Any) -> dict[str, list[list[int]]]:
         pairs = [row.pair for row in rows] if rows[0].pair is not None else None

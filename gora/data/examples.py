@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import struct
-import sys
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 
-from gora.data.encode import IGNORED, Encoded
+from gora.data.encode import Encoded
+from gora.data.store import Store, add_to_fingerprint
 
 _LABELS_SHOWN = 6
 
@@ -22,81 +22,108 @@ class Examples(torch.utils.data.Dataset[dict[str, list[int]]]):
     """Encoded rows in a fixed order.
 
     Args:
-        encoded: the examples.
-        places: where each came from, as in `train.jsonl:17`.
+        encoded: the examples, or a store that holds them.
+        places: where each came from, as in `train.jsonl:17`; a store knows.
         encoder_decoder: whether the labels are a sequence of their own.
         choices: names of the labels, where an example has one label instead of supervised tokens.
+        indices: which of them, in this order; None is all.
     """
 
     def __init__(
         self,
-        encoded: Sequence[Encoded],
-        places: Sequence[str],
+        encoded: Sequence[Encoded] | Store,
+        places: Sequence[str] = (),
         *,
         encoder_decoder: bool = False,
         choices: Sequence[str] = (),
+        indices: np.ndarray | None = None,
     ) -> None:
-        self._encoded = list(encoded)
-        self._places = list(places)
+        self._store = encoded if isinstance(encoded, Store) else Store.of(encoded, places)
+        self._indices = indices
         self.encoder_decoder = encoder_decoder
         self.choices = tuple(choices)
 
     def __len__(self) -> int:
-        return len(self._encoded)
+        return len(self._store) if self._indices is None else len(self._indices)
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         """`input_ids` and `labels` of one example, as lists of int; labels are -100 where nothing is trained.
 
         A classifier's has `token_type_ids` as well, where its tokenizer makes them.
         """
-        example = self._encoded[index]
-        types = {} if example.token_types is None else {"token_type_ids": example.token_types.tolist()}
-        return {"input_ids": example.input_ids.tolist(), **types, "labels": example.labels.tolist()}
+        batch, place = self._store.find(self._stored(index))
+        ids, labels, types = batch.parts(place)
+        more = {} if types is None else {"token_type_ids": types.tolist()}
+        return {"input_ids": ids.tolist(), **more, "labels": labels.tolist()}
 
     @cached_property
-    def lengths(self) -> list[int]:
-        """The tokens of each example; for an encoder-decoder those of its inputs and of its labels together."""
-        return [len(one.input_ids) + (len(one.labels) if self.encoder_decoder else 0) for one in self._encoded]
+    def lengths(self) -> Sequence[int]:
+        """The tokens of each example (an array of int32); for an encoder-decoder those of its inputs and labels
+        together."""
+        counts = self._store.id_counts + (self._store.label_counts if self.encoder_decoder else 0)
+        return _array(self._chosen(counts))
 
     @cached_property
     def largest_id(self) -> int:
         """The largest token id of all inputs."""
-        return max(max(one.input_ids) for one in self._encoded)
+        return int(self._chosen(self._store.column("largest")).max())
 
     @cached_property
-    def supervised(self) -> list[int]:
-        """How many tokens of each example are trained on; the label of a classifier's example counts as one."""
-        return [len(one.labels) - one.labels.count(IGNORED) for one in self._encoded]
+    def supervised(self) -> Sequence[int]:
+        """How many tokens of each example are trained on (an array of int32); the label of a classifier's example
+        counts as one."""
+        return _array(self._chosen(self._store.column("supervised")))
+
+    @cached_property
+    def rows(self) -> Sequence[int]:
+        """The number of the row that each example is of; a row may have several examples."""
+        return self._chosen(self._store.column("row")).tolist()
+
+    @property
+    def cut(self) -> int:
+        """How many examples were cut at the longest length allowed."""
+        return int(self._chosen(self._store.column("truncated")).sum())
 
     @property
     def label_counts(self) -> dict[str, int]:
         """How many examples have each label, by its name."""
-        found = Counter(one.labels[0] for one in self._encoded) if self.choices else Counter[int]()
+        found = Counter(self[index]["labels"][0] for index in range(len(self))) if self.choices else Counter[int]()
         return {name: found[number] for number, name in enumerate(self.choices)}
 
     def where(self, index: int) -> str:
         """Where an example came from: `train.jsonl:17`."""
-        return self._places[index]
+        return self._store.place(self._stored(index))
 
     def truncated(self, index: int) -> bool:
         """Whether an example was cut at the longest length allowed."""
-        return self._encoded[index].truncated
+        return bool(self._store.column("truncated")[self._stored(index)])
 
     def subset(self, indices: Sequence[int]) -> Examples:
         """Some of the examples, in the order of `indices`."""
-        encoded = [self._encoded[index] for index in indices]
-        places = [self._places[index] for index in indices]
-        return Examples(encoded, places, encoder_decoder=self.encoder_decoder, choices=self.choices)
+        chosen = np.asarray(indices, dtype=np.int64)
+        return Examples(
+            self._store,
+            encoder_decoder=self.encoder_decoder,
+            choices=self.choices,
+            indices=chosen if self._indices is None else self._indices[chosen],
+        )
 
     def fingerprint(self) -> str:
         """SHA-256 over what all examples hold, in order, in hexadecimal; the same on every machine."""
         digest = hashlib.sha256()
-        for one in self._encoded:
-            digest.update(struct.pack("<II", len(one.input_ids), len(one.labels)))
-            digest.update(_little_endian(one.input_ids))
-            digest.update(_little_endian(one.labels))
-            digest.update(_little_endian(one.token_types or array("i")))
+        for index in range(len(self)):
+            batch, place = self._store.find(self._stored(index))
+            add_to_fingerprint(digest, batch, [place])
         return digest.hexdigest()
+
+    def _stored(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{index} of {len(self)} examples")
+        index = index % len(self)
+        return index if self._indices is None else int(self._indices[index])
+
+    def _chosen(self, values: np.ndarray) -> np.ndarray:
+        return values if self._indices is None else values[self._indices]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +198,6 @@ def count(
     examples: Examples, *, rows: int, bad: int = 0, dropped: int = 0, held_out: int = 0, without_code: int = 0
 ) -> Counts:
     """Add what the examples say to what became of the rows."""
-    truncated = sum(examples.truncated(index) for index in range(len(examples)))
     tokens, supervised = sum(examples.lengths), sum(examples.supervised)
     labels = examples.label_counts
     return Counts(
@@ -180,7 +206,7 @@ def count(
         bad=bad,
         dropped=dropped,
         held_out=held_out,
-        truncated=truncated,
+        truncated=examples.cut,
         tokens=tokens,
         supervised_tokens=supervised,
         labels=labels,
@@ -188,9 +214,6 @@ def count(
     )
 
 
-def _little_endian(ids: array[int]) -> bytes:
-    if sys.byteorder == "little":
-        return ids.tobytes()
-    swapped = array(ids.typecode, ids)
-    swapped.byteswap()
-    return swapped.tobytes()
+def _array(values: np.ndarray) -> array[int]:
+    """An array that gives Python's own numbers."""
+    return array("i", values.astype(np.int32).tobytes())

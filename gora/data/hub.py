@@ -1,39 +1,78 @@
 """Rows of a folder or a hub data set, through the `datasets` library. No code of a data set is ever run."""
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gora.data.messages import did_you_mean, quoted, siblings_like
-from gora.data.rows import Rows
+from gora.data.parts import TablePart, table_parts
 from gora.errors import InputError
 from gora.recipe.schema import SourceSection
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow
+
+_SLICE = 10_000
 
 
-def read_folder(path: Path, source: SourceSection, split_default: tuple[str, ...]) -> Rows:
-    """Read a data-set folder: data files, with or without a README that names configurations, or a saved data set.
+@dataclass(frozen=True)
+class HubRows:
+    """The rows of one split.
+
+    Attributes:
+        name: what messages call it: `org/name[train]`.
+        rows: the split, memory-mapped.
+    """
+
+    name: str
+    rows: "datasets.Dataset"
+
+    def parts(self, max_rows: int | None) -> Iterator[TablePart]:
+        """Its first rows."""
+        return table_parts(self._tables(), self.name, max_rows)
+
+    def digest(self) -> str:
+        """A digest of what it holds, in hexadecimal."""
+        import pyarrow
+        from xxhash import xxh3_128
+
+        digest = xxh3_128()
+        for table in self._tables():
+            for batch in table.to_batches():
+                digest.update(batch.serialize())
+            digest.update(pyarrow.schema(table.schema).remove_metadata().serialize())
+        return digest.hexdigest()
+
+    def _tables(self) -> "Iterator[pyarrow.Table]":
+        tables = self.rows.with_format("arrow")
+        for start in range(0, len(tables), _SLICE):
+            yield tables[start : start + _SLICE]
+
+
+def find_in_folder(path: Path, source: SourceSection, split_default: tuple[str, ...]) -> HubRows:
+    """Find the rows of a folder: data files, with or without a README that names configurations, or a saved data set.
 
     Raises:
         InputError: the folder cannot be loaded, or the subset or split is missing or unknown.
     """
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return _read_saved(path, source, split_default)
-    return _read(str(path), source, split_default, remote=False)
+        return _find_saved(path, source, split_default)
+    return _find(str(path), source, split_default, remote=False)
 
 
-def read_hub(source: SourceSection, split_default: tuple[str, ...]) -> Rows:
-    """Read a data set of the hub, or its copy in the local cache.
+def find_on_hub(source: SourceSection, split_default: tuple[str, ...]) -> HubRows:
+    """Find the rows of a data set of the hub, or its copy in the local cache.
 
     Raises:
         InputError: there is no such data set or no way to reach it, or the subset or split is missing or unknown.
     """
-    return _read(str(source.path), source, split_default, remote=True)
+    return _find(str(source.path), source, split_default, remote=True)
 
 
-def _read(path: str, source: SourceSection, split_default: tuple[str, ...], *, remote: bool) -> Rows:
+def _find(path: str, source: SourceSection, split_default: tuple[str, ...], *, remote: bool) -> HubRows:
     import datasets
 
     try:
@@ -47,7 +86,7 @@ def _read(path: str, source: SourceSection, split_default: tuple[str, ...], *, r
     return _rows(chosen, source, split)
 
 
-def _read_saved(path: Path, source: SourceSection, split_default: tuple[str, ...]) -> Rows:
+def _find_saved(path: Path, source: SourceSection, split_default: tuple[str, ...]) -> HubRows:
     import datasets
 
     if source.subset is not None:
@@ -69,13 +108,9 @@ def _read_saved(path: Path, source: SourceSection, split_default: tuple[str, ...
     return _rows(found, source, only)
 
 
-def _rows(chosen: "datasets.Dataset", source: SourceSection, split: str | None) -> Rows:
+def _rows(chosen: "datasets.Dataset", source: SourceSection, split: str | None) -> HubRows:
     subset = f"/{source.subset}" if source.subset else ""
-    rows = Rows(f"{source.path}{subset}" + (f"[{split}]" if split else ""))
-    wanted = len(chosen) if source.max_rows is None else min(len(chosen), source.max_rows)
-    for row in chosen.select(range(wanted)).to_list():
-        rows.keep(row)
-    return rows
+    return HubRows(f"{source.path}{subset}" + (f"[{split}]" if split else ""), chosen)
 
 
 def _choose_split(known: list[str], source: SourceSection, split_default: tuple[str, ...]) -> str:

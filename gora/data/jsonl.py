@@ -7,19 +7,56 @@ CR LF line ends and blank lines pass.
 import io
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gora.data.file_bytes import UTF8_MARK, read_content
+from gora.data.file_bytes import UTF8_MARK, open_content, read_content
 from gora.data.messages import described
-from gora.data.rows import Rows, Unusable
+from gora.data.parts import PART_BYTES, PART_ROWS, Part
+from gora.data.rows import BadRow, Rows, Unusable
 from gora.errors import InputError
 
 _ARRAY = re.compile(rb"(?:%s)?\s*\[" % UTF8_MARK)
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def read_json(path: Path, name: str, max_rows: int | None) -> Rows:
+@dataclass(frozen=True, kw_only=True)
+class JsonLines:
+    """Neighbouring lines of a JSON Lines file.
+
+    Attributes:
+        name: what messages call the file.
+        number: of the first line, from 1.
+        offset: bytes of the file that come before it.
+        lines: the lines, with their ends.
+        read: how many of them are not blank.
+    """
+
+    name: str
+    number: int
+    offset: int
+    lines: bytes
+    read: int
+
+    def parsed(self) -> Rows:
+        """One row for each line that is not blank."""
+        rows = Rows(self.name)
+        json_of = _StrictJson()
+        offset = self.offset
+        for number, line in enumerate(io.BytesIO(self.lines), start=self.number):
+            if not _is_blank(line):
+                place = f"{self.name}:{number}"
+                try:
+                    rows.keep(json_of.line(_line_text(line, offset)), place)
+                except Unusable as fault:
+                    rows.refuse(str(fault), place)
+            offset += len(line)
+        return rows
+
+
+def json_parts(path: Path, name: str, max_rows: int | None) -> Iterator[Part]:
     """Read a JSON Lines file, or a JSON document that is an array of objects.
 
     Args:
@@ -30,47 +67,99 @@ def read_json(path: Path, name: str, max_rows: int | None) -> Rows:
     Raises:
         InputError: the file as a whole cannot be read, or an array breaks off.
     """
-    content = read_content(path, name)
-    if _ARRAY.match(content) and not _lines_of_lists(content):
-        return _read_array(_whole_text(content, name), name, max_rows)
-    rows = _read_lines(content, name, max_rows)
+    if _is_array(path, name):
+        yield from _array_parts(_whole_text(read_content(path, name), name), name, max_rows)
+        return
+    with open_content(path, name) as stream:
+        yield from _line_parts(stream, name, max_rows)
+
+
+def read_json(path: Path, name: str, max_rows: int | None = None) -> Rows:
+    """The rows of a small file, in memory; see `json_parts`."""
+    rows = Rows(name)
+    for part in json_parts(path, name, max_rows):
+        rows.extend(part.parsed())
     if rows.bad and not rows.rows:
-        _refuse_single_object(content, name)
+        refuse_single_object(path, name)
     return rows
 
 
-def _read_lines(content: bytes, name: str, max_rows: int | None) -> Rows:
-    rows = Rows(name)
-    json_of = _StrictJson()
-    offset = 0
-    for number, line in enumerate(io.BytesIO(content), start=1):
-        if rows.read == max_rows:
+def refuse_single_object(path: Path, name: str) -> None:
+    """Explain a file of which no line is a row: it may be one object.
+
+    Raises:
+        InputError: it is.
+    """
+    content = read_content(path, name)
+    try:
+        value = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return
+    if isinstance(value, dict) and b"\n" in content.strip():
+        raise InputError(
+            f"{name} is one JSON object spread over several lines, with the keys {', '.join(map(repr, value))}. "
+            "Rows must be one object per line, or an array of objects."
+        )
+
+
+def _line_parts(stream: io.BufferedReader, name: str, max_rows: int | None) -> Iterator[JsonLines]:
+    number, offset, rows, seen = 1, 0, 0, 0
+    lines: list[bytes] = []
+    size = 0
+
+    def part() -> JsonLines:
+        return JsonLines(name=name, number=number, offset=offset, lines=b"".join(lines), read=rows)
+
+    for line in stream:
+        if max_rows is not None and seen == max_rows:
             break
-        if line.strip().removeprefix(UTF8_MARK):
-            place = f"{name}:{number}"
-            try:
-                rows.keep(json_of.line(_line_text(line, offset)), place)
-            except Unusable as fault:
-                rows.refuse(str(fault), place)
-        offset += len(line)
-    return rows
+        lines.append(line)
+        size += len(line)
+        counts = not _is_blank(line)
+        rows, seen = rows + counts, seen + counts
+        if rows == PART_ROWS or size >= PART_BYTES:
+            yield part()
+            number, offset, rows, size = number + len(lines), offset + size, 0, 0
+            lines.clear()
+    if lines:
+        yield part()
 
 
-def _read_array(text: str, name: str, max_rows: int | None) -> Rows:
-    rows = Rows(name)
+def _is_blank(line: bytes) -> bool:
+    return not line.strip().removeprefix(UTF8_MARK)
+
+
+def _array_parts(text: str, name: str, max_rows: int | None) -> Iterator[Rows]:
+    part = Rows(name)
+    for row in _array_rows(text, name, max_rows):
+        if isinstance(row, BadRow):
+            part.refuse(row.reason, row.where)
+        else:
+            part.keep(*row)
+        if part.read == PART_ROWS:
+            yield part
+            part = Rows(name)
+    if part.read:
+        yield part
+
+
+def _array_rows(text: str, name: str, max_rows: int | None) -> Iterator[tuple[dict[str, Any], str] | BadRow]:
+    """Every row of an array with its place, bad ones included."""
+    read = 0
     json_of = _StrictJson()
     position = _after_space(text, text.index("[") + 1)
     line, counted = 1, 0
     # An empty array has nothing between its brackets; everywhere else a value must follow `[` or a comma.
     mark = "]" if text[position : position + 1] == "]" else ","
-    while mark == "," and rows.read != max_rows:
+    while mark == "," and read != max_rows:
         line, counted = line + text.count("\n", counted, position), position
-        place = f"{name}:{line} (row {rows.read + 1})"
+        place = f"{name}:{line} (row {read + 1})"
         value, position = _array_item(json_of, text, position, name)
         try:
-            rows.keep(json_of.checked(value), place)
+            row: tuple[dict[str, Any], str] | BadRow = (json_of.checked(value), place)
         except Unusable as fault:
-            rows.refuse(str(fault), place)
+            row = BadRow(place, str(fault), read)
+        read += 1
         position = _after_space(text, position)
         mark = text[position : position + 1]
         position = _after_space(text, position + 1)
@@ -80,7 +169,7 @@ def _read_array(text: str, name: str, max_rows: int | None) -> Rows:
             )
         if mark == "]" and position < len(text):
             raise InputError(f"{_place(text, position, name)}: text follows after the end of the JSON array.")
-    return rows
+        yield row
 
 
 def _array_item(json_of: "_StrictJson", text: str, position: int, name: str) -> tuple[Any, int]:
@@ -158,27 +247,18 @@ def _whole_text(content: bytes, name: str) -> str:
         raise InputError(f"{name}:{line}: not UTF-8: byte {error.object[error.start]:#04x}.") from error
 
 
-def _lines_of_lists(content: bytes) -> bool:
-    """Whether a file that starts with `[` is JSON Lines all the same: its first line is complete, and more follow."""
-    lines = (line for line in io.BytesIO(content.removeprefix(UTF8_MARK)) if line.strip())
-    first, second = next(lines, b""), next(lines, None)
-    try:
-        json.loads(first)
-    except (ValueError, RecursionError):
-        return False
-    return second is not None
-
-
-def _refuse_single_object(content: bytes, name: str) -> None:
-    try:
-        value = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return
-    if isinstance(value, dict) and b"\n" in content.strip():
-        raise InputError(
-            f"{name} is one JSON object spread over several lines, with the keys {', '.join(map(repr, value))}. "
-            "Rows must be one object per line, or an array of objects."
-        )
+def _is_array(path: Path, name: str) -> bool:
+    """Whether a file is one JSON array; a first line that is complete, with others after it, is JSON Lines."""
+    with open_content(path, name) as stream:
+        lines = (line for line in stream if not _is_blank(line))
+        first = next(lines, b"")
+        if not _ARRAY.match(first):
+            return False
+        try:
+            json.loads(first.removeprefix(UTF8_MARK))
+        except (ValueError, RecursionError):
+            return True
+        return next(lines, None) is None
 
 
 def _after_space(text: str, position: int) -> int:

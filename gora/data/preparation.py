@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gora.data.encode import Encoded, Encoder
+from gora.data.encode import Encoder
 from gora.data.encode_text import TextEncoder
 from gora.data.examples import Counts, DataCounts, Examples, count
-from gora.data.formats import Formatted, bring_into, format_for
-from gora.data.sources import read_rows
+from gora.data.facts import NAMED_AT_MOST, Facts
+from gora.data.formats import Format, format_for
+from gora.data.kept import Wanted, keep, open_kept
+from gora.data.row_key import row_key, settings_key
+from gora.data.sources import find_source
 from gora.errors import InputError
-from gora.recipe.schema import DataSection, Head, SourceSection
+from gora.recipe.schema import DataSection, Head
+from gora.runtime.row_cache import row_folder
+from gora.runtime.workers import cores
+from gora.runtime.world import World
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TRAIN_SPLITS = ("train",)
-_EVAL_SPLITS = ("test", "validation")
-_NAMED_AT_MOST = 10
-
-Encode = Callable[[Iterable[Any]], Iterator[Encoded | None]]
+_SPLITS = {"train": ("train",), "eval": ("test", "validation")}
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,11 @@ def prepare(
     encoder_decoder: bool,
     say: Callable[[str], None],
     head: Head = "language",
+    world: World | None = None,
 ) -> PreparedData:
-    """Read, format and encode the rows of a run. The same call gives the same examples in every process.
+    """Read, format and encode the rows of a run, or map those that are kept of an earlier one.
+
+    The same call gives the same examples in every process; the first process of each host makes them.
 
     Args:
         data: the recipe's section.
@@ -61,6 +67,7 @@ def prepare(
         encoder_decoder: whether the model has an encoder, so that prompt and response are sequences of their own.
         say: takes warnings and the list of the rows that were left out.
         head: what the model has on top: it predicts tokens, or a label for each row.
+        world: the processes of the run, which all call this together; None is this one alone.
 
     Raises:
         InputError: a source cannot be read, a row is bad (and `data.bad_rows` is `error`), or nothing is left to
@@ -70,119 +77,165 @@ def prepare(
         raise InputError("data.eval and data.holdout both name rows to evaluate on. Use one of them.")
     _refuse_code_only(data, tokenizer, encoder_decoder)
     _refuse_whole_texts(data, encoder_decoder)
-    encode, shape = _encoding(data, tokenizer, head, encoder_decoder)
-    _warn_of_length(data, tokenizer, say)
-    # Both sources are checked before either is tokenised, which is what takes the time.
-    train = _formatted(data, data.train, _TRAIN_SPLITS, tokenizer, head)
-    evaluated = _formatted(data, data.eval, _EVAL_SPLITS, tokenizer, head) if data.eval is not None else None
-    sources = [train, evaluated] if evaluated else [train]
-    for note in [*train.fmt.notes(), *dict.fromkeys(source.notice() for source in sources)]:
-        if note is not None:
-            say(note)
-    _answer_for_bad_rows(data, sources, say)
+    world = world or World()
+    made = _Making(data, tokenizer, head, encoder_decoder, say, world)
+    entries = [Path(entry) for entry in _first_of_each_host(world, made.entries)]
+    shape: dict[str, Any] = {"choices": data.choices or ()} if head == "classification" else {}
+    if head == "language":
+        shape["encoder_decoder"] = encoder_decoder
+    kept = [open_kept(entry) for entry in entries]
+    sets = [Examples(each.store, **shape) for each in kept]
+    counts = [_counts(examples, each.facts) for examples, each in zip(sets, kept, strict=True)]
+    if not data.holdout:
+        evaluated = (sets[1], counts[1]) if len(sets) > 1 else (None, None)
+        return PreparedData(sets[0], evaluated[0], DataCounts(counts[0], evaluated[1]), kept[0].fingerprint)
+    train, held = _hold_out(sets[0], data.holdout, seed, counts[0])
+    left = replace(_counts(train, kept[0].facts), held_out=len(held))
+    return PreparedData(train, held, DataCounts(left, count(held, rows=len(held))), train.fingerprint())
 
-    if encoder_decoder:
-        _warn_of_earlier_answers(data, train, say)
 
-    train_set, train_counts, train_rows = _encoded(data, train, encode, shape)
-    eval_set, eval_counts = None, None
-    if evaluated is not None:
-        eval_set, eval_counts, _ = _encoded(data, evaluated, encode, shape)
-    elif data.holdout:
-        train_set, eval_set = _hold_out(train_set, train_rows, data.holdout, seed, train_counts)
-        train_counts = count(
-            train_set,
-            rows=train_counts.rows,
-            bad=train_counts.bad,
-            dropped=train_counts.dropped,
-            held_out=len(eval_set),
-            without_code=train_counts.without_code,
+class _Making:
+    """What it takes to make the rows of a run."""
+
+    def __init__(
+        self,
+        data: DataSection,
+        tokenizer: PreTrainedTokenizerBase,
+        head: Head,
+        encoder_decoder: bool,
+        say: Callable[[str], None],
+        world: World,
+    ) -> None:
+        self._data, self._tokenizer, self._head, self._encoder_decoder = data, tokenizer, head, encoder_decoder
+        self._say, self._world = say, world
+
+    def entries(self) -> list[str]:
+        """The folders of the training rows and of the evaluation rows, if there are any; they are made if need be.
+
+        Raises:
+            InputError: see `prepare`.
+        """
+        data = self._data
+        encoder = self._encoder()
+        _warn_of_length(data, self._tokenizer, self._say)
+        settings = settings_key(data, self._tokenizer, head=self._head, encoder_decoder=self._encoder_decoder)
+        wanted = [self._wanted(name, settings) for name in ("train", "eval") if getattr(data, name) is not None]
+        keep(
+            wanted,
+            encoder,
+            encoder,
+            workers=cores(self._world.local_size),
+            answer=lambda facts: self._answer(facts, wanted[0].fmt),
+            nothing_left=lambda rows, facts: _nothing_left(data, rows.fmt, facts),
         )
-        eval_counts = count(eval_set, rows=len(eval_set))
-    return PreparedData(train_set, eval_set, DataCounts(train_counts, eval_counts), train_set.fingerprint())
+        return [str(each.entry) for each in wanted]
+
+    def _encoder(self) -> Encoder | TextEncoder:
+        data = self._data
+        if self._head == "classification":
+            return TextEncoder(self._tokenizer, data.max_length, data.overlong)
+        return Encoder(self._tokenizer, data.max_length, data.overlong, encoder_decoder=self._encoder_decoder)
+
+    def _wanted(self, name: str, settings: dict[str, Any]) -> Wanted:
+        section = getattr(self._data, name)
+        source = find_source(section, _SPLITS[name])
+        fmt = format_for(self._data, self._tokenizer, typed=source.typed, head=self._head)
+        entry = row_folder(self._data.cache) / row_key(settings, section, source)
+        return Wanted(entry=entry.absolute(), source=source, fmt=fmt, ignore=self._data.ignore)
+
+    def _answer(self, facts: list[Facts], fmt: Format) -> None:
+        """Say what was found in the rows.
+
+        Raises:
+            InputError: some are bad and must not be.
+        """
+        for note in [*fmt.notes(), *dict.fromkeys(each.notice() for each in facts)]:
+            if note is not None:
+                self._say(note)
+        _answer_for_bad_rows(self._data, facts, self._say)
+        if self._encoder_decoder and facts[0].answering:
+            _warn_of_earlier_answers(self._data, facts[0].answering, self._say)
 
 
-def _encoding(
-    data: DataSection, tokenizer: PreTrainedTokenizerBase, head: Head, encoder_decoder: bool
-) -> tuple[Encode, dict[str, Any]]:
-    """What encodes the rows, and what `Examples` has to know about them."""
-    if head == "classification":
-        return TextEncoder(tokenizer, data.max_length, data.overlong), {"choices": data.choices or ()}
-    encoder = Encoder(tokenizer, data.max_length, data.overlong, encoder_decoder=encoder_decoder)
-    return encoder, {"encoder_decoder": encoder_decoder}
+def _first_of_each_host(world: World, make: Callable[[], list[str]]) -> list[str]:
+    """What the first process of every host makes, told to all of that host; what one refuses, all refuse.
+
+    Raises:
+        InputError: as one of them does.
+    """
+    made: list[str] = []
+    refusal: InputError | None = None
+    if world.local_index == 0:
+        try:
+            made = make()
+        except InputError as error:
+            refusal = error
+    told = world.gather({"made": made, "refused": [refusal.headline, refusal.problems] if refusal else None})
+    if refusal:
+        raise refusal
+    for each in told:
+        if each["refused"] is not None:
+            raise InputError(*each["refused"])
+    names = {tuple(Path(entry).name for entry in each["made"]) for each in told if each["made"]}
+    if len(names) > 1:
+        raise InputError("The hosts of this run read different rows, or have different versions of gora's libraries.")
+    return made or list(told[world.index - world.local_index]["made"])
 
 
-def _formatted(
-    data: DataSection, source: SourceSection, splits: tuple[str, ...], tokenizer: PreTrainedTokenizerBase, head: Head
-) -> Formatted:
-    rows = read_rows(source, splits)
-    fmt = format_for(data, tokenizer, typed=rows.typed, head=head)
-    return bring_into(rows, fmt, data.ignore)
-
-
-def _answer_for_bad_rows(data: DataSection, sources: list[Formatted], say: Callable[[str], None]) -> None:
-    bad = [row for source in sources for row in source.bad]
+def _answer_for_bad_rows(data: DataSection, facts: Sequence[Facts], say: Callable[[str], None]) -> None:
+    bad = sum(each.bad for each in facts)
     if not bad:
         return
-    named = [str(row) for row in bad[:_NAMED_AT_MOST]]
-    if len(bad) > len(named):
-        named.append(f"and {len(bad) - len(named):,} more")
+    named = [line for each in facts for line in each.named][:NAMED_AT_MOST]
+    if bad > len(named):
+        named.append(f"and {bad - len(named):,} more")
     total = "; ".join(
-        f"{name}: {count:,} of {rows:,} rows cannot be used"
-        for source in sources
-        for name, count, rows in source.rows.shares(row.position for row in source.bad)
+        f"{file.name}: {file.bad:,} of {file.rows:,} rows cannot be used"
+        for each in facts
+        for file in each.files
+        if file.bad
     )
     if data.bad_rows == "error":
         raise InputError(f"{total}. Fix them, or skip them with `data.bad_rows: skip`.", named)
     say("\n".join([f"{total} and are left out:", *(f"  - {line}" for line in named)]))
 
 
-def _encoded(
-    data: DataSection, source: Formatted, encode: Encode, shape: dict[str, Any]
-) -> tuple[Examples, Counts, list[int]]:
-    """The examples, what became of the rows, and the row that each example is of."""
-    encoded = list(encode(source.examples()))
-    kept = [(one, *origin) for one, origin in zip(encoded, source.origins(), strict=True) if one is not None]
-    examples = Examples([one for one, _, _ in kept], [place for _, _, place in kept], **shape)
-    counts = count(
+def _counts(examples: Examples, facts: Facts) -> Counts:
+    return count(
         examples,
-        rows=source.rows.read + source.more,
-        bad=len(source.bad),
-        dropped=len(encoded) - len(kept),
-        without_code=source.untrained,
+        rows=facts.rows + facts.more,
+        bad=facts.bad,
+        dropped=facts.dropped,
+        without_code=facts.untrained,
     )
-    if not kept:
-        raise _nothing_left(data, source, counts)
-    return examples, counts, [row for _, row, _ in kept]
 
 
-def _nothing_left(data: DataSection, source: Formatted, counts: Counts) -> InputError:
-    reasons = [f"{counts.bad:,} of its {counts.rows:,} rows cannot be used."] if counts.bad else []
-    if counts.without_code:
-        reasons.append(f"{_without_code(counts)}.")
-    if counts.dropped and data.overlong == "drop":
-        reasons.append(f"{counts.dropped:,} are longer than data.max_length, {data.max_length} tokens.")
-    elif counts.dropped:
+def _nothing_left(data: DataSection, fmt: Format, facts: Facts) -> InputError:
+    rows = facts.rows + facts.more
+    reasons = [f"{facts.bad:,} of its {rows:,} rows cannot be used."] if facts.bad else []
+    if facts.untrained:
+        reasons.append(f"{_without_code(facts.untrained, rows)}.")
+    if facts.dropped and data.overlong == "drop":
+        reasons.append(f"{facts.dropped:,} are longer than data.max_length, {data.max_length} tokens.")
+    elif facts.dropped:
         before = "what comes before the code" if data.supervise == "code" else "the prompt alone"
-        reasons.append(f"In {counts.dropped:,} {before} fills data.max_length, {data.max_length} tokens.")
-    return InputError(f"{source.rows.name} leaves no token to train on ({source.fmt.title}).", reasons)
+        reasons.append(f"In {facts.dropped:,} {before} fills data.max_length, {data.max_length} tokens.")
+    return InputError(f"{facts.name} leaves no token to train on ({fmt.title}).", reasons)
 
 
-def _without_code(counts: Counts) -> str:
-    rows = f"{counts.without_code:,} of its {counts.rows:,} rows have no fenced code block"
-    return f"{rows}; `data.supervise: response` trains whole answers"
+def _without_code(count: int, rows: int) -> str:
+    return f"{count:,} of its {rows:,} rows have no fenced code block; `data.supervise: response` trains whole answers"
 
 
-def _hold_out(
-    examples: Examples, rows: list[int], holdout: int, seed: int, counts: Counts
-) -> tuple[Examples, Examples]:
+def _hold_out(examples: Examples, holdout: int, seed: int, counts: Counts) -> tuple[Examples, Examples]:
     """Set whole rows aside, so that no conversation has turns on both sides."""
+    rows = examples.rows
     known = list(dict.fromkeys(rows))
     if holdout >= len(known):
         raise InputError(
             f"data.holdout is {holdout:,}, but there are {len(known):,} usable rows, "
             "and some must be left to train on.",
-            [_without_code(counts)] if counts.without_code else [],
+            [_without_code(counts.without_code, counts.rows)] if counts.without_code else [],
         )
     drawn = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))[:holdout].tolist()
     held = {known[number] for number in drawn}
@@ -204,11 +257,9 @@ def _refuse_code_only(data: DataSection, tokenizer: PreTrainedTokenizerBase, enc
         )
 
 
-def _warn_of_earlier_answers(data: DataSection, source: Formatted, say: Callable[[str], None]) -> None:
-    several = sum(sum(segment.supervised for segment in segments) > 1 for segments in source.examples())
-    if several:
-        advice = "; `data.turns: separate` trains every answer" if data.format == "chat" else ""
-        say(f"{several:,} rows have several answers, of which an encoder-decoder is trained on the last alone{advice}.")
+def _warn_of_earlier_answers(data: DataSection, several: int, say: Callable[[str], None]) -> None:
+    advice = "; `data.turns: separate` trains every answer" if data.format == "chat" else ""
+    say(f"{several:,} rows have several answers, of which an encoder-decoder is trained on the last alone{advice}.")
 
 
 def _refuse_whole_texts(data: DataSection, encoder_decoder: bool) -> None:

@@ -42,10 +42,12 @@ class Rows:
         rows: column name to value, for every row that could be read.
         bad: the rows that could not be read.
         typed: whether values have types of their own; in a CSV file every value is text.
+        before: rows of the same file that came before these, where these are a part of it.
     """
 
     name: str
     typed: bool = True
+    before: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     _places: list[str] = field(default_factory=list, repr=False)
@@ -75,10 +77,19 @@ class Rows:
         """Row `index` of `rows` as a bad row: it could be read, but nothing can be made of it."""
         return BadRow(self._places[index], reason, self._positions[index])
 
+    def parsed(self) -> "Rows":
+        """These rows: as a part of a source, they have been parsed already."""
+        return self
+
+    def positions(self) -> list[int]:
+        """How many rows, good or bad, come before each of `rows`."""
+        return self._positions
+
     def extend(self, part: "Rows") -> None:
-        """Add the rows of another source, of which each keeps its place."""
+        """Add rows that follow, of the same file or of another one; each keeps its place."""
         start = self.read
-        self._parts.append((part.name, start))
+        if not self._parts or self._parts[-1][0] != part.name:
+            self._parts.append((part.name, start))
         self.typed = self.typed and part.typed
         self.rows += part.rows
         self._places += part._places
@@ -106,4 +117,4 @@ class Rows:
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
     def _next_place(self) -> str:
-        return f"{self.name} row {self.read + 1}"
+        return f"{self.name} row {self.before + self.read + 1}"

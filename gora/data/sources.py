@@ -2,15 +2,20 @@
 
 import glob
 import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gora.assets import resolve
-from gora.data.hub import read_folder, read_hub
-from gora.data.jsonl import read_json
+from gora.data.hub import HubRows, find_in_folder, find_on_hub
+from gora.data.jsonl import json_parts, refuse_single_object
 from gora.data.messages import siblings_like
+from gora.data.parts import Part
 from gora.data.rows import Rows
-from gora.data.tables import read_csv, read_parquet
-from gora.errors import InputError
+from gora.data.tables import csv_parts, parquet_parts
+from gora.errors import GoraError, InputError
 from gora.recipe.schema import SourceSection
 
 _JSON = (".jsonl", ".ndjson", ".json")
@@ -19,13 +24,120 @@ _KINDS = (*_JSON, *_SEPARATORS, ".parquet")
 _PATTERN = frozenset("*?[")
 
 
-def read_rows(source: SourceSection, split_default: tuple[str, ...]) -> Rows:
-    """Read the rows of a source: files, a folder, or a data set of the hub.
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """One file of a source.
+
+    Attributes:
+        name: as the recipe names it.
+        path: the file.
+        read: makes its parts, given how many rows are wanted.
+        state: what changes with its content, as it was when it was found: size and times.
+    """
+
+    name: str
+    path: Path
+    read: Callable[[int | None], Iterator[Part]]
+    state: tuple[int, ...]
+
+    @property
+    def kind(self) -> str:
+        """`.jsonl`, `.csv`, ..."""
+        return _suffix(self.path)
+
+    def parts(self, max_rows: int | None) -> Iterator[Part]:
+        """Its first rows.
+
+        Raises:
+            InputError: it cannot be read as a whole.
+            GoraError: it has changed since it was found.
+        """
+        yield from self.read(max_rows)
+        if _state(self.path) != self.state:
+            raise GoraError(f"{self.name} has changed while it was read. Start the command again.")
+
+    def digest(self) -> str:
+        """A digest of its bytes, in hexadecimal; raises InputError."""
+        from xxhash import xxh3_128
+
+        digest = xxh3_128()
+        try:
+            with open(self.path, "rb") as file:
+                while chunk := file.read(2**20):
+                    digest.update(chunk)
+        except OSError as error:
+            raise InputError(f"{self.name} cannot be read: {error.strerror or error}.") from error
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The files or the split of a data set that a recipe's source names; nothing of them has been read.
+
+    Attributes:
+        name: as messages call it: `train.jsonl`, `org/name[train]`.
+        files: what is read, one after the other.
+        max_rows: of all files together, None for all.
+    """
+
+    name: str
+    files: tuple[SourceFile | HubRows, ...]
+    max_rows: int | None
+
+    @property
+    def typed(self) -> bool:
+        """Whether values have types of their own; in a CSV file every value is text."""
+        return not any(isinstance(file, SourceFile) and file.kind in _SEPARATORS for file in self.files)
+
+    def digests(self) -> list[tuple[str, str]]:
+        """The name of every file, and a digest of what it holds."""
+        return [(file.name, file.digest()) for file in self.files]
+
+    def parts(self) -> Iterator[Part]:
+        """The rows in their order.
+
+        Raises:
+            InputError: a file cannot be read as a whole.
+            GoraError: it has changed since it was found.
+        """
+        left = self.max_rows
+        for file in self.files:
+            if left == 0:
+                return
+            for part in file.parts(left):
+                left = None if left is None else left - part.read
+                yield part
+
+    def explain_no_row(self, name: str) -> None:
+        """Find out why no row of a file could be read; raises InputError where its rows do not say it."""
+        for file in self.files:
+            if isinstance(file, SourceFile) and file.name == name and file.kind in _JSON:
+                refuse_single_object(file.path, name)
+
+
+def find_source(source: SourceSection, split_default: tuple[str, ...]) -> Source:
+    """Find a source: files, a folder, or a data set of the hub.
 
     Args:
         source: what to read; several paths are read one after the other, and so are the files that a pattern matches,
             in the order of their names.
         split_default: the splits to look for, in this order, when the source names none.
+
+    Raises:
+        InputError: nothing is there, or it is of no known kind.
+    """
+    asked = [source.path] if isinstance(source.path, str) else source.path
+    paths = [path for each in asked for path in _matched(each)]
+    repeated = next((path for path in paths if paths.count(path) > 1), None)
+    if repeated is not None:
+        raise InputError(f"{repeated} is named more than once in one source, so its rows would be read twice.")
+    files = tuple(_found(path, source, split_default) for path in paths)
+    name = files[0].name if len(files) == 1 else ", ".join(asked)
+    return Source(name=name, files=files, max_rows=source.max_rows)
+
+
+def read_rows(source: SourceSection, split_default: tuple[str, ...]) -> Rows:
+    """Read the rows of a source into memory, which is for small ones; see `find_source`.
 
     Returns:
         The rows, with the place of each and a list of those that could not be read.
@@ -33,22 +145,17 @@ def read_rows(source: SourceSection, split_default: tuple[str, ...]) -> Rows:
     Raises:
         InputError: nothing is there, it cannot be read as a whole, or it holds no rows.
     """
-    asked = [source.path] if isinstance(source.path, str) else source.path
-    paths = [path for each in asked for path in _matched(each)]
-    repeated = next((path for path in paths if paths.count(path) > 1), None)
-    if repeated is not None:
-        raise InputError(f"{repeated} is named more than once in one source, so its rows would be read twice.")
-    if len(paths) == 1:
-        rows = _read(paths[0], source, source.max_rows, split_default)
-    else:
-        rows = Rows(", ".join(asked))
-        for path in paths:
-            if rows.read == source.max_rows:
-                break
-            left = None if source.max_rows is None else source.max_rows - rows.read
-            rows.extend(_read(path, source, left, split_default))
+    found = find_source(source, split_default)
+    rows = Rows(found.name)
+    good: Counter[str] = Counter()
+    for part in found.parts():
+        parsed = part.parsed()
+        good[part.name] += len(parsed.rows)
+        rows.extend(parsed)
     if not rows.read:
         raise InputError(f"{rows.name} holds no rows.")
+    for name in (name for name, count in good.items() if not count):
+        found.explain_no_row(name)
     return rows
 
 
@@ -63,23 +170,23 @@ def _matched(path: str) -> list[str]:
     return found
 
 
-def _read(named: str, source: SourceSection, max_rows: int | None, split_default: tuple[str, ...]) -> Rows:
+def _found(named: str, source: SourceSection, split_default: tuple[str, ...]) -> SourceFile | HubRows:
     path = Path(resolve(named, "data")).expanduser()
     if path.is_file():
-        return _read_file(path, named, source, max_rows)
-    source = source.model_copy(update={"path": named, "max_rows": max_rows})
+        return SourceFile(name=named, path=path, read=_reader(path, named, source), state=_state(path))
+    source = source.model_copy(update={"path": named})
     if source.separator is not None:
         raise InputError(f"{named} is not a CSV or TSV file and has no `separator`. Set it to null.")
     if path.is_dir():
-        return read_folder(path, source, split_default)
+        return find_in_folder(path, source, split_default)
     if path.exists():
         raise InputError(f"{named} is neither a file nor a folder.")
     if _looks_local(named):
         raise InputError(f"{named} does not exist{siblings_like(named) or '.'}")
-    return read_hub(source, split_default)
+    return find_on_hub(source, split_default)
 
 
-def _read_file(path: Path, named: str, source: SourceSection, max_rows: int | None) -> Rows:
+def _reader(path: Path, named: str, source: SourceSection) -> Callable[[int | None], Iterator[Part]]:
     for key, value in (("subset", source.subset), ("split", source.split)):
         if value is not None:
             raise InputError(f"{named} is a file and has no {key} {value!r}. Set `{key}` to null.")
@@ -87,10 +194,15 @@ def _read_file(path: Path, named: str, source: SourceSection, max_rows: int | No
     if suffix not in _KINDS:
         raise InputError(f"{named} is of no known kind. Its name must end in one of {', '.join(_KINDS)}.")
     if suffix in _SEPARATORS:
-        return read_csv(path, named, max_rows, source.separator or _SEPARATORS[suffix])
+        return partial(csv_parts, path, named, separator=source.separator or _SEPARATORS[suffix])
     if source.separator is not None:
         raise InputError(f"{named} is not a CSV or TSV file and has no `separator`. Set it to null.")
-    return read_json(path, named, max_rows) if suffix in _JSON else read_parquet(path, named, max_rows)
+    return partial(json_parts if suffix in _JSON else parquet_parts, path, named)
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _suffix(path: Path) -> str:

@@ -6,14 +6,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gora.data.file_bytes import read_content
+from gora.data.file_bytes import open_content
 from gora.data.messages import quoted
+from gora.data.parts import PART_ROWS, TablePart, table_parts
 from gora.data.rows import Rows
 from gora.errors import InputError
 
+if TYPE_CHECKING:
+    import pyarrow
 
-def read_csv(path: Path, name: str, max_rows: int | None, separator: str = ",") -> Rows:
+
+def csv_parts(path: Path, name: str, max_rows: int | None, separator: str = ",") -> Iterator[Rows]:
     """Read a CSV file with a header row; every value is text. A row is placed by the line on which it starts.
 
     Args:
@@ -27,26 +32,33 @@ def read_csv(path: Path, name: str, max_rows: int | None, separator: str = ",") 
             never closed.
     """
     # Undecodable bytes become lone surrogates first, so that they spoil their own row and not the whole file.
-    text = read_content(path, name).decode("utf-8-sig", errors="surrogateescape")
-    rows = Rows(name, typed=False)
-    with _fields_of_any_size():
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
+    with (
+        open_content(path, name) as stream,
+        io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="") as text,
+    ):
+        reader = csv.reader(text, strict=True, delimiter=separator)
         header = _header(reader, name)
-        while rows.read != max_rows:
+        part, read = Rows(name, typed=False), 0
+        while read + part.read != max_rows:
             place = f"{name}:{reader.line_num + 1}"
             try:
-                record = next(reader)
+                with _fields_of_any_size():
+                    record = next(reader)
             except StopIteration:
                 break
             except csv.Error as error:
                 _refuse_open_quote(error, place)
-                rows.refuse(f"not CSV: {error}", place)
-                continue
-            _add(rows, header, record, place)
-    return rows
+                part.refuse(f"not CSV: {error}", place)
+            else:
+                _add(part, header, record, place)
+            if part.read == PART_ROWS:
+                yield part
+                part, read = Rows(name, typed=False), read + part.read
+        if part.read:
+            yield part
 
 
-def read_parquet(path: Path, name: str, max_rows: int | None) -> Rows:
+def parquet_parts(path: Path, name: str, max_rows: int | None) -> Iterator[TablePart]:
     """Read a Parquet file.
 
     Raises:
@@ -55,17 +67,17 @@ def read_parquet(path: Path, name: str, max_rows: int | None) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
-    rows = Rows(name)
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                for row in batch.slice(0, None if max_rows is None else max_rows - rows.read).to_pylist():
-                    rows.keep(row)
-                if rows.read == max_rows:
-                    break
+            yield from table_parts(map(_table, file.iter_batches()), name, max_rows)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{name} cannot be read as Parquet: {error}.") from error
-    return rows
+
+
+def _table(batch: "pyarrow.RecordBatch") -> "pyarrow.Table":
+    import pyarrow
+
+    return pyarrow.Table.from_batches([batch])
 
 
 def _add(rows: Rows, header: list[str], record: list[str], place: str) -> None:
@@ -81,7 +93,8 @@ def _add(rows: Rows, header: list[str], record: list[str], place: str) -> None:
 
 def _header(reader: Iterator[list[str]], name: str) -> list[str]:
     try:
-        header = next((record for record in reader if record), [])
+        with _fields_of_any_size():
+            header = next((record for record in reader if record), [])
     except csv.Error as error:
         raise InputError(f"{name}: the header row is not CSV: {error}.") from error
     if not header:

@@ -125,6 +125,9 @@ class DataSection(Section):
     """How rows share a micro-batch; a step's rows and their weight stay the same. `none`: padded, as drawn;
     `padding-free`: as many rows, end to end without padding; `packed`: as many end to end as fit the tokens of
     `micro_batch_size` longest rows; `auto`: packed where the model keeps rows apart, else rows of similar length."""
+    cache: str | None = None
+    """Folder that keeps tokenized rows for later commands and for all processes of a host; null is `gora/rows` in the
+    hub's cache folder (`HF_HOME`). `gora cache` lists and deletes what is kept."""
 
 
 class AdapterSection(Section):

@@ -164,15 +164,15 @@ class RunContext:
         source = find_model(recipe.model, labels=recipe.data.choices, trust_remote_code=self.trust_remote_code)
         refuse_untrainable(recipe, source, self.engine)
         tokenizer = load_tokenizer(recipe.model, source)
-        with output.terminal.status("reading and tokenizing rows"):
-            data = prepare(
-                recipe.data,
-                tokenizer,
-                recipe.seed,
-                encoder_decoder=source.encoder_decoder,
-                say=output.warn,
-                head=source.head,
-            )
+        data = prepare(
+            recipe.data,
+            tokenizer,
+            recipe.seed,
+            encoder_decoder=source.encoder_decoder,
+            say=output.warn,
+            head=source.head,
+            world=self.world,
+        )
         refuse_unknown_words(tokenizer, data.train)
         if recipe.data.chat_template is not None:
             # Whoever uses the tokenizer that is saved with the adapter meets the template that was trained.

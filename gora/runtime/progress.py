@@ -20,10 +20,11 @@ class Meter:
         title: what is being done.
         total: how many steps there are.
         done: how many were done before (a resumed run).
+        quiet: show nothing, for work that may be over at once.
     """
 
-    def __init__(self, output: Output, title: str, total: int, done: int = 0) -> None:
-        self._output, self._title, self._total = output, title, total
+    def __init__(self, output: Output, title: str, total: int, done: int = 0, *, quiet: bool = False) -> None:
+        self._output, self._title, self._total, self._quiet = output, title, total, quiet
         self._steps, self._first, self._tokens = done, done, 0
         self._end: float | None = None
         self._bar = Progress(
@@ -35,7 +36,7 @@ class Meter:
             TimeRemainingColumn(),
             console=output.terminal,
             transient=True,
-            disable=not output.terminal.is_terminal,
+            disable=quiet or not output.terminal.is_terminal,
         )
 
     def __enter__(self) -> Meter:
@@ -68,6 +69,8 @@ class Meter:
         facts = "  ".join(part for part in (facts, rate) if part)
         self._bar.update(self._task, completed=self._steps, facts=facts)
         now = time.monotonic()
+        if self._quiet:
+            return
         if self._bar.disable and (now - self._last_line > _SECONDS_BETWEEN_LINES or self._steps == self._total):
             self._last_line = now
             parts = (f"{self._title} {self._steps}/{self._total}", facts, f"{self._time_left()} left")

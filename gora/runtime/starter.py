@@ -46,6 +46,15 @@ def end_with_starter() -> None:
     threading.Thread(target=_end_for_certain, args=(int(starter),), daemon=True).start()
 
 
+def die_with_parent() -> None:
+    """Have the kernel kill this forked process when the thread that forked it ends, however it ends (Linux)."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, ctypes.c_ulong(signal.SIGKILL))
+
+
 def _end_for_certain(starter: int) -> None:
     """End this process some time after its starter has gone, whatever it is doing.
 

@@ -1,0 +1,187 @@
+"""Rows are checked and brought into their format, part by part, before any of them is tokenised.
+
+What a part becomes is laid down in a file, where the tokenizer finds it: rows need not fit in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from gora.data.classification import LabelledText
+from gora.data.columns import is_empty
+from gora.data.facts import NAMED_AT_MOST, Facts, FileFacts
+from gora.data.formats import Format
+from gora.data.messages import did_you_mean, quoted
+from gora.data.parts import Part
+from gora.data.rows import Rows, Untrained, Unusable
+from gora.data.segments import Segment
+from gora.data.sources import Source
+from gora.errors import InputError
+from gora.runtime.workers import in_order
+
+
+class Shortens(Protocol):
+    """What cuts texts that are far too long; see `Encoder`."""
+
+    def shortened(self, row: Any) -> Any:
+        """The row without what cannot be kept of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedPart:
+    """A part whose examples lie in a file.
+
+    Attributes:
+        file: the file; None where the part has no examples.
+        first: rows of the source that come before the part.
+        examples: how many there are.
+    """
+
+    file: Path
+    first: int
+    examples: int
+
+
+@dataclass(frozen=True)
+class FormattedExample:
+    """One example, not yet tokenised.
+
+    Attributes:
+        row: the number of its row in its part.
+        place: where it came from: `train.jsonl:17`, `train.jsonl:17 (message 4)`.
+        content: segments, or a labelled text.
+    """
+
+    row: int
+    place: str
+    content: Any
+
+
+def check(
+    source: Source, fmt: Format, ignore: list[str], shortens: Shortens, folder: Path, workers: int
+) -> tuple[Facts, list[CheckedPart]]:
+    """Read and format all rows of a source.
+
+    Args:
+        source: the source.
+        fmt: the format.
+        ignore: columns that are not read on purpose.
+        shortens: cuts texts.
+        folder: takes the files; it is made.
+        workers: processes.
+
+    Raises:
+        InputError: a file cannot be read as a whole, there are no rows, or a column that the format reads is in no row
+            at all, or one that it must not pass over is not read.
+    """
+    for column, key in fmt.columns.items():
+        if column in ignore:
+            raise InputError(f"data.ignore names the column {column!r}, which {key} asks for. Keep one of the two.")
+    folder.mkdir()
+    facts, parts = Facts(name=source.name), []
+    work = _Work(fmt, frozenset(ignore), shortens)
+    tasks = ((part, folder / f"{number}.json") for number, part in enumerate(source.parts()))
+    for number, (found, examples) in enumerate(in_order(work, tasks, workers)):
+        if examples:
+            parts.append(CheckedPart(file=folder / f"{number}.json", first=facts.rows, examples=examples))
+        facts.add(found)
+    if not facts.rows:
+        raise InputError(f"{source.name} holds no rows.")
+    for file in facts.files:
+        if not file.parsed:
+            source.explain_no_row(file.name)
+    _check_columns(facts, fmt)
+    return facts, parts
+
+
+def read_checked(part: CheckedPart) -> Iterator[FormattedExample]:
+    """The examples of a part."""
+    for row, place, content in json.loads(part.file.read_bytes()):
+        if isinstance(content, dict):
+            yield FormattedExample(row, place, LabelledText(**content))
+        else:
+            segments = [Segment(text, trained, _spans(spans)) for text, trained, spans in content]
+            yield FormattedExample(row, place, segments)
+
+
+class _Work:
+    """Checks one part, in whichever process."""
+
+    def __init__(self, fmt: Format, ignore: frozenset[str], shortens: Shortens) -> None:
+        self._format, self._ignore, self._shortens = fmt, ignore, shortens
+        self._passed_over = set(fmt.columns) | fmt.optional | ignore
+
+    def __call__(self, task: tuple[Part, Path]) -> tuple[Facts, int]:
+        part, file = task
+        rows = part.parsed()
+        facts = Facts(name=rows.name, files=[FileFacts(name=rows.name, rows=rows.read, parsed=len(rows.rows))])
+        examples = self._read(rows, facts)
+        if examples:
+            file.write_text(json.dumps(examples, ensure_ascii=False), encoding="utf-8")
+        return facts, len(examples)
+
+    def _read(self, rows: Rows, facts: Facts) -> list[tuple[int, str, Any]]:
+        examples: list[tuple[int, str, Any]] = []
+        bad = list(rows.bad)
+        for index, (row, position) in enumerate(zip(rows.rows, rows.positions(), strict=True)):
+            facts.columns.update(row.keys())
+            facts.unread_columns.update(
+                name for name, value in row.items() if name not in self._passed_over and not is_empty(value)
+            )
+            try:
+                reading = self._format.read({name: row[name] for name in row if name not in self._ignore})
+            except Untrained:
+                facts.untrained += 1
+                continue
+            except Unusable as fault:
+                bad.append(rows.unusable(index, str(fault)))
+                continue
+            facts.unread.update(reading.unread)
+            facts.more += len(reading.examples) - 1
+            for number, example in enumerate(reading.examples):
+                name = f" ({reading.names[number]})" if reading.names else ""
+                facts.answering += _has_several_answers(example)
+                content = _as_json(self._shortens.shortened(example))
+                examples.append((position, rows.where(index) + name, content))
+        facts.files[0].bad = len(bad)
+        facts.named = [str(row) for row in sorted(bad, key=lambda row: row.position)[:NAMED_AT_MOST]]
+        return examples
+
+
+def _has_several_answers(example: Any) -> bool:
+    return not isinstance(example, LabelledText) and sum(segment.supervised for segment in example) > 1
+
+
+def _as_json(example: Any) -> Any:
+    if isinstance(example, LabelledText):
+        return asdict(example)
+    return [(segment.text, segment.supervised, segment.spans) for segment in example]
+
+
+def _spans(spans: list[list[int]] | None) -> tuple[tuple[int, int], ...] | None:
+    return None if spans is None else tuple((first, last) for first, last in spans)
+
+
+def _check_columns(facts: Facts, fmt: Format) -> None:
+    seen = list(facts.columns)
+    problems = [
+        f"{key} asks for the column {column!r}{did_you_mean(column, seen)}"
+        for column, key in fmt.columns.items()
+        if column not in facts.columns
+    ]
+    parsed = sum(file.parsed for file in facts.files)
+    if parsed and problems:
+        raise InputError(
+            f"No row of {facts.name} has what the recipe asks for. The columns are {quoted(seen)}.", problems
+        )
+    problems = [
+        f"column {column!r} has a value in {facts.unread_columns[column]:,} of {parsed:,} rows: {advice}"
+        for column, advice in fmt.refused.items()
+        if facts.unread_columns[column]
+    ]
+    if problems:
+        raise InputError(f"{facts.name} holds what {fmt.title} does not read but should.", problems)

@@ -1,0 +1,172 @@
+"""Tokenised rows are made once, and kept in a folder that every later stage and process maps into its memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from gora.data.checking import CheckedPart, Shortens, check, read_checked
+from gora.data.encode import Encoded
+from gora.data.facts import Facts
+from gora.data.formats import Format
+from gora.data.sources import Source
+from gora.data.store import SCHEMA, Store, Writer, batch_of, file_checksum
+from gora.files import publish, write_json
+from gora.runtime.console import output
+from gora.runtime.progress import Meter
+from gora.runtime.row_cache import ABOUT, mark_used, read_note, writing
+from gora.runtime.workers import in_order
+
+_EXAMPLES = "examples.arrow"
+_CHECKED = "checked"
+_BAR_FROM = 4
+"""Parts from which on progress is shown."""
+
+Encode = Callable[[Iterable[Any]], Iterator[Encoded | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Rows that a run needs.
+
+    Attributes:
+        entry: the folder of their key.
+        source: where they are read.
+        fmt: their format.
+        ignore: columns that are not read on purpose.
+    """
+
+    entry: Path
+    source: Source
+    fmt: Format
+    ignore: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Rows that are kept.
+
+    Attributes:
+        store: their examples, mapped.
+        facts: what was found in the rows.
+        fingerprint: SHA-256 over the examples, see `Examples.fingerprint`.
+    """
+
+    store: Store
+    facts: Facts
+    fingerprint: str
+
+
+def keep(
+    wanted: Sequence[Wanted],
+    encode: Encode,
+    shortens: Shortens,
+    *,
+    workers: int,
+    answer: Callable[[list[Facts]], None],
+    nothing_left: Callable[[Wanted, Facts], Exception],
+) -> None:
+    """Make the rows that are not kept yet, or whose files are damaged. All are checked before any are tokenised.
+
+    Args:
+        wanted: the rows.
+        encode: makes examples.
+        shortens: cuts texts that are far too long.
+        workers: processes.
+        answer: told what was found in the rows, in the order of `wanted`; raises where they cannot be used.
+        nothing_left: the error for rows of which no example is left.
+
+    Raises:
+        InputError: rows cannot be used, or not kept.
+    """
+    missing = {each.entry: each for each in wanted if _whole(each.entry) is None}
+    with ExitStack() as stack:
+        # In one order everywhere, or two processes would wait for each other.
+        for entry in sorted(missing):
+            stack.enter_context(writing(entry))
+            if _whole(entry) is not None:  # another process has been faster
+                del missing[entry]
+        asides = {entry: stack.enter_context(publish(entry)) for entry in missing}
+        checked: dict[Path, tuple[Facts, list[CheckedPart]]] = {}
+        for entry, each in missing.items():
+            asides[entry].mkdir()
+            with output.terminal.status(f"checking the rows of {each.source.name}"):
+                checked[entry] = check(each.source, each.fmt, each.ignore, shortens, asides[entry] / _CHECKED, workers)
+        answer([checked[each.entry][0] if each.entry in checked else _facts(each.entry) for each in wanted])
+        for entry, (facts, parts) in checked.items():
+            _write(asides[entry], facts, parts, encode, workers)
+            if not facts.examples - facts.dropped:
+                raise nothing_left(missing[entry], facts)
+
+
+def open_kept(entry: Path) -> Kept:
+    """Map rows that `keep` has made."""
+    note = read_note(entry) or {}
+    mark_used(entry)
+    store = Store.mapped(entry / _EXAMPLES)
+    return Kept(store=store, facts=Facts.from_json(note["facts"]), fingerprint=note["fingerprint"])
+
+
+def _facts(entry: Path) -> Facts:
+    return Facts.from_json((read_note(entry) or {})["facts"])
+
+
+def _whole(entry: Path) -> dict[str, Any] | None:
+    """What an entry says of itself, if it is as it was written."""
+    note = read_note(entry)
+    if note is None or note.get("note") != _digest(note):
+        return None
+    try:
+        return note if file_checksum(entry / _EXAMPLES) == note["checksum"] else None
+    except OSError:
+        return None
+
+
+def _digest(note: dict[str, Any]) -> str:
+    content = {name: value for name, value in note.items() if name != "note"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _write(folder: Path, facts: Facts, parts: list[CheckedPart], encode: Encode, workers: int) -> None:
+    """Tokenise checked rows into a folder, and delete what they were laid down in."""
+    total = sum(part.examples for part in parts)
+    title = f"tokenizing {facts.name}"
+    with open(folder / _EXAMPLES, "wb") as file, Meter(output, title, total, quiet=len(parts) < _BAR_FROM) as meter:
+        writer, done = Writer(file), 0
+        for part, batch in zip(parts, in_order(_Work(encode), parts, workers), strict=True):
+            writer.add(pa.ipc.read_record_batch(batch, SCHEMA))
+            part.file.unlink()
+            done += part.examples
+            meter.advance(steps=part.examples, facts=f"{done / max(meter.seconds, 1e-9):,.0f} rows/s")
+        fingerprint, checksum = writer.close()
+    (folder / _CHECKED).rmdir()
+    facts.dropped = total - writer.examples
+    note = {
+        "facts": facts.as_json(),
+        "examples": writer.examples,
+        "fingerprint": fingerprint,
+        "checksum": checksum,
+    }
+    write_json(folder / ABOUT, {**note, "note": _digest(note)})
+
+
+class _Work:
+    """Tokenises one part, in whichever process: a record batch as bytes."""
+
+    def __init__(self, encode: Encode) -> None:
+        self._encode = encode
+
+    def __call__(self, part: CheckedPart) -> bytes:
+        examples = list(read_checked(part))
+        encoded = self._encode(example.content for example in examples)
+        made = [(one, example) for one, example in zip(encoded, examples, strict=True) if one is not None]
+        rows = [part.first + example.row for _, example in made]
+        batch = batch_of([one for one, _ in made], rows, [example.place for _, example in made])
+        return bytes(batch.serialize())
