@@ -130,7 +130,7 @@ def write_plan(path: Path | str, plan: Plan, factors: Factors) -> None:
     document = plan.model_dump(mode="json")
     contents = ((name, "F32", list(value.shape), value.numpy().tobytes()) for name, value in sorted(tensors.items()))
     document["sha256"] = _digest(document, contents)
-    with publish(path) as aside:
+    with publish(path, sum(value.nbytes for value in tensors.values())) as aside:
         # One entry only: several are written in no fixed order, and the same plan should be the same file.
         save_file(tensors, aside, metadata={"gora": json.dumps(document)})
 

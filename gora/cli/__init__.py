@@ -70,7 +70,7 @@ def main() -> NoReturn:
 
 def run_command_line() -> None:
     """The command of `sys.argv`, which ends in SystemExit with the exit code of `main`, or in an unforeseen error."""
-    from gora.runtime.failure import first_to_fail
+    from gora.disk import advice_for
     from gora.runtime.interrupt import StopSignal, stopping_at_once
     from gora.runtime.quiet import quiet_loggers
     from gora.runtime.starter import end_with_starter
@@ -91,7 +91,7 @@ def run_command_line() -> None:
         )
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}", 1)
+        _fail(advice_for(error) or f"{where}{error.strerror or error}", 1)
     except MemoryError as error:
         _fail(f"Out of memory: {error}", 1)
     except RuntimeError as error:
@@ -100,16 +100,26 @@ def run_command_line() -> None:
             _fail(f"{str(error).splitlines()[0]}\n{advice}", 1)
         if any(sign in str(error) for sign in _LOST_CONNECTION):
             _fail("Another process of this run has ended, and this one cannot go on without it.", 1)
-        if not first_to_fail():
-            sys.exit(1)
-        raise
-    except Exception:
-        if not first_to_fail():
-            sys.exit(1)
-        raise
+        if type(error).__name__ == "AcceleratorError" or str(error).startswith("CUDA error"):
+            _fail(f"The GPU has failed: {str(error).splitlines()[0]}. CUDA_LAUNCH_BLOCKING=1 shows where.", 1)
+        _unforeseen(error)
+    except Exception as error:
+        _unforeseen(error)
 
 
-def _fail(message: str, code: int) -> None:
+def _unforeseen(error: Exception) -> NoReturn:
+    from gora.disk import advice_for
+    from gora.runtime.failure import first_to_fail
+
+    # Libraries have errors of their own for a disk that is full.
+    if told := advice_for(error):
+        _fail(told, 1)
+    if not first_to_fail():
+        sys.exit(1)
+    raise error
+
+
+def _fail(message: str, code: int) -> NoReturn:
     from gora.runtime.failure import first_to_fail
 
     if first_to_fail(code):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gora import manifest
+from gora.disk import size_of
 from gora.errors import InputError
 from gora.gradients.collect import Progress
 from gora.gradients.storage import read_document, read_shards, write_shards
@@ -65,7 +66,9 @@ class PassCheckpoint:
         """Publish sums and progress; then end the collection if a stop is asked for."""
         start = time.monotonic()
         document = {"identity": self._identity, "progress": asdict(progress)}
-        write_shards(self._folder, ((key, sums.read(key)) for key in sums.keys()), document)  # noqa: SIM118
+        saved = ((key, sums.read(key)) for key in sums.keys())  # noqa: SIM118
+        # The next one takes as much as the one before, which stays until then.
+        write_shards(self._folder, saved, document, needed=size_of(self._folder) or None)
         self._last = time.monotonic()
         self._pause = max(_SECONDS_BETWEEN, _TIMES_AS_LONG * (self._last - start))
         number = self._stop()

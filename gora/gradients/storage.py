@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gora import manifest
+from gora.disk import require_room
 from gora.errors import InputError
 from gora.files import publish
 
@@ -18,21 +19,28 @@ DOCUMENT = "state.json"
 _SHARD_BYTES = 4 * 2**30
 
 
-def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], document: dict[str, Any]) -> None:
+def write_shards(
+    folder: Path, tensors: Iterable[tuple[str, Tensor]], document: dict[str, Any], *, needed: int | None = None
+) -> None:
     """Publish tensors and a document as a folder; at most one shard is in memory at a time.
 
     Args:
         folder: where it appears.
         tensors: names and values, on any device.
         document: anything JSON can say.
+        needed: bytes of all tensors, where they are known beforehand; those of each shard are in any case.
+
+    Raises:
+        GoraError: there is not enough room on the disk.
     """
     from safetensors.torch import save_file
 
-    with publish(folder) as aside:
+    with publish(folder, needed) as aside:
         aside.mkdir()
         places: dict[str, str] = {}
         for number, shard in enumerate(_shards(tensors)):
             file = f"sums-{number:05d}.safetensors"
+            require_room(folder, sum(tensor.nbytes for tensor in shard.values()))
             save_file(shard, aside / file)
             places |= dict.fromkeys(shard, file)
         (aside / DOCUMENT).write_text(json.dumps({**document, "tensors": places}), encoding="utf-8")

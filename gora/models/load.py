@@ -23,7 +23,8 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available
 
 from gora import assets
-from gora.errors import InputError
+from gora.disk import FULL, advice_for, is_full
+from gora.errors import GoraError, InputError
 from gora.models.checkpoint_files import (
     check_config,
     check_tokenizer_files,
@@ -303,7 +304,10 @@ def _first_of(key: Any) -> Any:
     return key[0] if isinstance(key, tuple) else key
 
 
-def _explained(name: str, path: str, error: Exception) -> InputError:
+def _explained(name: str, path: str, error: Exception) -> GoraError:
+    if is_full(error):
+        # Of the hub's cache: nothing else is written while a model is loaded.
+        return GoraError(advice_for(error) or str(error), code=FULL)
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     # Some messages begin with the heading of a list.
     first_line = " ".join(lines) if lines[0].endswith(":") else lines[0]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from gora.disk import FULL, is_full
 from gora.errors import GoraError
 from gora.files import append_line, write_json
 from gora.runs.folder import RunFolder
@@ -44,8 +44,10 @@ class Failure:
             return cls(code=error.code, message=str(error), exit_code=error.exit_code, rows=tuple(rows))
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             code = "out-of-memory"
+        elif is_full(error):
+            code = FULL
         elif isinstance(error, OSError):
-            code = "disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "os"
+            code = "os"
         else:
             code = "crash"
         return cls(code=code, message=f"{type(error).__name__}: {error}")
@@ -68,7 +70,7 @@ def record_failure(path: Path, error: Exception) -> None:
             write_json(folder.failure, asdict(failure))
         if folder.log.exists():
             append_line(folder.log, f"error: {failure.message}")
-    except OSError:
+    except (OSError, GoraError):
         pass
 
 

@@ -9,9 +9,11 @@ from shlex import quote
 from rich.table import Table
 
 from gora.adapters.mergeable import refuse_unmergeable
+from gora.disk import free_bytes, size_text
 from gora.errors import InputError
 from gora.methods import METHODS
 from gora.models.load import find_model
+from gora.models.weight_files import weight_files
 from gora.recipe import accumulation_steps
 from gora.recipe.schema import Recipe
 from gora.runs.context import RunContext
@@ -64,6 +66,8 @@ def run(
         accumulation_steps(recipe.train, context.world.size)
         job = closing_job(recipe, allow_code_execution=allow_code_execution, trust_remote_code=trust_remote_code)
         job.check()
+        if merge_too and progress.state < RunState.FINISHED:
+            _warn_of_merge(context)
         if method.needs_plan and (mode == "overwrite" or progress.state < RunState.PLANNED):
             if gradients is None:
                 precompute_in(context)
@@ -85,6 +89,17 @@ def run(
         with output.logging_to(context.folder.log, "run"):
             output.say(_summary(context.folder, trained, merge_too, time.monotonic() - begin))
     return trained
+
+
+def _warn_of_merge(context: RunContext) -> None:
+    """The merged model is about as large as its base."""
+    source, folder = context.source, context.folder
+    needed = sum(path.stat().st_size for path in weight_files(source)) if context.world.main else 0
+    if (free := free_bytes(folder.path)) < needed:
+        output.warn(
+            f"{size_text(free)} are free in {folder.path}, and the merged model takes about {size_text(needed)}. Make "
+            "room, or leave out --merge and merge to another disk afterwards."
+        )
 
 
 def _summary(folder: RunFolder, trained: Trained, merged: bool, seconds: float) -> Table:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 
 from gora import manifest
 from gora.adapters.lean import make_lean
+from gora.disk import writing
 from gora.files import delete, publish, write_json
 from gora.methods import Method
 from gora.models.checkpointing import recompute_activations
@@ -28,6 +29,7 @@ from gora.training.batches import MicroBatchRows, Padding, StepCollator, Steps
 from gora.training.engine_training import accumulate, engine_arguments, make_optimizer
 from gora.training.groups import parameter_groups
 from gora.training.layout import StepLayout
+from gora.training.room import checkpoint_bytes, needed_by_next
 from gora.training.schedule import make_schedule
 
 _SUPERVISED = "supervised"
@@ -68,6 +70,7 @@ class GoraTrainer(Trainer):
         self._lean = context.fuses and not context.engine.shards_weights and make_lean(model)
         self._method, self._lr_ratio, self._evaluate_loss = method, lr_ratio, evaluate_loss
         self._stage: Path | None = None
+        self._least_checkpoint = checkpoint_bytes(model)
         self._rows_seen: torch.Tensor | None = None
         self.padding = Padding()
         self.last_evaluation = (-1, 0.0)
@@ -233,9 +236,11 @@ class GoraTrainer(Trainer):
     def _published_by_main(self, final: Path) -> Iterator[Path]:
         """As `publish`, for a folder that all processes write into."""
         if not self._world.main:
-            yield Path(self._world.from_main(str))
+            aside = Path(self._world.from_main(str))
+            with writing(final, aside=aside):
+                yield aside
             return
-        with publish(final) as aside:
+        with publish(final, needed_by_next(self._folder, self._least_checkpoint)) as aside:
             yield Path(self._world.from_main(lambda: str(aside)))
 
     def _drop_old_checkpoints(self) -> None:
