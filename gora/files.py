@@ -95,6 +95,24 @@ def write_json(final: Path | str, content: Any) -> None:
     write_text(final, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_json(path: Path | str) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON in UTF-8.
+    """
+    return parse_json(Path(path).read_bytes())
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says; raises ValueError, also where Python's parser gives up otherwise."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def append_line(path: Path | str, line: str, *, durable: bool = False) -> None:
     """Add one line to a growing file, in a single write where the system takes it whole: a reader meets no half lines.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from gora import manifest
 from gora.disk import require_room
 from gora.errors import InputError
-from gora.files import publish
+from gora.files import publish, read_json
 
 DOCUMENT = "state.json"
 _SHARD_BYTES = 4 * 2**30
@@ -54,7 +54,7 @@ def read_document(folder: Path) -> dict[str, Any]:
         InputError: there is none, or it cannot be read.
     """
     try:
-        document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
+        document = read_json(folder / DOCUMENT)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} cannot be read: {error}") from None
     if not isinstance(document, dict) or not isinstance(document.get("tensors"), dict):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gora.errors import InputError
+from gora.files import parse_json, read_json
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _WEIGHTS = "model.safetensors"
@@ -126,7 +126,7 @@ def _refuse_pointer(path: Path) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         _refuse_pointer(path)
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
     except ValueError as error:
@@ -162,7 +162,7 @@ def _check_safetensors(path: Path) -> None:
         if size < 8 or length > min(size - 8, _LARGEST_HEADER):
             raise InputError(f"{path} is not a whole safetensors file. Download it again.")
         try:
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
             tensors = [value for name, value in header.items() if name != "__metadata__"]
             end = max((value["data_offsets"][1] for value in tensors), default=0)
         except (ValueError, AttributeError, KeyError, TypeError, IndexError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from gora.disk import FULL, is_full
 from gora.errors import GoraError
-from gora.files import append_line, write_json
+from gora.files import append_line, read_json, write_json
 from gora.runs.folder import RunFolder
 from gora.runtime.failure import first_to_fail
 
@@ -77,7 +76,7 @@ def record_failure(path: Path, error: Exception) -> None:
 def read_failure(folder: RunFolder) -> Failure | None:
     """Why the last command in the folder has failed, or None."""
     try:
-        told = json.loads(folder.failure.read_text(encoding="utf-8"))
+        told = read_json(folder.failure)
         return Failure(**{**told, "rows": tuple(told["rows"])})
     except FileNotFoundError:
         return None

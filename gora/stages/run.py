@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import prod
 from pathlib import Path
 from shlex import quote
 
@@ -12,8 +13,8 @@ from gora.adapters.mergeable import refuse_unmergeable
 from gora.disk import free_bytes, size_text
 from gora.errors import InputError
 from gora.methods import METHODS
-from gora.models.load import find_model
-from gora.models.weight_files import weight_files
+from gora.models.load import base_dtype, find_model
+from gora.models.weight_files import tensor_shapes
 from gora.recipe import accumulation_steps
 from gora.recipe.schema import Recipe
 from gora.runs.context import RunContext
@@ -92,9 +93,12 @@ def run(
 
 
 def _warn_of_merge(context: RunContext) -> None:
-    """The merged model is about as large as its base."""
+    """The merged model has the tensors of its base, in the type that they have in memory."""
     source, folder = context.source, context.folder
-    needed = sum(path.stat().st_size for path in weight_files(source)) if context.world.main else 0
+    if not context.world.main:
+        return
+    width = base_dtype(context.recipe.model.dtype, context.device).itemsize
+    needed = sum(prod(shape) for shape in tensor_shapes(source).values()) * width
     if (free := free_bytes(folder.path)) < needed:
         output.warn(
             f"{size_text(free)} are free in {folder.path}, and the merged model takes about {size_text(needed)}. Make "
