@@ -201,6 +201,10 @@ class Builder:
                 # Python could not write such text to any file.
                 self._report(node, key, f"{node.value!a} has half a character; write characters, not their halves")
                 return Unreadable()
+            if "\0" in node.value:
+                # No name of a file or a model can hold it.
+                self._report(node, key, "the text holds a null character; take it out")
+                return Unreadable()
             if re.fullmatch(pattern, node.value):
                 return convert(node.value)
         tag = node.tag.replace(_TAG, "!!")

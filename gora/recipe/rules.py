@@ -223,9 +223,11 @@ def _classification(recipe: Recipe) -> Iterator[Contradiction]:
 
 @_rule
 def _targets(recipe: Recipe) -> Iterator[Contradiction]:
+    import regex
+
     targets = recipe.adapter.targets
     for target in [targets] if isinstance(targets, str) else targets:
         try:
-            re.compile(target)
-        except (re.error, OverflowError, RecursionError) as error:
+            regex.compile(target)
+        except (regex.error, OverflowError, RecursionError) as error:
             yield Contradiction(("adapter.targets",), f"{target[:60]!r} is not a valid regular expression: {error}")

@@ -51,6 +51,7 @@ from gora.training.groups import parameter_groups
 from gora.training.layout import StepLayout, choose_layout
 from gora.training.metrics import Metrics
 from gora.training.room import check_room
+from gora.training.saved_state import check_state
 from gora.training.schedule import optimizer_steps, warmup_steps
 from gora.training.start import Wrapped, fingerprint, keep_initial, load_trained, wrap_model
 from gora.training.trainer import GoraTrainer
@@ -123,6 +124,7 @@ def _open(context: RunContext, progress: Progress) -> _Opened:
     checkpoint = progress.checkpoint if context.mode == "resume" else None
     if checkpoint is not None:
         check_provenance(checkpoint, recipe, folder, context.engine, world)
+        check_state(checkpoint)
         for line in progress.damage:
             output.warn(f"{line} It is not used.")
         output.say(f"resuming  {checkpoint}")

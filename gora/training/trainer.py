@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 from gora import manifest
 from gora.adapters.lean import make_lean
 from gora.disk import writing
+from gora.errors import GoraError, InputError
 from gora.files import delete, publish, write_json
 from gora.methods import Method
 from gora.models.checkpointing import recompute_activations
@@ -209,6 +210,18 @@ class GoraTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        with _reading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _reading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _reading(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._stage) if self._stage else super()._get_output_dir(trial)
 
@@ -246,6 +259,20 @@ class GoraTrainer(Trainer):
     def _drop_old_checkpoints(self) -> None:
         for folder in self._folder.all_checkpoints()[: -self._recipe.train.keep_checkpoints]:
             delete(folder)
+
+
+@contextmanager
+def _reading(checkpoint: str | None) -> Iterator[None]:
+    """What cannot be read of a checkpoint is the input's fault, whichever library notices it."""
+    try:
+        yield
+    except (GoraError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a file of somebody else's making can be wrong in any way
+        lines = str(error).strip().splitlines() or [""]
+        raise InputError(
+            f"{checkpoint} cannot be loaded: {type(error).__name__}: {lines[0]} Start training over with --overwrite."
+        ) from None
 
 
 def _arguments(context: RunContext, steps: int, *, evaluates: bool, all_used: bool) -> TrainingArguments:
