@@ -89,13 +89,22 @@ class PassCheckpoint:
         self._refuse_stranger(document.get("identity"))
         for key, tensor in read_shards(self._folder):
             sums.write(key, tensor)
-        saved = document["progress"]
-        left_out = {int(index): reason for index, reason in saved["left_out"].items()}
-        return Progress(saved["cursor"], left_out, saved["idle"])
+        return self._progress(document)
 
     def saved_rounds(self) -> int:
         """How many rounds are in the sums that were saved last."""
-        return int(read_document(self._folder)["progress"]["cursor"]) if self._folder.exists() else 0
+        return self._progress(read_document(self._folder)).cursor if self._folder.exists() else 0
+
+    def _progress(self, document: dict[str, Any]) -> Progress:
+        try:
+            saved = document["progress"]
+            left_out = {int(index): str(reason) for index, reason in saved["left_out"].items()}
+            return Progress(int(saved["cursor"]), left_out, int(saved["idle"]))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise InputError(
+                f"{self._folder} does not say how far the gradient pass had come ({error!r}). Start it over with "
+                "--overwrite."
+            ) from None
 
     def _refuse_stranger(self, saved: Any) -> None:
         if saved != self._identity:

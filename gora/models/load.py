@@ -155,6 +155,8 @@ def load_tokenizer(settings: ModelSection, source: Source) -> PreTrainedTokenize
         arguments["revision"] = source.revision
     try:
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path, **arguments))
+        # Some of what its settings say wrongly shows in use only.
+        tokenizer("a")
     except Exception as error:  # the tokenizers library raises plain Exceptions
         if place.is_dir() and not has_tokenizer_files(place) and "trust_remote_code" not in str(error):
             raise InputError(

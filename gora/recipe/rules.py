@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import PurePath
 
 from gora.errors import InputError
-from gora.recipe.derived import rank_bounds
+from gora.recipe.derived import micro_batch_size, rank_bounds
 from gora.recipe.method_facts import METHOD_FACTS, facts_of
 from gora.recipe.schema import DataSection, Recipe, SourceSection, TrainSection
 
@@ -29,6 +29,8 @@ FORMATS_OF = {
     "train_on": ("instruction", "chat"),
 }
 """The formats that read a setting, where not all do."""
+_MOST_ROWS = 10**8
+_LARGEST_RANK = 2**17
 _FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
@@ -219,6 +221,18 @@ def _classification(recipe: Recipe) -> Iterator[Contradiction]:
     if model.quantization is not None:
         text = f"a base in {model.quantization} goes with head: language only; use null"
         yield Contradiction(("model.quantization", "model.head"), text)
+
+
+@_rule
+def _sizes(recipe: Recipe) -> Iterator[Contradiction]:
+    """Sizes that no run has, and that would fill the memory before anything is refused."""
+    rows = recipe.gora.steps * micro_batch_size(recipe)
+    if facts_of(recipe.adapter.method).needs_plan and rows > _MOST_ROWS:
+        text = f"the gradient pass would draw {rows:,} rows, and may draw {_MOST_ROWS:,}; lower one of the two"
+        yield Contradiction(("gora.steps", "gora.micro_batch_size", "train.micro_batch_size"), text)
+    if recipe.adapter.rank > _LARGEST_RANK:
+        text = f"rank {recipe.adapter.rank:,} is above {_LARGEST_RANK:,}, which no layer can use"
+        yield Contradiction(("adapter.rank",), text)
 
 
 @_rule
