@@ -125,7 +125,9 @@ def task_jobs(names: Sequence[str], options: Options, *, harness: bool = False) 
     return [(task, options) for task in tasks]
 
 
-def closing_job(recipe: Recipe, *, allow_code_execution: bool, trust_remote_code: bool) -> Job:
+def closing_job(
+    recipe: Recipe, *, allow_code_execution: bool, trust_remote_code: bool, allow_weak_sandbox: bool = False
+) -> Job:
     """The tasks that a recipe closes with; raises InputError where one is not known or does not fit."""
     tasks = []
     for section in recipe.evaluation.tasks:
@@ -136,6 +138,7 @@ def closing_job(recipe: Recipe, *, allow_code_execution: bool, trust_remote_code
             seed=recipe.seed,
             max_new_tokens=section.max_new_tokens,
             allow_code_execution=allow_code_execution,
+            allow_weak_sandbox=allow_weak_sandbox,
         )
         task = task_named(section.name)
         if recipe.model.head == "classification" and not isinstance(task, Glue | Loss):

@@ -38,6 +38,7 @@ def run(
     merge_too: bool = False,
     gradients: Path | None = None,
     allow_code_execution: bool = False,
+    allow_weak_sandbox: bool = False,
     trust_remote_code: bool = False,
 ) -> Trained:
     """Run every stage that the recipe's method needs, and close with its tasks and a summary.
@@ -49,6 +50,7 @@ def run(
         merge_too: also write the merged model to `<output>/merged`.
         gradients: a folder of kept gradients to make the plan from, instead of a gradient pass.
         allow_code_execution: let programs run that the trained model writes for a task.
+        allow_weak_sandbox: also where the system lacks walls of the sandbox.
         trust_remote_code: let the model run Python code of its own.
 
     Raises:
@@ -65,7 +67,12 @@ def run(
         # What training or a task would refuse is refused before the gradients take their time.
         refuse_what_cannot_train(context.engine, context.device, recipe.adapter.method)
         accumulation_steps(recipe.train, context.world.size)
-        job = closing_job(recipe, allow_code_execution=allow_code_execution, trust_remote_code=trust_remote_code)
+        job = closing_job(
+            recipe,
+            allow_code_execution=allow_code_execution,
+            allow_weak_sandbox=allow_weak_sandbox,
+            trust_remote_code=trust_remote_code,
+        )
         job.check()
         if merge_too and progress.state < RunState.FINISHED:
             _warn_of_merge(context)
