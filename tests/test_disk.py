@@ -252,7 +252,8 @@ def test_what_was_trained_has_no_room_and_training_resumes_from_its_checkpoint(w
     assert run_hash(tmp_path / "run") == run_hash(whole)
 
 
-@pytest.mark.parametrize("engine", [pytest.param("ddp", marks=pytest.mark.slow), "zero2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
 def test_two_processes_tell_once_of_a_full_disk_and_the_checkpoint_before_it_is_resumed(tmp_path, engine):
     settings = [*SMALL, f"distributed={engine}", "adapter.method=lora", "data.eval=null", "output=run"]
     options = [part for setting in settings for part in ("--set", setting)]

@@ -1,14 +1,17 @@
-"""`trainer_state.json` of a checkpoint, read before the model is loaded: the Trainer takes it as it is."""
+"""The Trainer's files in a checkpoint, which it takes as they are: what is wrong with them is told in one line."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from gora.errors import InputError
+from gora.errors import GoraError, InputError
 from gora.files import read_json
 from gora.runs.folder import step_of
 
@@ -30,6 +33,20 @@ def check_state(checkpoint: Path) -> None:
         raise _unusable(path, f"{', '.join(wrong)}: of another type than it should be")
     if state.global_step != step_of(checkpoint):
         raise _unusable(path, f"global_step: {state.global_step}, and the folder is of step {step_of(checkpoint)}")
+
+
+@contextmanager
+def reading(checkpoint: str | None) -> Iterator[None]:
+    """What cannot be read of a checkpoint is the input's fault, whichever library notices it."""
+    try:
+        yield
+    except (GoraError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a file of somebody else's making can be wrong in any way
+        lines = str(error).strip().splitlines() or [""]
+        raise InputError(
+            f"{checkpoint} cannot be loaded: {type(error).__name__}: {lines[0]} Start training over with --overwrite."
+        ) from None
 
 
 def _is_like(value: Any, default: Any) -> bool:

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 from gora import manifest
 from gora.adapters.lean import make_lean
 from gora.disk import writing
-from gora.errors import GoraError, InputError
 from gora.files import delete, publish, write_json
 from gora.methods import Method
 from gora.models.checkpointing import recompute_activations
@@ -31,6 +30,7 @@ from gora.training.engine_training import accumulate, engine_arguments, make_opt
 from gora.training.groups import parameter_groups
 from gora.training.layout import StepLayout
 from gora.training.room import checkpoint_bytes, needed_by_next
+from gora.training.saved_state import reading
 from gora.training.schedule import make_schedule
 
 _SUPERVISED = "supervised"
@@ -211,15 +211,15 @@ class GoraTrainer(Trainer):
         return metrics
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
-        with _reading(resume_from_checkpoint):
+        with reading(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _reading(checkpoint):
+        with reading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _reading(checkpoint):
+        with reading(checkpoint):
             super()._load_rng_state(checkpoint)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -259,20 +259,6 @@ class GoraTrainer(Trainer):
     def _drop_old_checkpoints(self) -> None:
         for folder in self._folder.all_checkpoints()[: -self._recipe.train.keep_checkpoints]:
             delete(folder)
-
-
-@contextmanager
-def _reading(checkpoint: str | None) -> Iterator[None]:
-    """What cannot be read of a checkpoint is the input's fault, whichever library notices it."""
-    try:
-        yield
-    except (GoraError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # a file of somebody else's making can be wrong in any way
-        lines = str(error).strip().splitlines() or [""]
-        raise InputError(
-            f"{checkpoint} cannot be loaded: {type(error).__name__}: {lines[0]} Start training over with --overwrite."
-        ) from None
 
 
 def _arguments(context: RunContext, steps: int, *, evaluates: bool, all_used: bool) -> TrainingArguments:
