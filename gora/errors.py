@@ -15,7 +15,8 @@ class GoraError(Exception):
 
     def __init__(self, message: str, *, code: str = "failed") -> None:
         self.code = code
-        super().__init__(message)
+        # Half a character, out of a name in the input, could not be written to any log.
+        super().__init__(message.encode("utf-8", "backslashreplace").decode())
 
 
 class InputError(GoraError):

@@ -10,33 +10,43 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from gora.disk import require_room, writing
 from gora.errors import InputError
 
 _ASIDE = ".writing-"
 
 
 @contextmanager
-def publish(final: Path | str) -> Iterator[Path]:
+def publish(final: Path | str, needed: int | None = None) -> Iterator[Path]:
     """Yield a path beside `final`; what the block leaves there (a file or a folder) becomes `final` when it ends well.
 
     A block that raises, Ctrl-C included, leaves `final` as it was and nothing beside it. An existing file is replaced
     in one step. An existing folder is moved aside first and deleted afterwards.
 
+    Args:
+        final: what appears.
+        needed: bytes that it takes, at least; None is not known.
+
     Raises:
         FileNotFoundError: the block wrote nothing.
         InputError: a file would replace a folder, or a folder a file or a link.
+        GoraError: there is not enough room on the disk, before or while it is written.
     """
     final = Path(final)
-    final.parent.mkdir(parents=True, exist_ok=True)
+    with writing(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
     sweep(final.parent)
     aside = _beside(final, "new")
     # In a restarted container, a dead process may have had this one's id: the sweep takes its leftovers for ours.
     _remove(aside)
+    if needed is not None:
+        require_room(final, needed)
     try:
-        yield aside
-        _refuse_other_kind(aside, final)
-        _flush(aside)
-        _rename(aside, final)
+        with writing(final, needed, aside):
+            yield aside
+            _refuse_other_kind(aside, final)
+            _flush(aside)
+            _rename(aside, final)
     finally:
         _remove(aside)
 
@@ -75,13 +85,32 @@ def sweep(folder: Path) -> None:
 
 def write_text(final: Path | str, text: str) -> None:
     """Publish a UTF-8 text file."""
-    with publish(final) as aside:
-        aside.write_text(text, encoding="utf-8")
+    content = text.encode()
+    with publish(final, len(content)) as aside:
+        aside.write_bytes(content)
 
 
 def write_json(final: Path | str, content: Any) -> None:
     """Publish a JSON file, indented and ending in a line feed."""
     write_text(final, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON in UTF-8.
+    """
+    return parse_json(Path(path).read_bytes())
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says; raises ValueError, also where Python's parser gives up otherwise."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def append_line(path: Path | str, line: str, *, durable: bool = False) -> None:
@@ -93,14 +122,15 @@ def append_line(path: Path | str, line: str, *, durable: bool = False) -> None:
         durable: return when the line is on the disk.
     """
     left = memoryview(f"{line}\n".encode())
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        while left:
-            left = left[os.write(descriptor, left) :]
-        if durable:
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with writing(path, len(left)):
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            while left:
+                left = left[os.write(descriptor, left) :]
+            if durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _refuse_other_kind(aside: Path, final: Path) -> None:

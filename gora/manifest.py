@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gora.errors import InputError
-from gora.files import write_json
+from gora.files import read_json, write_json
 
 NAME = "manifest.json"
 _VERSION = 1
@@ -101,7 +101,7 @@ def _read(folder: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"{NAME} is missing")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         claimed = document.pop("sha256")
         files: dict[str, dict[str, Any]] = document["files"]
         valid = claimed == _checksum(document) and document["format_version"] == _VERSION

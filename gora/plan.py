@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from gora.errors import InputError
-from gora.files import publish
+from gora.files import parse_json, publish
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,7 +153,7 @@ def write_plan(path: Path | str, plan: Plan, factors: Factors) -> None:
     document = plan.model_dump(mode="json")
     contents = ((name, "F32", list(value.shape), value.numpy().tobytes()) for name, value in sorted(tensors.items()))
     document["sha256"] = _digest(document, contents)
-    with publish(path) as aside:
+    with publish(path, sum(value.nbytes for value in tensors.values())) as aside:
         # One entry only: several are written in no fixed order, and the same plan should be the same file.
         save_file(tensors, aside, metadata={"gora": json.dumps(document)})
 
@@ -263,7 +263,7 @@ def _tensor_contents(path: Path) -> Iterable[tuple[str, str, list[int], bytes]]:
     """
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+        header = parse_json(file.read(length))
         for name in sorted(header.keys() - {"__metadata__"}):
             entry = header[name]
             begin, end = entry["data_offsets"]
@@ -279,12 +279,12 @@ def _read_document(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-        document = json.loads(metadata["gora"])
+        document = parse_json(metadata["gora"])
     except SafetensorError as error:
         raise InputError(
             f"{path}: not a whole safetensors file ({error}). Make it again with `gora precompute`."
         ) from None
-    except (KeyError, json.JSONDecodeError):
+    except (KeyError, ValueError):
         raise InputError(
             f"{path}: a safetensors file, but not a plan of gora (no `gora` document in its header)."
         ) from None

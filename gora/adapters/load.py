@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ from gora.adapters.new_tokens import KEY as TOKENS_KEY
 from gora.adapters.new_tokens import make_room
 from gora.adapters.save import ADAPTER_NOTE, BaseNote
 from gora.errors import InputError
+from gora.files import read_json
 from gora.models.head import head_modules, train_head
 from gora.models.weight_files import WeightsNote
 from gora.runtime.console import output
@@ -130,7 +130,7 @@ def read_base_note(adapter: Path) -> BaseNote | None:
     if not path.exists():
         return None
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))
+        note = read_json(path)
         weights = note.get("base_weights")
         note = BaseNote(
             dtype=note["base_dtype"],

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gora import __version__, manifest
+from gora.disk import is_full
 from gora.errors import GoraError
 from gora.files import publish, write_json, write_text
 from gora.models.fingerprint import adapter_parameter_names
@@ -95,7 +96,7 @@ def save_adapter(
         "base_files_quantized": base.quantized_files,
         "prompt_format": prompt_format,
     } | ({} if base.labels is None else {"labels": list(base.labels)})
-    with publish(path) as aside:
+    with publish(path, _bytes_of(values)) as aside:
         if initial is None:
             held = _write(aside, model, values)
         else:
@@ -111,12 +112,18 @@ def save_adapter(
         manifest.seal(aside)
 
 
+def _bytes_of(values: dict[str, torch.Tensor]) -> int:
+    return sum(value.nbytes for value in values.values())
+
+
 def _write(aside: Path, model: PeftModel, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """PEFT's two files, by PEFT or, where it fails, without it; returns the tensors under the names in the file."""
     try:
         model.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False, state_dict=values)
         return get_peft_model_state_dict(model, values)
     except Exception as error:  # no training is lost to a library's call at its end
+        if is_full(error):
+            raise
         output.warn(f"PEFT could not save the adapter ({type(error).__name__}: {error}); gora wrote its files itself.")
     held = {_saved_name(name): value.contiguous().clone() for name, value in values.items()}
     aside.mkdir(exist_ok=True)
@@ -139,7 +146,7 @@ def _write_config(model: PeftModel, folder: Path) -> None:
 
 def save_values(path: Path, values: dict[str, torch.Tensor]) -> None:
     """Publish nothing but the trained values, by the names of their parameters, where all else has failed."""
-    with publish(path) as aside:
+    with publish(path, _bytes_of(values)) as aside:
         aside.mkdir()
         save_file({name: value.contiguous() for name, value in values.items()}, aside / "values.safetensors")
         manifest.seal(aside)
@@ -155,9 +162,10 @@ def save_whole(
     prompt_format: dict[str, Any],
 ) -> None:
     """Publish a model whose own weights were trained, in the type that its base had."""
-    with publish(path) as aside:
+    state = {name: value.detach().to(dtype) for name, value in model.state_dict().items()}
+    # Tied weights are in the state twice, and in the file once.
+    with publish(path, sum(value.numel() for value in model.parameters()) * dtype.itemsize) as aside:
         settle_generation(model, tokenizer)
-        state = {name: value.detach().to(dtype) for name, value in model.state_dict().items()}
         model.save_pretrained(str(aside), safe_serialization=True, state_dict=state)
         tokenizer.save_pretrained(str(aside))
         write_json(

@@ -53,7 +53,7 @@ def write_uniform(adapter: Path, destination: Path) -> int:
     config.r = config.lora_alpha = rank
     config.rank_pattern, config.alpha_pattern, config.use_rslora = {}, {}, False
     config.target_modules = sorted({name.rpartition(".")[2] for name in names})
-    with publish(destination) as aside:
+    with publish(destination, sum(value.nbytes for value in padded.values())) as aside:
         aside.mkdir(exist_ok=True)
         config.save_pretrained(str(aside))
         save_file(padded, aside / _WEIGHTS, metadata={"format": "pt"})

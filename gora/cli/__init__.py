@@ -72,6 +72,7 @@ def main() -> NoReturn:
 
 def run_command_line() -> None:
     """The command of `sys.argv`, which ends in SystemExit with the exit code of `main`, or in an unforeseen error."""
+    from gora.disk import advice_for
     from gora.runtime.interrupt import StopSignal, stopping_at_once
     from gora.runtime.quiet import quiet_loggers
     from gora.runtime.starter import end_with_starter
@@ -92,7 +93,7 @@ def run_command_line() -> None:
         )
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}", 1)
+        _fail(advice_for(error) or f"{where}{error.strerror or error}", 1)
     except MemoryError as error:
         _fail(f"Out of memory: {error}", 1)
     except RuntimeError as error:
@@ -101,6 +102,8 @@ def run_command_line() -> None:
             _fail(f"{str(error).splitlines()[0]}\n{advice}", 1)
         if any(sign in str(error) for sign in _LOST_CONNECTION):
             _fail("Another process of this run has ended, and this one cannot go on without it.", 1)
+        if type(error).__name__ == "AcceleratorError" or str(error).startswith("CUDA error"):
+            _fail(f"The GPU has failed: {str(error).splitlines()[0]}. CUDA_LAUNCH_BLOCKING=1 shows where.", 1)
         _crash(error)
     except Exception as error:
         _crash(error)
@@ -108,8 +111,12 @@ def run_command_line() -> None:
 
 def _crash(error: Exception) -> NoReturn:
     """End because of what nobody foresaw: in one message, where a log has the traceback."""
+    from gora.disk import advice_for
     from gora.runtime.failure import first_to_fail, kept_traceback
 
+    # Libraries have errors of their own for a disk that is full.
+    if told := advice_for(error):
+        _fail(told, 1)
     if not first_to_fail():
         sys.exit(1)
     log = kept_traceback(error)

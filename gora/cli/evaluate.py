@@ -5,7 +5,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from gora.cli.options import CodeExecutionOption, GpusOption, ProcessesOption, TrustOption, started_elsewhere
+from gora.cli.options import (
+    CodeExecutionOption,
+    GpusOption,
+    ProcessesOption,
+    TrustOption,
+    WeakSandboxOption,
+    started_elsewhere,
+)
 from gora.runtime.imports import importing
 
 Backend = Literal["hf", "vllm"]
@@ -47,6 +54,7 @@ def evaluate_command(
         bool, typer.Option("--harness", help="Ask and score gsm8k and glue/NAME with lm-eval too, for comparison.")
     ] = False,
     allow_code_execution: CodeExecutionOption = False,
+    allow_weak_sandbox: WeakSandboxOption = False,
     judge_url: Annotated[
         str | None,
         typer.Option("--judge-url", metavar="URL", help="OpenAI-compatible endpoint that rates answers (mtbench)."),
@@ -96,6 +104,7 @@ def evaluate_command(
         temperature=temperature,
         max_new_tokens=max_new_tokens,
         allow_code_execution=allow_code_execution,
+        allow_weak_sandbox=allow_weak_sandbox,
         judge=judge,
     )
     which: Which = "both" if both else "base" if base else "trained"

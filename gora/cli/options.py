@@ -29,6 +29,9 @@ CodeExecutionOption = Annotated[
     bool,
     typer.Option("--allow-code-execution", help="Run programs that the model writes (humaneval, mbpp), in a sandbox."),
 ]
+WeakSandboxOption = Annotated[
+    bool, typer.Option("--allow-weak-sandbox", help="Run them also where the system lacks walls of the sandbox.")
+]
 GpusOption = Annotated[
     int | None, typer.Option("--gpus", min=1, help="Processes on this host, one a GPU; all visible GPUs by default.")
 ]

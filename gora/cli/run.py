@@ -17,6 +17,7 @@ from gora.cli.options import (
     ResumeOption,
     SetOption,
     TrustOption,
+    WeakSandboxOption,
     mode_of,
     started_elsewhere,
 )
@@ -39,6 +40,7 @@ def run_command(
     node_rank: NodeRankOption = None,
     rendezvous: RendezvousOption = None,
     allow_code_execution: CodeExecutionOption = False,
+    allow_weak_sandbox: WeakSandboxOption = False,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Precompute, train and evaluate."""
@@ -65,5 +67,6 @@ def run_command(
         gradients=from_gradients,
         mode=mode,
         allow_code_execution=allow_code_execution,
+        allow_weak_sandbox=allow_weak_sandbox,
         trust_remote_code=trust_remote_code,
     )

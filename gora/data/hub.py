@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from gora.data.messages import did_you_mean, quoted, siblings_like
 from gora.data.parts import TablePart, table_parts
-from gora.errors import InputError
+from gora.disk import writing
+from gora.errors import GoraError, InputError
 from gora.recipe.schema import SourceSection
 
 if TYPE_CHECKING:
@@ -76,10 +77,11 @@ def _find(path: str, source: SourceSection, split_default: tuple[str, ...], *, r
     import datasets
 
     try:
-        found = datasets.load_dataset(path, name=source.subset)
-        split = _choose_split(list(found), source, split_default)
-        chosen = found[split] if split in found else datasets.load_dataset(path, name=source.subset, split=split)
-    except InputError:
+        with writing(datasets.config.HF_DATASETS_CACHE):
+            found = datasets.load_dataset(path, name=source.subset)
+            split = _choose_split(list(found), source, split_default)
+            chosen = found[split] if split in found else datasets.load_dataset(path, name=source.subset, split=split)
+    except GoraError:
         raise
     except Exception as error:  # the library raises whatever its builders and the network raise
         raise _explained(error, path, source, remote=remote) from error

@@ -89,6 +89,7 @@ class Options:
         temperature: see `Sampling`; None is the task's own.
         max_new_tokens: longest answer; None is the task's own.
         allow_code_execution: whether programs that a model wrote may run here.
+        allow_weak_sandbox: also where the system lacks walls of the sandbox.
         judge: who rates answers that no rule can; None leaves them unrated.
         model_name: what files call the model that is evaluated.
         model_fingerprint: text that no other weights and no other form of instructions share; None where it is not
@@ -103,6 +104,7 @@ class Options:
     temperature: float | None = None
     max_new_tokens: int | None = None
     allow_code_execution: bool = False
+    allow_weak_sandbox: bool = False
     judge: JudgeSettings | None = None
     model_name: str = "model"
     model_fingerprint: str | None = None

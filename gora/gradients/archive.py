@@ -57,7 +57,8 @@ def archive_gradients(
             yield name, statistics.mean(name).to(_TYPES[kind])
 
     if write:
-        write_shards(folder, tensors(), {"inputs": inputs, "layers": layers})
+        needed = sum(rows * columns for rows, columns in names.values()) * _TYPES[kind].itemsize
+        write_shards(folder, tensors(), {"inputs": inputs, "layers": layers}, needed=needed)
     else:
         for _ in tensors():
             pass

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gora import manifest
+from gora.disk import size_of
 from gora.errors import InputError
 from gora.gradients.collect import Progress
 from gora.gradients.storage import read_document, read_shards, write_shards
@@ -65,7 +66,9 @@ class PassCheckpoint:
         """Publish sums and progress; then end the collection if a stop is asked for."""
         start = time.monotonic()
         document = {"identity": self._identity, "progress": asdict(progress)}
-        write_shards(self._folder, ((key, sums.read(key)) for key in sums.keys()), document)  # noqa: SIM118
+        saved = ((key, sums.read(key)) for key in sums.keys())  # noqa: SIM118
+        # The next one takes as much as the one before, which stays until then.
+        write_shards(self._folder, saved, document, needed=size_of(self._folder) or None)
         self._last = time.monotonic()
         self._pause = max(_SECONDS_BETWEEN, _TIMES_AS_LONG * (self._last - start))
         number = self._stop()
@@ -86,13 +89,22 @@ class PassCheckpoint:
         self._refuse_stranger(document.get("identity"))
         for key, tensor in read_shards(self._folder):
             sums.write(key, tensor)
-        saved = document["progress"]
-        left_out = {int(index): reason for index, reason in saved["left_out"].items()}
-        return Progress(saved["cursor"], left_out, saved["idle"])
+        return self._progress(document)
 
     def saved_rounds(self) -> int:
         """How many rounds are in the sums that were saved last."""
-        return int(read_document(self._folder)["progress"]["cursor"]) if self._folder.exists() else 0
+        return self._progress(read_document(self._folder)).cursor if self._folder.exists() else 0
+
+    def _progress(self, document: dict[str, Any]) -> Progress:
+        try:
+            saved = document["progress"]
+            left_out = {int(index): str(reason) for index, reason in saved["left_out"].items()}
+            return Progress(int(saved["cursor"]), left_out, int(saved["idle"]))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise InputError(
+                f"{self._folder} does not say how far the gradient pass had come ({error!r}). Start it over with "
+                "--overwrite."
+            ) from None
 
     def _refuse_stranger(self, saved: Any) -> None:
         if saved != self._identity:

@@ -11,28 +11,36 @@ import torch
 from torch import Tensor
 
 from gora import manifest
+from gora.disk import require_room
 from gora.errors import InputError
-from gora.files import publish
+from gora.files import publish, read_json
 
 DOCUMENT = "state.json"
 _SHARD_BYTES = 4 * 2**30
 
 
-def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], document: dict[str, Any]) -> None:
+def write_shards(
+    folder: Path, tensors: Iterable[tuple[str, Tensor]], document: dict[str, Any], *, needed: int | None = None
+) -> None:
     """Publish tensors and a document as a folder; at most one shard is in memory at a time.
 
     Args:
         folder: where it appears.
         tensors: names and values, on any device.
         document: anything JSON can say.
+        needed: bytes of all tensors, where they are known beforehand; those of each shard are in any case.
+
+    Raises:
+        GoraError: there is not enough room on the disk.
     """
     from safetensors.torch import save_file
 
-    with publish(folder) as aside:
+    with publish(folder, needed) as aside:
         aside.mkdir()
         places: dict[str, str] = {}
         for number, shard in enumerate(_shards(tensors)):
             file = f"sums-{number:05d}.safetensors"
+            require_room(folder, sum(tensor.nbytes for tensor in shard.values()))
             save_file(shard, aside / file)
             places |= dict.fromkeys(shard, file)
         (aside / DOCUMENT).write_text(json.dumps({**document, "tensors": places}), encoding="utf-8")
@@ -46,7 +54,7 @@ def read_document(folder: Path) -> dict[str, Any]:
         InputError: there is none, or it cannot be read.
     """
     try:
-        document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
+        document = read_json(folder / DOCUMENT)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} cannot be read: {error}") from None
     if not isinstance(document, dict) or not isinstance(document.get("tensors"), dict):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gora.errors import InputError
+from gora.files import parse_json, read_json
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _WEIGHTS = "model.safetensors"
@@ -24,6 +25,8 @@ _VOCABULARIES = (
 )
 _OTHER_VOCABULARIES = (".model", ".tiktoken", ".vocab", ".bpe")
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_IMPLEMENTATIONS = ("_implementation", "_implementation_internal")
+_KERNEL_SWITCHES = ("use_kernels", "kernel_config", "allow_all_kernels")
 # A header of more names than any checkpoint has; what a broken file says may be anything.
 _LARGEST_HEADER = 100_000_000
 
@@ -61,6 +64,45 @@ def check_config(path: Path) -> None:
     _read_json(path / "config.json")
     if (path / "generation_config.json").exists():
         _read_json(path / "generation_config.json")
+
+
+def refuse_code_of_others(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse a configuration that would have transformers fetch kernels from the hub, or read files elsewhere.
+
+    Args:
+        name: what the user calls the model.
+        config: the content of config.json.
+
+    Raises:
+        InputError: naming the settings.
+    """
+    if found := sorted(_kernels_in(config)):
+        raise InputError(
+            f"model {name!r}: config.json names kernels of the hub, which are code that gora does not run unless told "
+            "to. Take them out of config.json; or read that code, then add --trust-remote-code to the command.",
+            found,
+        )
+
+
+def refuse_files_elsewhere(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse a configuration whose weights would lie outside the model's folder; raises InputError."""
+    weights = config.get("transformers_weights")
+    if weights is not None and not (isinstance(weights, str) and _lies_inside(weights)):
+        raise InputError(f"model {name!r}: transformers_weights: {weights!r} is not a file inside the model's folder.")
+
+
+def _kernels_in(config: Mapping[str, Any]) -> Iterator[str]:
+    """Settings of the configuration, and of those inside it, in which a kernel has a name such as `owner/kernel`."""
+    ahead = list(config.items())
+    while ahead:
+        key, value = ahead.pop()
+        if key in _KERNEL_SWITCHES and value:
+            yield f"{key}: {str(value)[:60]}"
+        elif key.endswith(_IMPLEMENTATIONS):
+            texts = value.values() if isinstance(value, Mapping) else [value]
+            yield from (f"{key}: {text[:60]}" for text in texts if isinstance(text, str) and "/" in text)
+        elif isinstance(value, Mapping):
+            ahead += value.items()
 
 
 def check_weights(name: str, path: Path) -> None:
@@ -126,7 +168,7 @@ def _refuse_pointer(path: Path) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         _refuse_pointer(path)
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
     except ValueError as error:
@@ -142,8 +184,7 @@ def _shards(index: Path) -> list[str]:
         raise InputError(f"{index}: not an index of safetensors files: it has no weight_map. Download it again.")
     shards = sorted({str(shard) for shard in weight_map.values()})
     for shard in shards:
-        inside = PurePosixPath(shard.replace("\\", "/"))
-        if inside.is_absolute() or ".." in inside.parts or not shard.endswith(".safetensors"):
+        if not (_lies_inside(shard) and shard.endswith(".safetensors")):
             raise InputError(f"{index} names {shard!r}, which is not a safetensors file inside the folder.")
     if missing := [shard for shard in shards if not (index.parent / shard).exists()]:
         raise InputError(
@@ -151,6 +192,11 @@ def _shards(index: Path) -> list[str]:
             missing[:3] + ([f"and {len(missing) - 3} more"] if missing[3:] else []),
         )
     return shards
+
+
+def _lies_inside(name: str) -> bool:
+    path = PurePosixPath(name.replace("\\", "/"))
+    return not (path.is_absolute() or ".." in path.parts or "\0" in name)
 
 
 def _check_safetensors(path: Path) -> None:
@@ -162,7 +208,7 @@ def _check_safetensors(path: Path) -> None:
         if size < 8 or length > min(size - 8, _LARGEST_HEADER):
             raise InputError(f"{path} is not a whole safetensors file. Download it again.")
         try:
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
             tensors = [value for name, value in header.items() if name != "__metadata__"]
             end = max((value["data_offsets"][1] for value in tensors), default=0)
         except (ValueError, AttributeError, KeyError, TypeError, IndexError):

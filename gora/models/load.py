@@ -23,12 +23,15 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available
 
 from gora import assets
-from gora.errors import InputError
+from gora.disk import FULL, advice_for, is_full
+from gora.errors import GoraError, InputError
 from gora.models.checkpoint_files import (
     check_config,
     check_tokenizer_files,
     check_weights,
     has_tokenizer_files,
+    refuse_code_of_others,
+    refuse_files_elsewhere,
     refuse_what_is_no_checkpoint,
 )
 from gora.models.encoders import make_classifier, refuse_encoder
@@ -57,6 +60,8 @@ class Source:
     config: PreTrainedConfig
     """For a classifier, with the names of its labels."""
     head: Head = "language"
+    asks_for_flash: bool = False
+    """Whether its configuration names FlashAttention, which transformers would fetch from the hub where it is not."""
 
     @property
     def encoder_decoder(self) -> bool:
@@ -109,6 +114,7 @@ def find_model(
         config = AutoConfig.from_pretrained(path, **arguments)
     except Exception as error:  # a configuration can be wrong in any way
         raise _explained(settings.name, path, error) from None
+    _refuse_what_leaves_the_folder(settings, path, arguments)
     if place.exists():
         check_weights(settings.name, place)
     refuse_unreadable(settings, config)
@@ -117,8 +123,20 @@ def find_model(
     else:
         refuse_encoder(settings.name, config)
     return Source(
-        path=path, revision=settings.revision, trust_remote_code=trust_remote_code, config=config, head=settings.head
+        path=path,
+        revision=settings.revision,
+        trust_remote_code=trust_remote_code,
+        config=config,
+        head=settings.head,
+        asks_for_flash=str(config._attn_implementation).startswith("flash"),
     )
+
+
+def _refuse_what_leaves_the_folder(settings: ModelSection, path: str, arguments: dict[str, Any]) -> None:
+    document, _ = PreTrainedConfig.get_config_dict(path, **arguments)
+    refuse_files_elsewhere(settings.name, document)
+    if not arguments["trust_remote_code"]:
+        refuse_code_of_others(settings.name, document)
 
 
 def load_tokenizer(settings: ModelSection, source: Source) -> PreTrainedTokenizerBase:
@@ -137,6 +155,8 @@ def load_tokenizer(settings: ModelSection, source: Source) -> PreTrainedTokenize
         arguments["revision"] = source.revision
     try:
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path, **arguments))
+        # Some of what its settings say wrongly shows in use only.
+        tokenizer("a")
     except Exception as error:  # the tokenizers library raises plain Exceptions
         if place.is_dir() and not has_tokenizer_files(place) and "trust_remote_code" not in str(error):
             raise InputError(
@@ -171,6 +191,9 @@ def load_model(settings: ModelSection, source: Source, device: torch.device, *, 
     if source.revision is not None:
         arguments["revision"] = source.revision
     attention = attention_kernel(settings.attention, dtype, device, _has_flash(family, source.config))
+    if attention is None and source.asks_for_flash:
+        # The checkpoint asks for what does not run here; transformers would fetch a kernel of the hub for it.
+        attention = _plain_attention(family, source.config)
     if attention is not None:
         arguments["attn_implementation"] = attention
     arguments |= loading_arguments(settings, source.config, dtype, device)
@@ -199,9 +222,12 @@ def empty_model(source: Source) -> PreTrainedModel:
     Raises:
         InputError: transformers has no such model for this configuration, or cannot build it.
     """
+    arguments: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
+    if source.asks_for_flash:
+        arguments["attn_implementation"] = _plain_attention(source.family, source.config)
     try:
         with torch.device("meta"):
-            model = source.family.from_config(source.config, trust_remote_code=source.trust_remote_code)
+            model = source.family.from_config(source.config, **arguments)
     except Exception as error:  # a configuration can be wrong in any way
         raise _explained(source.path, source.path, error) from None
     return cast(PreTrainedModel, model)
@@ -246,6 +272,11 @@ def _has_flash(family: Any, config: PreTrainedConfig) -> bool:
     """Whether the model's class knows FlashAttention-2; one with code of its own is not asked for it by itself."""
     known = family._model_mapping.get(type(config), None)
     return bool(getattr(known, "_supports_flash_attn", False))
+
+
+def _plain_attention(family: Any, config: PreTrainedConfig) -> str:
+    known = family._model_mapping.get(type(config), None)
+    return "sdpa" if getattr(known, "_supports_sdpa", False) else "eager"
 
 
 def attention_kernel(wanted: str, dtype: torch.dtype, device: torch.device, has_flash: bool = True) -> str | None:
@@ -303,7 +334,10 @@ def _first_of(key: Any) -> Any:
     return key[0] if isinstance(key, tuple) else key
 
 
-def _explained(name: str, path: str, error: Exception) -> InputError:
+def _explained(name: str, path: str, error: Exception) -> GoraError:
+    if is_full(error):
+        # Of the hub's cache: nothing else is written while a model is loaded.
+        return GoraError(advice_for(error) or str(error), code=FULL)
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     # Some messages begin with the heading of a list.
     first_line = " ".join(lines) if lines[0].endswith(":") else lines[0]

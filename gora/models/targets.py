@@ -1,9 +1,11 @@
 """Which layers are adapted: `attention`, `all-linear`, names or a regular expression become a list of layers."""
 
 import re
+import time
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+import regex
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -14,6 +16,7 @@ from gora.models.language import in_language
 from gora.models.sharding import gather
 
 _ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
+_PATIENCE = 5.0
 _PLAIN_NAME = re.compile(r"[\w.]+")
 
 
@@ -133,11 +136,18 @@ def _choose(linear: dict[str, nn.Module], model: nn.Module, targets: str | Seque
 
 
 def _by_expression(linear: dict[str, nn.Module], expression: str) -> set[str]:
+    end = time.monotonic() + _PATIENCE
     try:
-        pattern = re.compile(expression)
-    except re.error as error:
+        pattern = regex.compile(expression)
+        # The search of Python's own module cannot be ended, and takes longer than the world with some expressions.
+        chosen = {name for name in linear if pattern.fullmatch(name, timeout=max(end - time.monotonic(), 0.01))}
+    except regex.error as error:
         raise InputError(f"adapter.targets: {expression!r} is not a regular expression: {error}.") from None
-    chosen = {name for name in linear if pattern.fullmatch(name)}
+    except TimeoutError:
+        raise InputError(
+            f"adapter.targets: {expression[:60]!r} takes too long on the names of this model's layers. Write it "
+            "without repetitions inside repetitions, or list the names."
+        ) from None
     if not chosen:
         raise InputError(f"adapter.targets: no linear layer's full name matches {expression!r}. {_kinds(linear)}")
     return chosen

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from gora.errors import InputError
+from gora.files import read_json
 from gora.models.checkpoint_files import has_tokenizer_files
 from gora.runtime.console import output
 
@@ -92,7 +92,7 @@ def _refuse_other_kind(name: str, file: Path, tokenizer: PreTrainedTokenizerBase
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return
-    written = json.loads(file.read_text(encoding="utf-8")).get("model") or {}
+    written = read_json(file).get("model") or {}
     kind, words = written.get("type"), written.get("vocab")
     loaded = type(backend.model).__name__
     differs = kind is not None and kind != loaded

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from gora.errors import InputError
+from gora.errors import GoraError
 from gora.files import write_json
 
 Digests = dict[str, str]
@@ -31,7 +31,7 @@ def cached(path: Path, compute: Callable[[Path], Digests]) -> Digests:
     digests = compute(path)
     if entry and _state(path) == before and _is_settled(path):
         # A full disk or a folder that is read-only costs time at the next command, and nothing else.
-        with suppress(OSError, InputError):
+        with suppress(OSError, GoraError):
             write_json(entry, {**_key(path, before), "digests": digests, "checksum": _checksum(digests)})
             _prune(entry.parent)
     return digests

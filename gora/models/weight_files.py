@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
 from gora.errors import InputError
+from gora.files import parse_json, read_json
 from gora.models.load import Source
 from gora.models.weight_cache import cached
 from gora.runtime.world import World
@@ -158,7 +158,7 @@ def _find(source: Source, name: str, revision: str | None) -> Path | None:
 
 def _shards(source: Source, index: Path, commit: str | None) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{index}: not an index of safetensors files ({type(error).__name__}: {error}).") from None
     shards = {name: _find(source, name, commit) for name in names}
@@ -197,6 +197,6 @@ def _read_header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
         raise InputError(f"{path}: not a whole safetensors file ({error}).") from None
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+        header = parse_json(file.read(length))
     header.pop("__metadata__", None)
     return 8 + length, header

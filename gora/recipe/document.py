@@ -4,6 +4,7 @@ Plain scalars are read by YAML 1.2's core rules, so `1e-5` is a number and `no` 
 text, numbers, true, false and null can come out, and nothing of PyYAML that builds objects ever runs.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ KeyPath = tuple[str, ...]
 _MAX_BYTES = 256 * 1024
 _MAX_DEPTH = 20
 _MAX_VALUES = 10_000
+_LARGEST = 10**12
 
 _TAG = "tag:yaml.org,2002:"
 _SCALARS: dict[str, tuple[str, Callable[[str], Any]]] = {
@@ -201,8 +203,16 @@ class Builder:
                 # Python could not write such text to any file.
                 self._report(node, key, f"{node.value!a} has half a character; write characters, not their halves")
                 return Unreadable()
+            if "\0" in node.value:
+                # No name of a file or a model can hold it.
+                self._report(node, key, "the text holds a null character; take it out")
+                return Unreadable()
             if re.fullmatch(pattern, node.value):
-                return convert(node.value)
+                value = convert(node.value)
+                if isinstance(value, int | float) and _LARGEST < abs(value) < math.inf:
+                    self._report(node, key, f"{node.value[:40]} is larger than any number that a recipe can hold")
+                    return Unreadable()
+                return value
         tag = node.tag.replace(_TAG, "!!")
         self._report(node, key, f"the tag {tag!r} is not allowed here; a recipe has plain values only")
         return Unreadable()
@@ -215,6 +225,9 @@ class Builder:
             if not isinstance(name_node, yaml.ScalarNode) or name_node.tag != f"{_TAG}str":
                 shown = name if isinstance(name_node, yaml.ScalarNode) else "a list or mapping"
                 self._report(name_node, key, f"a key must be text, got {shown or 'nothing'}")
+                continue
+            if re.search("[\ud800-\udfff\0]", name):
+                self._report(name_node, key, f"the key {name!a} has half a character or a null character")
                 continue
             inner = (*key, name)
             first = self._document.places.get(inner)

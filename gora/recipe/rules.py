@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import PurePath
 
 from gora.errors import InputError
-from gora.recipe.derived import rank_bounds
+from gora.recipe.derived import micro_batch_size, rank_bounds
 from gora.recipe.method_facts import METHOD_FACTS, facts_of
 from gora.recipe.schema import DataSection, Recipe, SourceSection, TrainSection
 
@@ -29,6 +29,8 @@ FORMATS_OF = {
     "train_on": ("instruction", "chat"),
 }
 """The formats that read a setting, where not all do."""
+_MOST_ROWS = 10**8
+_LARGEST_RANK = 2**17
 _FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
@@ -242,10 +244,24 @@ def _classification(recipe: Recipe) -> Iterator[Contradiction]:
 
 
 @_rule
+def _sizes(recipe: Recipe) -> Iterator[Contradiction]:
+    """Sizes that no run has, and that would fill the memory before anything is refused."""
+    rows = recipe.gora.steps * micro_batch_size(recipe)
+    if facts_of(recipe.adapter.method).needs_plan and rows > _MOST_ROWS:
+        text = f"the gradient pass would draw {rows:,} rows, and may draw {_MOST_ROWS:,}; lower one of the two"
+        yield Contradiction(("gora.steps", "gora.micro_batch_size", "train.micro_batch_size"), text)
+    if recipe.adapter.rank > _LARGEST_RANK:
+        text = f"rank {recipe.adapter.rank:,} is above {_LARGEST_RANK:,}, which no layer can use"
+        yield Contradiction(("adapter.rank",), text)
+
+
+@_rule
 def _targets(recipe: Recipe) -> Iterator[Contradiction]:
+    import regex
+
     targets = recipe.adapter.targets
     for target in [targets] if isinstance(targets, str) else targets:
         try:
-            re.compile(target)
-        except (re.error, OverflowError, RecursionError) as error:
+            regex.compile(target)
+        except (regex.error, OverflowError, RecursionError) as error:
             yield Contradiction(("adapter.targets",), f"{target[:60]!r} is not a valid regular expression: {error}")

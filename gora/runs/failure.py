@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from gora.disk import FULL, is_full
 from gora.errors import GoraError
-from gora.files import append_line, write_json
+from gora.files import append_line, read_json, write_json
 from gora.runs.folder import RunFolder
 from gora.runtime.failure import first_to_fail, keep_traceback
 from gora.runtime.interrupt import StopSignal
@@ -48,8 +47,10 @@ class Failure:
             return cls(code="interrupted", message=f"Stopped by signal {error.number}.", exit_code=128 + error.number)
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             code = "out-of-memory"
+        elif is_full(error):
+            code = FULL
         elif isinstance(error, OSError):
-            code = "disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "os"
+            code = "os"
         else:
             code = "crash"
         return cls(code=code, message=f"{type(error).__name__}: {error}")
@@ -77,14 +78,14 @@ def record_failure(path: Path, error: BaseException) -> None:
             keep_traceback(error, folder.log)
         if folder.log.exists():
             append_line(folder.log, f"error: {failure.message}")
-    except OSError:
+    except (OSError, GoraError):
         pass
 
 
 def read_failure(folder: RunFolder) -> Failure | None:
     """Why the last command in the folder has failed, or None."""
     try:
-        told = json.loads(folder.failure.read_text(encoding="utf-8"))
+        told = read_json(folder.failure)
         return Failure(**{**told, "rows": tuple(told["rows"])})
     except FileNotFoundError:
         return None

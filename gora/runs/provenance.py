@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from gora.errors import InputError
+from gora.files import read_json
 from gora.manifest import sha256_of
 from gora.models.weight_files import StoredWeights, WeightsNote
 from gora.plan import Plan
 from gora.recipe.derived import by_key, micro_batch_size, rank_bounds
+from gora.recipe.document import read_document
 from gora.recipe.schema import Recipe
 from gora.runs.folder import PROVENANCE, RunFolder
 from gora.runtime.engine import Engine
@@ -103,10 +103,11 @@ def check_same_settings(folder: RunFolder, recipe: Recipe) -> None:
         InputError: listing what differs, or the run's recipe cannot be read.
     """
     try:
-        begun = dict(yaml.safe_load(folder.recipe.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise InputError(f"{folder.recipe} does not say what the run was begun with: {error}") from None
-    _refuse(_differing(begun, recipe))
+        document = read_document(folder.recipe)
+    except InputError as error:
+        problems = error.problems or [error.headline]
+        raise InputError(f"{folder.recipe} does not say what the run was begun with.", problems) from None
+    _refuse(_differing(document.values, recipe))
 
 
 def plan_differences(plan: Plan, recipe: Recipe) -> list[str]:
@@ -152,7 +153,7 @@ def _refuse(differing: list[str]) -> None:
 
 def _read(checkpoint: Path) -> dict[str, Any]:
     try:
-        begun = json.loads((checkpoint / PROVENANCE).read_text(encoding="utf-8"))
+        begun = read_json(checkpoint / PROVENANCE)
         known = {key: begun[key] for key in ("recipe", "plan", "data", "processes")}
         return known | {"base": WeightsNote(**begun["base"])}
     except (OSError, ValueError, KeyError, TypeError) as error:

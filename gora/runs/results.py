@@ -6,19 +6,44 @@ at the top level, and `tasks`.
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+
 from gora import __version__
 from gora.errors import InputError
-from gora.files import delete, write_json
+from gora.files import delete, read_json, write_json
 from gora.runs.folder import RunFolder
 
 _OLD_NAME = "evaluation.json"
 _OF_STAGES = ("precompute", "train")
 _VISIBLE = 1e-4
+_OF_TRAINING = ("loss", "trainable_parameters", "seconds", "peak_bytes")
+
+
+class _Peak(BaseModel):
+    host: int
+    gpu: int | None = None
+
+
+class _Task(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    metrics: dict[str, FiniteFloat]
+
+
+class _Results(BaseModel):
+    """What programs rely on, where it is there; the rest of the file is for people."""
+
+    model_config = ConfigDict(extra="allow")
+    loss: dict[str, FiniteFloat] = {}
+    trainable_parameters: int = 0
+    seconds: FiniteFloat = 0.0
+    peak_bytes: _Peak | None = None
+    tasks: dict[str, dict[str, _Task]] = {}
+    precompute: dict[str, Any] = {}
+    train: dict[str, Any] = {}
 
 
 def read_results(folder: RunFolder) -> dict[str, Any]:
@@ -31,11 +56,31 @@ def read_results(folder: RunFolder) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}. Delete it, or restore it.") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} does not hold a JSON object. Delete it, or restore it.")
+    try:
+        _Results.model_validate(content)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors()]
+        raise InputError(f"{path} is not what gora writes. Delete it, or restore it.", problems[:5]) from None
+    return content
+
+
+def results_of_finished(folder: RunFolder) -> dict[str, Any]:
+    """Everything that is recorded of a run that has ended.
+
+    Raises:
+        InputError: it cannot be read, or lacks what every run records.
+    """
+    content = read_results(folder)
+    missing = [name for name in _OF_TRAINING if name not in content]
+    if content.get("loss"):
+        missing += [f"loss.{name}" for name in ("base", "initial", "final") if name not in content["loss"]]
+    if missing:
+        raise InputError(f"{folder.results} lacks {', '.join(missing)}. Restore it, or train again with --overwrite.")
     return content
 
 
@@ -49,7 +94,7 @@ def has_losses(folder: RunFolder) -> bool:
 
 def losses_of(folder: RunFolder) -> dict[str, float]:
     """The evaluation losses of a finished run: `base`, `initial` and `final`; empty without evaluation rows."""
-    losses: dict[str, float] = read_results(folder)["loss"]
+    losses: dict[str, float] = results_of_finished(folder)["loss"]
     return losses
 
 
@@ -60,8 +105,8 @@ def is_worse(loss: float, base: float) -> bool:
 
 def task_results(folder: RunFolder) -> dict[str, dict[str, dict[str, Any]]]:
     """By task and side (`trained`, `base`) what was recorded."""
-    tasks = read_results(folder).get("tasks", {})
-    return tasks if isinstance(tasks, dict) else {}
+    tasks: dict[str, dict[str, dict[str, Any]]] = read_results(folder).get("tasks", {})
+    return tasks
 
 
 def record_task(folder: RunFolder, task: str, side: str, result: Mapping[str, Any]) -> None:
@@ -104,7 +149,7 @@ def held_results(folder: RunFolder) -> dict[str, Any]:
         InputError: it is missing or cannot be read.
     """
     try:
-        held = json.loads(folder.pending_results.read_text(encoding="utf-8"))
+        held = read_json(folder.pending_results)
         return {"data": held["data"], "result": {**held["result"]}}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(

@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
+from gora.disk import writing
+
 _LOG_WIDTH = 140
 
 
@@ -19,6 +21,7 @@ class Output:
     def __init__(self, terminal: Console | None = None) -> None:
         self.terminal = terminal or _terminal()
         self._log: Console | None = None
+        self._log_path = Path()
         self._muted = False
         self._warned: set[str] = set()
 
@@ -45,7 +48,8 @@ class Output:
     def log(self, content: RenderableType) -> None:
         """Write to the log only."""
         if self._log is not None:
-            _print(self._log, content)
+            with writing(self._log_path):
+                _print(self._log, content)
 
     @contextmanager
     def logging_to(self, path: Path, command: str) -> Iterator[None]:
@@ -55,13 +59,14 @@ class Output:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8", buffering=1) as stream:
-            outer, self._log = self._log, _console(file=stream, width=_LOG_WIDTH, no_color=True)
+            outer = self._log, self._log_path
+            self._log, self._log_path = _console(file=stream, width=_LOG_WIDTH, no_color=True), path
             try:
-                if outer is None:
+                if outer[0] is None:
                     self.log(f"== {datetime.now().astimezone().isoformat(timespec='seconds')} {command}")
                 yield
             finally:
-                self._log = outer
+                self._log, self._log_path = outer
 
 
 def _console(**settings: Any) -> Console:

@@ -6,7 +6,6 @@ their place.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ import yaml
 
 from gora import assets
 from gora.errors import InputError
+from gora.files import read_json
 
 NAMES = ("ddp", "zero2", "zero2-offload", "zero3", "fsdp")
 _KINDS: dict[str, Literal["ddp", "deepspeed", "fsdp"]] = {
@@ -95,13 +95,19 @@ def _read(name: str, path: Path) -> Engine:
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        document = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        document = read_json(path) if path.suffix == ".json" else _plain_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if not isinstance(document, dict):
         raise InputError(f"{path} holds no settings: a mapping of keys is expected.")
     return document
+
+
+def _plain_yaml(text: str) -> Any:
+    # A few aliases of aliases would be gigabytes once somebody writes them out.
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise ValueError("aliases are not supported")
+    return yaml.safe_load(text)
 
 
 def _section(path: Path, document: dict[str, Any], key: str) -> dict[str, Any]:
@@ -114,6 +120,8 @@ def _section(path: Path, document: dict[str, Any], key: str) -> dict[str, Any]:
 def _settings_of(path: Path, section: dict[str, Any]) -> dict[str, Any]:
     """DeepSpeed's document from Accelerate's section, which names a file or says the most common settings itself."""
     if file := section.get("deepspeed_config_file"):
+        if not isinstance(file, str):
+            raise InputError(f"{path}: deepspeed_config_file: {file!r} is not the name of a file.")
         return _document(path.parent / file)
     zero: dict[str, Any] = {"stage": section.get("zero_stage", 2)}
     for part in ("optimizer", "param"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,12 +19,15 @@ from typing import Literal
 import gora
 from gora.errors import GoraError
 from gora.runtime.scratch import new_path, remove, sweep
+from gora.sandbox.inside.walls import SYSTEM, python
 
 Outcome = Literal["passed", "failed", "timed out", "out of memory", "crashed", "exited", "stopped", "broken"]
-Walls = frozenset[Literal["namespaces", "landlock", "seccomp", "guard"]]
+Walls = frozenset[Literal["bwrap", "namespaces", "landlock", "seccomp", "guard"]]
 
 # Each has what keeps a program from starting processes: one that forks without end is ended too late.
 _STRONGEST_FIRST: tuple[Walls, ...] = (
+    frozenset({"bwrap", "landlock", "seccomp"}),
+    frozenset({"bwrap", "seccomp"}),
     frozenset({"namespaces", "landlock", "seccomp"}),
     frozenset({"namespaces", "seccomp"}),
     frozenset({"namespaces", "landlock", "guard"}),
@@ -34,6 +38,9 @@ _STRONGEST_FIRST: tuple[Walls, ...] = (
     frozenset({"guard"}),
 )
 _ATTEMPTS = 3
+_INSIDE = "/run/gora"
+_PARTS = ("gora/__init__.py", "gora/runtime/__init__.py", "gora/runtime/scratch.py", "gora/sandbox")
+"""What the watching process imports of this package: nothing else of it is seen in a sandbox of Bubblewrap."""
 _START = """
 import sys
 sys.path.insert(0, {root!r})
@@ -94,18 +101,22 @@ class Isolation:
 
     Attributes:
         walls: which walls the system allows.
+        as_root: whether programs remain root, whom file permissions do not hold back.
     """
 
     walls: Walls
+    as_root: bool = False
 
     @property
     def complete(self) -> bool:
-        """Whether the kernel keeps programs from the network, from other processes and from writing files."""
-        return "namespaces" in self.walls
+        """Whether the kernel keeps programs from the network, other processes, writing files and reading the user's."""
+        return not self.missing()
 
     def words(self) -> list[str]:
-        """What is in force, one sentence each; the last one is what is missing, if anything is."""
+        """What is in force, one sentence each, and then what is missing."""
         sentences = ["Each program runs in a process of its own, with limits on time, memory and files."]
+        if "bwrap" in self.walls:
+            sentences.append("Bubblewrap: no network, no other processes, and no files but Python's and the system's.")
         if "namespaces" in self.walls:
             sentences.append("Namespaces: no network, no other processes, and no file system to write to but its own.")
         if "landlock" in self.walls:
@@ -114,8 +125,17 @@ class Isolation:
             sentences.append("Seccomp: no sockets, no further processes, no signals to others.")
         if "guard" in self.walls:
             sentences.append("A guard in the interpreter refuses the network, processes and writing elsewhere.")
-        if not self.complete:
+        return sentences + self.missing()
+
+    def missing(self) -> list[str]:
+        """What a complete sandbox has and this one lacks, one sentence each."""
+        sentences = []
+        if not self.walls & {"bwrap", "namespaces"}:
             sentences.append("This system allows no namespaces: a program that means harm may get past the guard.")
+        if not self.walls & {"bwrap", "landlock"}:
+            sentences.append("This system has no Landlock: a program can read what its user can read.")
+        if self.as_root:
+            sentences.append("Programs remain root, since no other user can read this Python: put it where all can.")
         return sentences
 
 
@@ -127,9 +147,11 @@ def isolation() -> Isolation:
         GoraError: not even the weakest can be put up.
     """
     for walls in _STRONGEST_FIRST:
+        if "bwrap" in walls and shutil.which("bwrap") is None:
+            continue
         verdict = _run_alone("import math", Limits(), walls)
         if verdict.passed:
-            return Isolation(walls)
+            return Isolation(walls, as_root=not _run_alone("import os\nassert os.getuid()", Limits(), walls).passed)
     raise GoraError(f"Programs cannot be run apart on this system: {verdict.outcome}: {verdict.detail}")
 
 
@@ -192,10 +214,9 @@ def _run_surely(source: str, limits: Limits, walls: Walls, lifeline: int) -> Ver
 def _run(source: str, limits: Limits, walls: Walls, lifeline: int) -> Verdict:
     folder = new_path("program")
     request = {"source": source, "limits": asdict(limits), "walls": sorted(walls), "folder": folder}
-    root = str(Path(gora.__file__).resolve().parent.parent)
     try:
         with subprocess.Popen(
-            [sys.executable, "-I", "-c", _START.format(root=root)],
+            _command(walls, limits),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -214,6 +235,22 @@ def _run(source: str, limits: Limits, walls: Walls, lifeline: int) -> Verdict:
         return Verdict(
             outcome="crashed", detail=f"the process that watched it has ended: {last[0]}", seconds=0.0, output=""
         )
+
+
+def _command(walls: Walls, limits: Limits) -> list[str]:
+    """What starts the process that watches a program; in a sandbox of Bubblewrap, where that is wanted."""
+    root = Path(gora.__file__).resolve().parent.parent
+    if "bwrap" not in walls:
+        return [sys.executable, "-I", "-c", _START.format(root=str(root))]
+    line = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534"]
+    line += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--proc", "/proc", "--dev", "/dev"]
+    line += ["--size", str(limits.disk), "--tmpfs", tempfile.gettempdir()]
+    for path in (*SYSTEM, *python()):
+        line += ["--ro-bind-try", path, path]
+    for part in _PARTS:
+        line += ["--ro-bind", str(root / part), f"{_INSIDE}/{part}"]
+    line += ["--chdir", tempfile.gettempdir(), "--", sys.executable, "-I", "-c", _START.format(root=_INSIDE)]
+    return line
 
 
 def _environment(folder: str) -> dict[str, str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from gora.comparison.processes import Command, run_commands
 from gora.comparison.shared_pass import SharedPass, shared_passes
@@ -19,9 +19,10 @@ from gora.recipe import LoadedRecipe
 from gora.recipe.variants import Variants, read_variants
 from gora.runs.failure import Failure
 from gora.runs.owner import owning
-from gora.runs.results import read_results
+from gora.runs.results import results_of_finished
 from gora.runs.state import RunState
 from gora.runtime.console import output
+from gora.training.metrics import read_metrics
 
 
 def compare(
@@ -192,14 +193,18 @@ def _outcome(trial: Trial, failures: dict[Path, Failure]) -> Outcome:
     if not trial.finished:
         failure = failures.get(trial.folder.path) or Failure(code="not-run", message="it was not run")
         return Outcome(label=trial.label, seed=trial.seed, failure=failure, result={}, curve=[])
-    lines = [json.loads(line) for line in trial.folder.metrics.read_text(encoding="utf-8").splitlines()]
     return Outcome(
         label=trial.label,
         seed=trial.seed,
         failure=None,
-        result=read_results(trial.folder),
-        curve=[(line["step"], line["loss"]) for line in lines if "loss" in line],
+        result=results_of_finished(trial.folder),
+        curve=[(line["step"], line["loss"]) for line in read_metrics(trial.folder.metrics) if _is_point(line)],
     )
+
+
+def _is_point(line: Mapping[str, Any]) -> bool:
+    """NaN and infinity are text in a metrics file, and have no place in a plot."""
+    return isinstance(line.get("loss"), int | float)
 
 
 def _publish(outcomes: list[Outcome], destination: Path) -> None:

@@ -21,7 +21,7 @@ from gora.evaluation.task import Options, Scores, Task
 from gora.evaluation.tasks.glue import Glue
 from gora.evaluation.tasks.harness import PREFIX, Foreign, check_place, second_opinion
 from gora.evaluation.tasks.loss import Loss
-from gora.files import publish
+from gora.files import write_text
 from gora.recipe.schema import Recipe
 from gora.report.scores import scores_table
 from gora.runs.folder import RunFolder
@@ -125,7 +125,9 @@ def task_jobs(names: Sequence[str], options: Options, *, harness: bool = False) 
     return [(task, options) for task in tasks]
 
 
-def closing_job(recipe: Recipe, *, allow_code_execution: bool, trust_remote_code: bool) -> Job:
+def closing_job(
+    recipe: Recipe, *, allow_code_execution: bool, trust_remote_code: bool, allow_weak_sandbox: bool = False
+) -> Job:
     """The tasks that a recipe closes with; raises InputError where one is not known or does not fit."""
     tasks = []
     for section in recipe.evaluation.tasks:
@@ -136,6 +138,7 @@ def closing_job(recipe: Recipe, *, allow_code_execution: bool, trust_remote_code
             seed=recipe.seed,
             max_new_tokens=section.max_new_tokens,
             allow_code_execution=allow_code_execution,
+            allow_weak_sandbox=allow_weak_sandbox,
         )
         task = task_named(section.name)
         if recipe.model.head == "classification" and not isinstance(task, Glue | Loss):
@@ -208,8 +211,7 @@ def _one(named: Named, subject: LocalSubject, side: str, task: Task, options: Op
     asked = scores.facts.get("questions", len(scores.rows))
     output.say(f"{task.name:<9} {side}: {came_of_it}{asked:,} rows in {clock(seconds)}")
     rows = place / "rows.jsonl"
-    with publish(rows) as aside:
-        aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scores.rows), encoding="utf-8")
+    write_text(rows, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scores.rows))
     facts = {
         "subject": named.name,
         "model": named.model.name,

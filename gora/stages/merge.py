@@ -106,7 +106,9 @@ def merge(
     job = _MergeJob.of(adapter, config, name, dtype, trust_remote_code)
     with output.terminal.status("merging"):
         merged, expected = _merge(job)
-    with _owning_run_of(destination), publish(destination) as aside, output.terminal.status("writing and comparing"):
+    needed = sum(value.nbytes for value in merged.parameters())
+    writing = publish(destination, needed)
+    with _owning_run_of(destination), writing as aside, output.terminal.status("writing and comparing"):
         settle_generation(merged, job.tokenizer)
         merged.save_pretrained(str(aside), safe_serialization=True)
         job.tokenizer.save_pretrained(str(aside))

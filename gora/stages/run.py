@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from math import prod
 from pathlib import Path
 from shlex import quote
 
 from rich.table import Table
 
 from gora.adapters.mergeable import refuse_unmergeable
+from gora.disk import free_bytes, size_text
 from gora.errors import InputError
 from gora.methods import METHODS
-from gora.models.load import find_model
+from gora.models.load import base_dtype, find_model
+from gora.models.weight_files import tensor_shapes
 from gora.recipe import accumulation_steps
 from gora.recipe.schema import Recipe
 from gora.runs.context import RunContext
@@ -35,6 +38,7 @@ def run(
     merge_too: bool = False,
     gradients: Path | None = None,
     allow_code_execution: bool = False,
+    allow_weak_sandbox: bool = False,
     trust_remote_code: bool = False,
 ) -> Trained:
     """Run every stage that the recipe's method needs, and close with its tasks and a summary.
@@ -46,6 +50,7 @@ def run(
         merge_too: also write the merged model to `<output>/merged`.
         gradients: a folder of kept gradients to make the plan from, instead of a gradient pass.
         allow_code_execution: let programs run that the trained model writes for a task.
+        allow_weak_sandbox: also where the system lacks walls of the sandbox.
         trust_remote_code: let the model run Python code of its own.
 
     Raises:
@@ -62,8 +67,15 @@ def run(
         # What training or a task would refuse is refused before the gradients take their time.
         refuse_what_cannot_train(context.engine, context.device, recipe.adapter.method)
         accumulation_steps(recipe.train, context.world.size)
-        job = closing_job(recipe, allow_code_execution=allow_code_execution, trust_remote_code=trust_remote_code)
+        job = closing_job(
+            recipe,
+            allow_code_execution=allow_code_execution,
+            allow_weak_sandbox=allow_weak_sandbox,
+            trust_remote_code=trust_remote_code,
+        )
         job.check()
+        if merge_too and progress.state < RunState.FINISHED:
+            _warn_of_merge(context)
         if method.needs_plan and (mode == "overwrite" or progress.state < RunState.PLANNED):
             if gradients is None:
                 precompute_in(context)
@@ -85,6 +97,20 @@ def run(
         with output.logging_to(context.folder.log, "run"):
             output.say(_summary(context.folder, trained, merge_too, time.monotonic() - begin))
     return trained
+
+
+def _warn_of_merge(context: RunContext) -> None:
+    """The merged model has the tensors of its base, in the type that they have in memory."""
+    source, folder = context.source, context.folder
+    if not context.world.main:
+        return
+    width = base_dtype(context.recipe.model.dtype, context.device).itemsize
+    needed = sum(prod(shape) for shape in tensor_shapes(source).values()) * width
+    if (free := free_bytes(folder.path)) < needed:
+        output.warn(
+            f"{size_text(free)} are free in {folder.path}, and the merged model takes about {size_text(needed)}. Make "
+            "room, or leave out --merge and merge to another disk afterwards."
+        )
 
 
 def _summary(folder: RunFolder, trained: Trained, merged: bool, seconds: float) -> Table:

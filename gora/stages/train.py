@@ -53,6 +53,8 @@ from gora.training.engine_training import check_engine, forget_engine, refuse_wh
 from gora.training.groups import parameter_groups
 from gora.training.layout import StepLayout, choose_layout
 from gora.training.metrics import Metrics
+from gora.training.room import check_room
+from gora.training.saved_state import check_state
 from gora.training.schedule import optimizer_steps, warmup_steps
 from gora.training.skipping import SkipNotFinite, StepRows
 from gora.training.start import Wrapped, fingerprint, keep_initial, load_trained, wrap_model
@@ -129,6 +131,7 @@ def _open(context: RunContext, progress: Progress) -> _Opened:
     checkpoint = progress.checkpoint if context.mode == "resume" else None
     if checkpoint is not None:
         check_provenance(checkpoint, recipe, folder, context.engine, world)
+        check_state(checkpoint)
         for line in progress.damage:
             output.warn(f"{line} It is not used.")
         output.say(f"resuming  {checkpoint}")
@@ -160,6 +163,8 @@ def _start(context: RunContext, opened: _Opened) -> Wrapped:
     start = wrap_model(context, opened.plan, steps=opened.steps, resumed=resumed)
     if warning := start_warning(start.losses, context.recipe, planned=opened.plan is not None):
         output.warn(warning)
+    done = step_of(opened.checkpoint) if opened.checkpoint else 0
+    context.world.from_main(lambda: check_room(folder, start.model, context.recipe.train, opened.steps - done))
     if not resumed and context.world.main:
         clear_training(folder)
         if opened.plan is None:
@@ -328,10 +333,14 @@ def _save(context: RunContext, start: Wrapped, report: Report, trainer: GoraTrai
         try:
             _write(context, start, place, values)
         except Exception as error:
-            save_values(folder.rejected, values)
+            try:
+                save_values(folder.rejected, values)
+            except GoraError:
+                # There is no room for the values alone either: the newest checkpoint is what training resumes from.
+                raise error from None
+            kind = "" if isinstance(error, GoraError) else f"{type(error).__name__}: "
             raise GoraError(
-                f"What was trained could not be saved as usual ({type(error).__name__}: {error}). Its values are in "
-                f"{folder.rejected}.",
+                f"What was trained could not be saved as usual ({kind}{error}). Its values are in {folder.rejected}.",
                 code="not-saved",
             ) from error
     if not unchanged:

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gora.files import append_line, write_text
+from gora.errors import InputError
+from gora.files import append_line, parse_json, write_text
 
 
 class Metrics:
@@ -20,7 +21,7 @@ class Metrics:
         self._path, self._write = path, write
         if not write:
             return
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= last_step] if last_step else []
+        kept = [text for text, line in _lines(path) if line["step"] <= last_step] if last_step else []
         write_text(path, "".join(f"{line}\n" for line in kept))
 
     def add(self, step: int, **values: Any) -> None:
@@ -31,18 +32,30 @@ class Metrics:
         append_line(self._path, json.dumps({"step": step, **safe}))
 
 
-def _lines(path: Path) -> list[str]:
-    """All whole lines; a line that a power cut tore is left out."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if _parses(line)]
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All lines of a metrics file; empty where there is none.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return [line for _, line in _lines(path)]
 
 
-def _parses(line: str) -> bool:
+def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """All whole lines, as they are and what they say; a line that a power cut tore is left out."""
     try:
-        return "step" in json.loads(line)
-    except (json.JSONDecodeError, TypeError):
-        return False
+        texts = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}. Delete it, or restore it.") from None
+    return [(text, line) for text in texts if (line := _parsed(text)) is not None]
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        line = parse_json(text)
+        return line if isinstance(line["step"], int) else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _is_json(value: Any) -> bool:

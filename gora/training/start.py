@@ -194,7 +194,7 @@ def keep_initial(folder: RunFolder, initial: Factors) -> None:
     pairs = [
         (f"{name}.lora_{part}", value) for name, pair in initial.items() for part, value in zip("AB", pair, strict=True)
     ]
-    with publish(folder.initial) as aside:
+    with publish(folder.initial, sum(value.nbytes for _, value in pairs)) as aside:
         save_file(dict(pairs), aside)
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 
 from gora import manifest
 from gora.adapters.lean import make_lean
+from gora.disk import writing
 from gora.files import delete, publish, write_json
 from gora.methods import Method
 from gora.models.checkpointing import recompute_activations
@@ -30,6 +31,8 @@ from gora.training.course import Course, SinceLastLog
 from gora.training.engine_training import accumulate, engine_arguments, make_optimizer, measure_step
 from gora.training.groups import parameter_groups
 from gora.training.layout import StepLayout
+from gora.training.room import checkpoint_bytes, needed_by_next
+from gora.training.saved_state import reading
 from gora.training.schedule import make_schedule
 from gora.training.skipping import Measured
 
@@ -73,6 +76,7 @@ class GoraTrainer(Trainer):
         self._lean = context.fuses and not context.engine.shards_weights and make_lean(model)
         self._method, self._lr_ratio, self._evaluate_loss = method, lr_ratio, evaluate_loss
         self._stage: Path | None = None
+        self._least_checkpoint = checkpoint_bytes(model)
         self._rows_seen: torch.Tensor | None = None
         self.padding = Padding()
         self.course, self.since_log = course, SinceLastLog()
@@ -231,6 +235,18 @@ class GoraTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        with reading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._stage) if self._stage else super()._get_output_dir(trial)
 
@@ -259,9 +275,11 @@ class GoraTrainer(Trainer):
     def _published_by_main(self, final: Path) -> Iterator[Path]:
         """As `publish`, for a folder that all processes write into."""
         if not self._world.main:
-            yield Path(self._world.from_main(str))
+            aside = Path(self._world.from_main(str))
+            with writing(final, aside=aside):
+                yield aside
             return
-        with publish(final) as aside:
+        with publish(final, needed_by_next(self._folder, self._least_checkpoint)) as aside:
             yield Path(self._world.from_main(lambda: str(aside)))
 
     def _drop_old_checkpoints(self) -> None:

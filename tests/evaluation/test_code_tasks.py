@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pytest
 
 from gora.errors import InputError
 from gora.evaluation.task import Options
+from gora.evaluation.tasks import programs
 from gora.evaluation.tasks.extraction import code_in, function_in
 from gora.evaluation.tasks.fences import fenced_blocks
 from gora.evaluation.tasks.humaneval import HumanEval
 from gora.evaluation.tasks.mbpp import Mbpp, functions_called
 from gora.evaluation.tasks.passk import mean_pass_at_k, pass_at_k
+from gora.sandbox.run import Isolation
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 HUMANEVAL = FIXTURES / "humaneval" / "HumanEval.jsonl.gz"
@@ -48,7 +51,7 @@ class Oracle:
 
 
 def options(tmp_path, data, **more):
-    return Options(folder=tmp_path, data=str(data), allow_code_execution=True, **more)
+    return Options(folder=tmp_path, data=str(data), allow_code_execution=True, allow_weak_sandbox=True, **more)
 
 
 def fenced(code):
@@ -256,6 +259,19 @@ def test_several_samples_are_drawn_and_counted(tmp_path):
     assert [verdict["outcome"] for verdict in first["verdicts"]] == ["passed"] * 3 + ["failed"] * 7
     assert first["verdicts"][-1]["detail"].startswith("AssertionError")
     assert first["answers"] == answers[0]
+
+
+@pytest.mark.parametrize("task", [HumanEval(), Mbpp()], ids=lambda task: task.name)
+def test_a_sandbox_that_lacks_walls_is_used_only_where_the_user_allows_it(tmp_path, monkeypatch, task):
+    monkeypatch.setattr(programs, "isolation", lambda: Isolation(frozenset({"seccomp", "guard"}), as_root=True))
+    asked = options(tmp_path, FIXTURES / task.name)
+    with pytest.raises(InputError, match="--allow-weak-sandbox") as refused:
+        task.check(replace(asked, allow_weak_sandbox=False))
+    told = " ".join(refused.value.problems)
+    assert all(words in told for words in ("Seccomp", "no namespaces", "no Landlock", "remain root"))
+    task.check(asked)
+    monkeypatch.setattr(programs, "isolation", lambda: Isolation(frozenset({"namespaces", "landlock", "seccomp"})))
+    task.check(replace(asked, allow_weak_sandbox=False))
 
 
 @pytest.mark.parametrize("task", [HumanEval(), Mbpp()], ids=lambda task: task.name)

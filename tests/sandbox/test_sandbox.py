@@ -1,6 +1,7 @@
 """Programs that misbehave: each is ended, judged and cleared away, behind every kind of wall that the system allows."""
 
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from gora.errors import GoraError
 from gora.sandbox import run as sandbox
 from gora.sandbox.inside.supervisor import remove
 from gora.sandbox.run import Limits, Verdict, isolation, run_program, run_programs
+from tests.conftest import ROOT
 
 LIMITS = Limits(seconds=10, cpu_seconds=5, memory=512 << 20, file_size=1 << 20, disk=4 << 20, threads=8)
 SHORT = Limits(seconds=1, cpu_seconds=5, memory=512 << 20, threads=8)
@@ -359,6 +361,69 @@ def test_what_is_not_allowed_cannot_be_read_behind_landlock(walls, place, tmp_pa
     assert "PermissionError" in run_program(f"open({str(tmp_path / 'secret')!r})", LIMITS, walls).detail
 
 
+READABLE = ["/etc/ld.so.cache", "/etc/localtime", "/etc/passwd", os.__file__]
+CLOSED = ["/etc/hostname", "/etc/hosts", "/etc/shadow", "/etc/fstab", str(Path.home() / ".bashrc"), __file__]
+CLOSED += [str(ROOT / "README.md"), str(ROOT / "gora" / "errors.py")]
+
+
+def test_of_the_system_and_the_checkout_only_what_python_needs_can_be_read_behind_landlock(walls, place):
+    if "landlock" not in walls:
+        pytest.skip("for Landlock")
+    tried = {path: f"open({path!r}, 'rb').read()" for path in (*READABLE, *CLOSED) if os.path.exists(path)}
+    assert tried.keys() & {__file__, "/etc/hosts"}
+    verdicts = run_all(tried, LIMITS, walls)
+    assert {path for path, verdict in verdicts.items() if verdict.passed} == tried.keys() & set(READABLE)
+    assert all("PermissionError" in verdict.detail for verdict in verdicts.values() if not verdict.passed)
+
+
+def test_what_a_program_needs_of_python_is_there(walls, place):
+    source = "import numpy, time, zoneinfo, pwd, sysconfig\ntime.localtime()\nassert numpy.ones(3).sum() == 3"
+    assert run_program(source, LIMITS, walls).passed
+
+
+BWRAP = """#!{python}
+import json, os, sys
+given, command = sys.argv[1 : sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1 :]
+open({record!r}, "w").write(json.dumps(given))
+os.execv(command[0], [part.replace("/run/gora", {root!r}) for part in command])
+"""
+
+
+def test_bubblewrap_is_taken_first_where_it_is_and_shows_only_what_python_needs(place, tmp_path, monkeypatch):
+    """A stand-in notes what it is told to show and runs the program, since Bubblewrap is not everywhere."""
+    record, program = tmp_path / "told.json", tmp_path / "bin" / "bwrap"
+    program.parent.mkdir()
+    program.write_text(BWRAP.format(python=sys.executable, record=str(record), root=str(ROOT)))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    verdict = run_program("print('it runs')", LIMITS, frozenset({"bwrap", "guard"}))
+    assert (verdict.passed, verdict.output) == (True, "it runs\n")
+    told = json.loads(record.read_text())
+    assert {"--unshare-all", "--die-with-parent", "--new-session"} <= set(told)
+    shown = {told[place + 1] for place, word in enumerate(told) if word.startswith("--ro-bind")}
+    assert {"/usr", sys.prefix, sys.base_prefix, "/etc/ld.so.cache"} <= shown
+    assert not {"/", "/etc", str(Path.home()), str(ROOT), str(ROOT / "gora")} & shown
+    of_gora = {path for path in shown if Path(path).is_relative_to(ROOT / "gora")}
+    assert of_gora and all(path.endswith((".py", "sandbox")) for path in of_gora)
+    assert "bwrap" in isolation.__wrapped__().walls
+
+
+@pytest.mark.parametrize(
+    ("found", "missing"),
+    [
+        (sandbox.Isolation(frozenset({"namespaces", "landlock", "seccomp"})), ""),
+        (sandbox.Isolation(frozenset({"bwrap", "seccomp"})), ""),
+        (sandbox.Isolation(frozenset({"namespaces", "landlock", "seccomp"}), as_root=True), "remain root"),
+        (sandbox.Isolation(frozenset({"namespaces", "seccomp"})), "no Landlock"),
+        (sandbox.Isolation(frozenset({"landlock", "seccomp", "guard"})), "no namespaces"),
+    ],
+    ids=["whole", "bubblewrap", "root", "no Landlock", "no namespaces"],
+)
+def test_what_the_sandbox_lacks_is_said(found, missing):
+    assert found.complete == (not missing)
+    assert missing in found.words()[-1]
+
+
 def test_many_run_at_a_time_and_keep_their_order(place):
     done = []
     sources = [f"assert {number} % 3" for number in range(12)]
@@ -434,6 +499,7 @@ def test_the_strongest_walls_are_taken_and_named(monkeypatch):
         return Verdict(outcome="broken" if walls & set(refused) else "passed", detail="refused", seconds=0.0, output="")
 
     monkeypatch.setattr(sandbox, "_run_alone", run)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     find = isolation.__wrapped__
     assert find().complete
     assert "no network" in " ".join(find().words())
@@ -442,6 +508,9 @@ def test_the_strongest_walls_are_taken_and_named(monkeypatch):
     assert find().walls == {"landlock", "seccomp", "guard"}
     assert not find().complete
     assert "may get past" in find().words()[-1]
+    refused[:] = ["landlock"]
+    assert not find().complete
+    assert "no Landlock" in find().words()[-1]
     refused[:] = ["seccomp"]
     assert find().walls == {"namespaces", "landlock", "guard"}
     refused[:] = ["namespaces", "landlock", "seccomp"]

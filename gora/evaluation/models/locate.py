@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from gora.adapters.load import is_classifier, read_base_note, verify_files
 from gora.adapters.save import ADAPTER_NOTE
 from gora.data.prompting import read_prompt_format
 from gora.errors import InputError
+from gora.files import read_json
 from gora.recipe import load_recipe
 from gora.recipe.schema import DataSection, Head, ModelSection, Recipe
 from gora.runs.folder import RunFolder
@@ -138,19 +138,19 @@ def _adapter(path: Path) -> Named:
 def _head(folder: Path) -> Head:
     """What a model in a folder has on top; one on the hub is taken for a language model."""
     try:
-        kinds = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
-    except (OSError, ValueError):
+        kinds = list(read_json(folder / "config.json").get("architectures") or [])
+    except (OSError, ValueError, TypeError, AttributeError):
         return "language"
-    return "classification" if any(kind.endswith("ForSequenceClassification") for kind in kinds) else "language"
+    return "classification" if any(str(kind).endswith("ForSequenceClassification") for kind in kinds) else "language"
 
 
 def _read_prompt_format(note: Path) -> DataSection | None:
     if not note.is_file():
         return None
     try:
-        content = json.loads(note.read_text(encoding="utf-8"))
+        content = read_json(note)
         # The second name is that of adapters from before 0.1.0.
         prompt_format = content.get("prompt_format") or content.get("form")
         return read_prompt_format(prompt_format) if prompt_format else None
-    except (ValueError, ValidationError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, ValidationError) as error:
         raise InputError(f"{note} cannot be read: {error}") from None

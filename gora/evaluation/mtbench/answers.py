@@ -13,7 +13,7 @@ from typing import Any
 
 from gora.evaluation.mtbench.questions import Conversation, fingerprint
 from gora.evaluation.task import Message, Options, Sampling, Subject
-from gora.files import write_json, write_text
+from gora.files import read_json, write_json, write_text
 from gora.runtime.console import output
 
 # Source: FastChat, fastchat/llm_judge/common.py and gen_model_answer.py.
@@ -131,7 +131,7 @@ def _known(path: Path, facts: dict[str, Any]) -> list[tuple[str, str]] | None:
         return None
     try:
         text = path.read_text(encoding="utf-8")
-        kept = json.loads(_beside(path).read_text(encoding="utf-8"))
+        kept = read_json(_beside(path))
     except (FileNotFoundError, ValueError):
         return None
     if kept != {**facts, "answers_sha256": _sha256(text)}:

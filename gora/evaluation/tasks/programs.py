@@ -76,6 +76,12 @@ def _check_options(task: str, options: Options) -> None:
             f"{task} runs programs that the model writes, and nobody has read them. They are kept apart from the rest "
             "of this system as far as it allows (docs/code-execution.md). Add --allow-code-execution to run them."
         )
+    if not options.allow_weak_sandbox and not (found := isolation()).complete:
+        raise InputError(
+            f"{task} is not run: the sandbox of this system is not complete. Add --allow-weak-sandbox to run programs "
+            "in it all the same, or run gora in a virtual machine (docs/code-execution.md).",
+            found.words(),
+        )
     problems = []
     if options.samples < 1:
         problems.append(f"samples must be 1 or more, not {options.samples}.")

@@ -51,7 +51,7 @@ def _confine(request: dict[str, Any]) -> None:
     user, apart = walls.stranger(folder), "namespaces" in up
     if apart:
         user = _go_apart(request, user)
-    walls.limit(request["limits"], counted_apart=apart or user is not None)
+    walls.limit(request["limits"], counted_apart=apart or "bwrap" in up or user is not None)
     walls.step_down(folder, user)
     if "landlock" in up:
         walls.lock(folder)

@@ -12,7 +12,9 @@ from gora.sandbox.inside.processes import tasks_of_user
 
 _FIRST_STRANGER = 1_900_000_000
 _NOBODY = 65534
-_READABLE = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc", "/proc", "/dev/urandom", "/dev/random")
+# Of `/etc` only what the loader of libraries, the clock and the names of users need.
+SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/etc/passwd")
+_DEVICES = ("/proc", "/dev/urandom", "/dev/random")
 _WRITABLE = ("/dev/null", "/dev/zero")
 
 
@@ -37,6 +39,11 @@ def stranger(folder: str) -> int | None:
             os.seteuid(0)
             os.setegid(0)
     return None
+
+
+def python() -> list[str]:
+    """Folders of the Python that is running, its packages included; those of packages elsewhere are not among them."""
+    return sorted({sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix})
 
 
 def enter_namespaces(folder: str, size: int, user: int | None) -> int | None:
@@ -78,8 +85,10 @@ def lock(folder: str) -> None:
     """Only what an interpreter needs can be read, and only `folder` be written; raises OSError."""
     kernel.refuse_new_privileges()
     rules = kernel.Landlock()
-    for path in {*_READABLE, *sys.path, sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}:
+    for path in (*python(), *SYSTEM, *_DEVICES):
         rules.allow_reading(path)
+    # A package that is installed from a checkout is found there, and the checkout is nobody's to read.
+    sys.path[:] = [path for path in sys.path if os.path.realpath(path).startswith(tuple(map(_inside, python())))]
     for path in (*_WRITABLE, folder):
         rules.allow_all(path)
     rules.enter()
@@ -124,6 +133,10 @@ def limit(limits: dict[str, Any], *, counted_apart: bool) -> None:
                 resource.setrlimit(number, (within[0], within[1]))
 
 
+def _inside(folder: str) -> str:
+    return os.path.realpath(folder).rstrip(os.sep) + os.sep
+
+
 def _unshared(namespaces: int) -> bool:
     try:
         kernel.unshare(namespaces)
@@ -135,8 +148,8 @@ def _unshared(namespaces: int) -> bool:
 def _can_use_python(folder: str) -> bool:
     try:
         os.stat(folder)
-        for path in (path for path in sys.path if os.path.lexists(path)):
-            os.listdir(path) if os.path.isdir(path) else os.stat(path)
+        for path in python():
+            os.listdir(path)
         with open(os.__file__, "rb"):
             return True
     except OSError:
