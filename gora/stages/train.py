@@ -50,7 +50,7 @@ from gora.training.engine_training import check_engine, forget_engine, gradient_
 from gora.training.groups import parameter_groups
 from gora.training.layout import StepLayout, choose_layout
 from gora.training.metrics import Metrics
-from gora.training.schedule import optimizer_steps, warmup_steps
+from gora.training.schedule import optimizer_steps, refuse_too_few_steps, warmup_steps
 from gora.training.start import Wrapped, fingerprint, keep_initial, load_trained, wrap_model
 from gora.training.trainer import GoraTrainer
 
@@ -134,6 +134,7 @@ def _open(context: RunContext, progress: Progress) -> _Opened:
     assert context.chosen.layers
     accumulation_steps(recipe.train, world.size)
     steps = optimizer_steps(len(context.data.train), recipe.train)
+    refuse_too_few_steps(recipe.adapter.method, steps)
     return _Opened(plan=plan, checkpoint=checkpoint, steps=steps)
 
 
