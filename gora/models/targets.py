@@ -22,7 +22,8 @@ def find_targets(model: nn.Module, targets: str | Sequence[str], exclude: Sequen
     Args:
         model: any transformers model; weights may be on the meta device. A classifier's head is no target, nor are
             layers of towers for images and sound beside a language model.
-        targets: `attention` (linear layers inside attention blocks), `all-linear` (all of them but the output head),
+        targets: `attention` (linear layers inside attention blocks, by their names, else by their blocks' classes),
+            `all-linear` (all of them but the output head),
             one name or several (the full name or its last parts), or a regular expression on full names.
         exclude: names that are left out again.
 
@@ -90,10 +91,16 @@ def _choose(linear: dict[str, nn.Module], model: nn.Module, targets: str | Seque
         head = getattr(model, "get_output_embeddings", lambda: None)()
         return {name for name, module in linear.items() if module is not head}
     if targets == "attention":
-        return {name for name in linear if _ATTENTION.search(name)}
+        blocks = _attention_classes(model)
+        return {name for name in linear if _ATTENTION.search(name)} or {n for n in linear if n.startswith(blocks)}
     if isinstance(targets, str) and not _PLAIN_NAME.fullmatch(targets):
         return _by_expression(linear, targets)
     return set(_by_names(linear, [targets] if isinstance(targets, str) else targets, "adapter.targets"))
+
+
+def _attention_classes(model: nn.Module) -> tuple[str, ...]:
+    """Beginnings of names inside modules of a class named for attention; some families name them by their place."""
+    return tuple(f"{name}." for name, module in model.named_modules() if type(module).__name__.endswith("Attention"))
 
 
 def _by_expression(linear: dict[str, nn.Module], expression: str) -> set[str]:
@@ -122,4 +129,6 @@ def _by_names(linear: dict[str, nn.Module], wanted: Sequence[str], key: str) -> 
 
 
 def _kinds(linear: dict[str, nn.Module]) -> str:
+    if not linear:
+        return "This model has no linear layer that could be adapted."
     return f"Linear layers of this model: {', '.join(sorted({kind_of(name) for name in linear}))}."
