@@ -31,7 +31,7 @@ from gora.models.checkpoint_files import (
     has_tokenizer_files,
     refuse_what_is_no_checkpoint,
 )
-from gora.models.encoders import make_classifier, refuse_encoder
+from gora.models.encoders import make_classifier, refuse_encoder, refuse_no_language_model
 from gora.models.head import in_head
 from gora.models.quantization import (
     bytes_per_weight,
@@ -116,6 +116,7 @@ def find_model(
         make_classifier(settings.name, config, labels)
     else:
         refuse_encoder(settings.name, config)
+        refuse_no_language_model(settings.name, config)
     return Source(
         path=path, revision=settings.revision, trust_remote_code=trust_remote_code, config=config, head=settings.head
     )
