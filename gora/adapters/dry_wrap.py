@@ -7,8 +7,10 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
@@ -18,6 +20,7 @@ from gora.errors import GoraError, InputError
 from gora.methods import METHODS, AdapterSettings, Wrapping
 from gora.methods.base import wrap_with
 from gora.models.experts import Target, fused_experts, target_of
+from gora.models.head import refuse_ambiguous_head
 from gora.models.language import in_language
 from gora.models.load import Source, empty_model
 from gora.models.targets import find_experts, find_targets, is_linear, kind_of, weight_shape
@@ -90,6 +93,7 @@ def choose_layers(adapter: AdapterSection, source: Source) -> Chosen:
     left_out: dict[str, str] = {}
     layers = list(found)
     if METHODS[adapter.method].saved_as == "adapter":
+        refuse_ambiguous_head(model)
         layers, left_out = _adaptable(adapter, make, found)
         if experts and (reason := _refusal(adapter, make(), layers, experts)):
             raise InputError(f"adapter.experts: the experts of this model cannot be adapted: {reason}")
@@ -148,12 +152,20 @@ def _refusal(
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            wrap_with(model, METHODS[adapter.method].config(wrapping))
+            wrapped = wrap_with(model, METHODS[adapter.method].config(wrapping))
+            lost = _lost_on_loading(wrapped)
     except GoraError as error:
         return str(error)
     except Exception as error:  # whatever PEFT finds wrong with a model
         return f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
-    return None
+    return f"PEFT saves them under names that it does not load again: {', '.join(lost[:2])}" if lost else None
+
+
+def _lost_on_loading(wrapped: PeftModel) -> list[str]:
+    """Names of a saved adapter that PEFT does not find again: it renames some as weights of older checkpoints."""
+    saved = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    loaded: Any = set_peft_model_state_dict(wrapped, saved)
+    return sorted(loaded.unexpected_keys)
 
 
 @torch.no_grad()

@@ -6,8 +6,11 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from gora import manifest
@@ -17,6 +20,7 @@ from gora.adapters.save import ADAPTER_NOTE, BaseNote
 from gora.errors import InputError
 from gora.files import read_json
 from gora.models.head import head_modules, train_head
+from gora.models.new_tokens import embedding_rows
 from gora.models.weight_files import WeightsNote
 from gora.runtime.console import output
 
@@ -174,6 +178,7 @@ def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
             # PEFT looks for whole layers by name, before it compares anything.
             raise _not_as_said(adapter, [f"{missing.args[0]} is missing."]) from None
         _check_tensors(wrapped, adapter)
+    _check_values(wrapped, adapter)
     train_head(wrapped)
     return wrapped
 
@@ -182,11 +187,29 @@ def _check_tensors(wrapped: PeftModel, adapter: Path) -> None:
     held = tensor_names(adapter)
     needed = get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys()
     # PEFT keeps an embedding beside the adapter where it is adapted or has grown, and loads it into the base.
-    known = get_peft_model_state_dict(wrapped, save_embedding_layers=True).keys()
+    has_embeddings = embedding_rows(wrapped.get_base_model()) is not None
+    known = get_peft_model_state_dict(wrapped, save_embedding_layers=has_embeddings).keys()
     problems = first_of([f"{name} is missing." for name in sorted(needed - held)])
     problems += first_of([f"{name} belongs to no adapted layer." for name in sorted(held - known)])
     if problems:
         raise _not_as_said(adapter, problems)
+
+
+def _check_values(wrapped: PeftModel, adapter: Path) -> None:
+    """Compare what is in memory with the file: what PEFT renames while it loads may be lost on the way."""
+    loaded = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    held = load_file(adapter / WEIGHTS)
+    lost = [name for name in loaded.keys() & held.keys() if not _is_loaded(loaded[name], held[name])]
+    if lost:
+        problems = first_of(f"{name} is not in the model as it is in the file." for name in sorted(lost))
+        raise InputError(f"{adapter} is not loaded by PEFT as it was saved: train other layers.", problems)
+
+
+def _is_loaded(value: Tensor, held: Tensor) -> bool:
+    # AdaLoRA keeps rows in memory that its file lacks.
+    return value.shape != held.shape or torch.allclose(
+        value.detach().cpu(), held.to(value.dtype), rtol=0, atol=0, equal_nan=True
+    )
 
 
 def _not_as_said(adapter: Path, problems: list[str]) -> InputError:

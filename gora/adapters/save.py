@@ -97,12 +97,7 @@ def save_adapter(
         "prompt_format": prompt_format,
     } | ({} if base.labels is None else {"labels": list(base.labels)})
     with publish(path, _bytes_of(values)) as aside:
-        if initial is None:
-            held = _write(aside, model, values)
-        else:
-            config, held = converted(model, values, initial)
-            config.save_pretrained(str(aside))
-            save_file(held, aside / _WEIGHTS, metadata={"format": "pt"})
+        held = _write(aside, model, values, initial)
         tokenizer.save_pretrained(str(aside))
         generation = trained_generation(model.get_base_model(), tokenizer)  # type: ignore[arg-type]
         if generation is not None:
@@ -116,19 +111,27 @@ def _bytes_of(values: dict[str, torch.Tensor]) -> int:
     return sum(value.nbytes for value in values.values())
 
 
-def _write(aside: Path, model: PeftModel, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _write(
+    aside: Path, model: PeftModel, values: dict[str, torch.Tensor], initial: Factors | None
+) -> dict[str, torch.Tensor]:
     """PEFT's two files, by PEFT or, where it fails, without it; returns the tensors under the names in the file."""
     try:
-        model.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False, state_dict=values)
-        return get_peft_model_state_dict(model, values)
+        if initial is None:
+            model.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False, state_dict=values)
+            return get_peft_model_state_dict(model, values)
+        config, held = converted(model, values, initial)
+        config.save_pretrained(str(aside))
     except Exception as error:  # no training is lost to a library's call at its end
         if is_full(error):
             raise
         output.warn(f"PEFT could not save the adapter ({type(error).__name__}: {error}); gora wrote its files itself.")
-    held = {_saved_name(name): value.contiguous().clone() for name, value in values.items()}
-    aside.mkdir(exist_ok=True)
+        config = model.peft_config["default"]
+        held = {_saved_name(name): value.contiguous().clone() for name, value in values.items()}
+        if initial is not None:
+            config, held = _doubled(config, held, initial)
+        aside.mkdir(exist_ok=True)
+        _write_config(config, aside)
     save_file(held, aside / _WEIGHTS, metadata={"format": "pt"})
-    _write_config(model, aside)
     return held
 
 
@@ -137,10 +140,10 @@ def _saved_name(name: str) -> str:
     return name.replace(".modules_to_save.default.", ".").replace(".default.", ".").removesuffix(".default")
 
 
-def _write_config(model: PeftModel, folder: Path) -> None:
+def _write_config(config: PeftConfig, folder: Path) -> None:
     """PEFT's configuration as JSON, sets as lists; what JSON does not know is written as text."""
-    config = {**model.peft_config["default"].to_dict(), "inference_mode": True}
-    text = json.dumps(config, indent=2, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+    document = {**config.to_dict(), "inference_mode": True}
+    text = json.dumps(document, indent=2, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
     write_text(folder / "adapter_config.json", text + "\n")
 
 
@@ -189,16 +192,22 @@ def converted(
     Returns:
         PEFT's configuration and the tensors of its file.
     """
-    config: Any = copy.deepcopy(model.peft_config["default"])
-    config.r, config.lora_alpha, config.inference_mode = 2 * config.r, 2 * config.lora_alpha, True
-    config.init_lora_weights, config.lora_ga_config = True, None
-    tensors = {}
+    return _doubled(model.peft_config["default"], get_peft_model_state_dict(model, values), initial)
+
+
+def _doubled(
+    config: PeftConfig, held: dict[str, torch.Tensor], initial: Factors
+) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
+    """Configuration and tensors of a file of PEFT, with the initial factors beside those that were trained."""
+    twice: Any = copy.deepcopy(config)
+    twice.r, twice.lora_alpha, twice.inference_mode = 2 * twice.r, 2 * twice.lora_alpha, True
+    twice.init_lora_weights, twice.lora_ga_config = True, None
+    tensors = dict(held)
     for name, (first_a, first_b) in initial.items():
-        inner = f"base_model.model.{name}.lora_"
-        tensors[f"{inner}A.weight"] = torch.cat([values[f"{inner}A.default.weight"], first_a])
-        tensors[f"{inner}B.weight"] = torch.cat([values[f"{inner}B.default.weight"], -first_b], dim=1).contiguous()
-    held = get_peft_model_state_dict(model, values)
-    return config, tensors | {name: value for name, value in held.items() if ".lora_" not in name}
+        a, b = (f"base_model.model.{name}.lora_{part}.weight" for part in "AB")
+        tensors[a] = torch.cat([held[a], first_a])
+        tensors[b] = torch.cat([held[b], -first_b], dim=1).contiguous()
+    return twice, tensors
 
 
 def _check(written: dict[str, torch.Tensor], held: dict[str, torch.Tensor]) -> None:

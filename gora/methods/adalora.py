@@ -8,11 +8,9 @@ from peft import AdaLoraConfig, PeftModel, PeftType
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gora.errors import InputError
 from gora.methods.base import ADAPTER, Method, Wrapping, wrap_with
 
 _WARM_UP, _FINAL = 150, 900
-_FEWEST = 3
 
 
 class AdaLora(Method):
@@ -22,15 +20,11 @@ class AdaLora(Method):
     parts: ClassVar = {**Method.parts, "E": ".lora_E."}
     whole_gradients = True
     plain_lora = False
+    # One to warm up, one in which ranks shrink, and one after that.
+    fewest_steps = 3
 
     def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PeftModel:
         """See `Method`."""
-        steps = wrapping.steps
-        if steps < _FEWEST:
-            raise InputError(
-                f"adapter.method adalora needs at least {_FEWEST} optimizer steps to share out ranks; "
-                f"this run has {steps}."
-            )
         wrapped = wrap_with(model, self.config(wrapping))
         for name, value in wrapped.named_parameters():
             # A count, which PEFT freezes; under a bfloat16 base it then casts it to float32, and that thaws it.

@@ -101,6 +101,8 @@ class Method:
     """Whether a part of the base weights is moved into the initial adapter, so that the rest is what training sees."""
     whole_gradients: ClassVar[bool] = False
     """Whether it needs the gradients of all processes in each one, which only data parallelism has."""
+    fewest_steps: ClassVar[int] = 1
+    """Optimizer steps that it needs at least."""
     plain_lora: ClassVar[bool] = True
     """Whether what is saved is B A beside each weight and no more, which any runtime loads."""
 

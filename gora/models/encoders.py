@@ -1,11 +1,17 @@
-"""What sets encoders and classifiers apart: what they are made for, and what they take."""
+"""What a model is made for by its configuration, and what encoders and classifiers take."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from torch import nn
-from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    PreTrainedConfig,
+)
 
 from gora.errors import InputError
 from gora.models.positions import positions_of
@@ -43,6 +49,24 @@ def refuse_encoder(name: str, config: PreTrainedConfig) -> None:
             f"model {name!r} is an encoder ({made_for}), which cannot continue a text. For labels give "
             "model.head: classification and data.choices."
         )
+
+
+def refuse_no_language_model(name: str, config: PreTrainedConfig) -> None:
+    """Refuse a model that transformers has no class for that continues texts, or answers them.
+
+    Raises:
+        InputError: the model is one, saying what it is instead.
+    """
+    kind = "encoder-decoder" if config.is_encoder_decoder else "causal"
+    known = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if config.is_encoder_decoder else MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) in known or getattr(config, "auto_map", None):
+        return
+    senses = type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
+    instead = ", only one that reads images or sound as well as text" if senses else ""
+    raise InputError(
+        f"model {name!r} is of the type {config.model_type}, for which transformers has no {kind} language model"
+        f"{instead}. Name a language model, such as the one that it was made from."
+    )
 
 
 def knows_token_types(config: PreTrainedConfig) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 from peft import PeftModel
 from torch import Tensor, nn
 
+from gora.errors import InputError
+
 _PEFT_PREFIX = "base_model.model."
 _CLASSIFIER = "ForSequenceClassification"
 
@@ -39,6 +41,24 @@ def in_head(model: nn.Module) -> Callable[[str], bool]:
         return inner in names or inner.startswith(starts)
 
     return belongs
+
+
+def refuse_ambiguous_head(model: nn.Module) -> None:
+    """Refuse a classifier with other modules that PEFT takes for its head, because their names end like the head's.
+
+    Args:
+        model: not wrapped; weights may be on the meta device.
+
+    Raises:
+        InputError: naming them.
+    """
+    heads, of_head = tuple(head_modules(model)), in_head(model)
+    others = [name for name, _ in model.named_modules() if heads and name.endswith(heads) and not of_head(name)]
+    if others:
+        raise InputError(
+            f"model.head: classification: PEFT knows the head ({', '.join(heads)}) by the end of its name, and would "
+            f"train {', '.join(others[:3])} with it. Give another model, or adapter.method: full."
+        )
 
 
 def settle_padding(model: nn.Module, padding: int) -> None:

@@ -34,7 +34,7 @@ from gora.models.checkpoint_files import (
     refuse_files_elsewhere,
     refuse_what_is_no_checkpoint,
 )
-from gora.models.encoders import make_classifier, refuse_encoder
+from gora.models.encoders import make_classifier, refuse_encoder, refuse_no_language_model
 from gora.models.head import in_head
 from gora.models.quantization import (
     bytes_per_weight,
@@ -122,6 +122,7 @@ def find_model(
         make_classifier(settings.name, config, labels)
     else:
         refuse_encoder(settings.name, config)
+        refuse_no_language_model(settings.name, config)
     return Source(
         path=path,
         revision=settings.revision,

@@ -12,9 +12,12 @@ from transformers import PreTrainedModel
 from gora.errors import InputError
 
 
-def embedding_rows(model: nn.Module) -> int:
-    """How many tokens the model has embeddings for."""
-    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+def embedding_rows(model: nn.Module) -> int | None:
+    """How many tokens the model has embeddings for; None where it has no table of them and hashes characters."""
+    try:
+        embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    except NotImplementedError:
+        return None
     return int(embeddings.weight.shape[0])
 
 
@@ -24,7 +27,7 @@ def grow_embeddings(model: PreTrainedModel, rows: int) -> None:
     The mean is taken in float64 on the CPU, so that the same base always grows to the same model.
     """
     known = embedding_rows(model)
-    if rows <= known:
+    if known is None or rows <= known:
         return
     model.resize_token_embeddings(rows, mean_resizing=False)
     model.requires_grad_(False)
@@ -46,11 +49,15 @@ def token_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def refuse_untrainable_tokens(model: PreTrainedModel) -> None:
-    """Refuse a model whose output layer adds a bias, which PEFT leaves out where rows of the layer are trained.
+    """Refuse a model without embeddings of its tokens, and one whose output layer adds a bias.
+
+    PEFT leaves that bias out where rows of the layer are trained.
 
     Raises:
-        InputError: it does.
+        InputError: it is one.
     """
+    if embedding_rows(model) is None:
+        raise InputError("model.new_tokens: this model has no embeddings of single tokens, which could be trained.")
     head: Any = model.get_output_embeddings()
     if head is not None and getattr(head, "bias", None) is not None:
         raise InputError("model.new_tokens: this model's output layer has a bias, with which PEFT cannot train tokens.")

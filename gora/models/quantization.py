@@ -27,6 +27,10 @@ _PACKAGES = {
     "torchao": ("torchao", "torchao"),
     "quanto": ("optimum.quanto", "optimum-quanto"),
 }
+_PACKED = (
+    "its layers hold packed numbers and no weight, of which ranks, initial values and checks are made. Name the model "
+    "in whole weights, with model.quantization: nf4 (pip install 'gora[bitsandbytes]')."
+)
 
 
 class Configured(Protocol):
@@ -81,7 +85,7 @@ def refuse_unreadable(settings: ModelSection, config: PreTrainedConfig) -> None:
         return
     if stored is None:
         raise InputError(f"model.quantization: {kind} needs {module}: pip install {package}.")
-    instead = "" if trainable(stored) else f" gora cannot train on it: {_instead()}"
+    instead = "" if trainable(stored) else f" With it gora can evaluate the model and not train on it: {_PACKED}"
     raise InputError(
         f"model {settings.name!r} is stored in {stored}, which needs {package}: pip install {package}.{instead}"
     )
@@ -92,7 +96,8 @@ def refuse_untrainable_format(settings: ModelSection, config: PreTrainedConfig) 
     stored = stored_quantization(config)
     if stored is not None and not trainable(stored):
         raise InputError(
-            f"model {settings.name!r} is stored in {stored}, whose layers gora cannot train adapters on: {_instead()}"
+            f"model {settings.name!r} is stored in {stored}, which gora cannot train on, whatever is installed: "
+            f"{_PACKED}"
         )
 
 
@@ -160,7 +165,3 @@ def _installed(module: str) -> bool:
         return find_spec(module) is not None
     except ModuleNotFoundError:
         return False
-
-
-def _instead() -> str:
-    return "name the model in whole weights, with model.quantization: nf4 (pip install 'gora[bitsandbytes]')."

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 
 import regex
@@ -28,7 +28,8 @@ def find_targets(
     Args:
         model: any transformers model; weights may be on the meta device. A classifier's head is no target, nor are
             layers of towers for images and sound beside a language model.
-        targets: `attention` (linear layers inside attention blocks), `all-linear` (all of them but the output head),
+        targets: `attention` (linear layers inside attention blocks, by their names, else by their blocks' classes),
+            `all-linear` (all of them but the output head),
             one name or several (the full name or its last parts), or a regular expression on full names.
         exclude: names that are left out again.
         beside_experts: `exclude` may name fused experts as well, of which `find_experts` knows.
@@ -129,10 +130,16 @@ def _choose(linear: dict[str, nn.Module], model: nn.Module, targets: str | Seque
         head = getattr(model, "get_output_embeddings", lambda: None)()
         return {name for name, module in linear.items() if module is not head}
     if targets == "attention":
-        return {name for name in linear if _ATTENTION.search(name)}
+        blocks = _attention_classes(model)
+        return {name for name in linear if _ATTENTION.search(name)} or {n for n in linear if n.startswith(blocks)}
     if isinstance(targets, str) and not _PLAIN_NAME.fullmatch(targets):
         return _by_expression(linear, targets)
     return set(_by_names(linear, [targets] if isinstance(targets, str) else targets, "adapter.targets"))
+
+
+def _attention_classes(model: nn.Module) -> tuple[str, ...]:
+    """Beginnings of names inside modules of a class named for attention; some families name them by their place."""
+    return tuple(f"{name}." for name, module in model.named_modules() if type(module).__name__.endswith("Attention"))
 
 
 def _by_expression(linear: dict[str, nn.Module], expression: str) -> set[str]:
@@ -153,7 +160,7 @@ def _by_expression(linear: dict[str, nn.Module], expression: str) -> set[str]:
     return chosen
 
 
-def _by_names(linear: Iterable[str], wanted: Sequence[str], key: str) -> list[str]:
+def _by_names(linear: Collection[str], wanted: Sequence[str], key: str) -> list[str]:
     chosen: list[str] = []
     problems = []
     for end in wanted:
@@ -171,5 +178,7 @@ def _named(name: str, end: str) -> bool:
     return name == end or name.endswith(f".{end}")
 
 
-def _kinds(linear: Iterable[str]) -> str:
+def _kinds(linear: Collection[str]) -> str:
+    if not linear:
+        return "This model has no linear layer that could be adapted."
     return f"Linear layers of this model: {', '.join(sorted({kind_of(name) for name in linear}))}."

@@ -25,8 +25,9 @@ from gora.data import Collator, LabelCollator, PreparedData, named_template, pad
 from gora.data.unknown import refuse_unknown_words
 from gora.errors import InputError
 from gora.files import delete
+from gora.gradients.reach import refuse_unreachable
 from gora.models.encoders import knows_token_types, longest_input
-from gora.models.experts import FusedExperts, Target
+from gora.models.experts import FusedExperts, Target, matrices_of
 from gora.models.fingerprint import config_fingerprint
 from gora.models.head import head_modules, settle_padding
 from gora.models.kernels import use_kernels
@@ -39,9 +40,11 @@ from gora.models.load import (
     load_tokenizer,
 )
 from gora.models.new_tokens import embedding_rows, grow_embeddings, refuse_untrainable_tokens
+from gora.models.quantization import quantization_of
 from gora.models.rows_apart import forward, keeps_apart, set_apart
 from gora.models.targets import kind_of
 from gora.models.tokenizer import new_token_ids
+from gora.models.trial import rounding, row_to_try, try_out
 from gora.models.weight_files import StoredWeights, stored_weights
 from gora.plan import ModelIdentity
 from gora.recipe.schema import Recipe
@@ -222,6 +225,7 @@ class RunContext:
             grow_embeddings(model, max(self.new_tokens) + 1)
         settle_padding(model, self.collator.pad_token_id)
         self._refuse_what_the_model_cannot_take(model)
+        self._try_out(model)
         self._speed_up(model)
         dtype = str(model.dtype).removeprefix("torch.")
         kernel = model.config._attn_implementation
@@ -273,12 +277,12 @@ class RunContext:
         sets = [self.data.train] + ([self.data.eval] if self.data.eval else [])
         largest = max(rows.largest_id for rows in sets)
         vocabulary = embedding_rows(model)
-        if largest >= vocabulary:
+        if vocabulary is not None and largest >= vocabulary:
             raise InputError(
                 f"model.tokenizer makes token ids up to {largest:,}, but the model has {vocabulary:,} embeddings. "
                 "Name the model's own tokenizer, or the tokens that are new with model.new_tokens."
             )
-        if self.collator.pad_token_id >= vocabulary:
+        if vocabulary is not None and self.collator.pad_token_id >= vocabulary:
             raise InputError(
                 f"The padding token has the id {self.collator.pad_token_id:,}, but the model has {vocabulary:,} "
                 "embeddings. Set `pad_token` in tokenizer_config.json to a token that the model knows."
@@ -290,8 +294,34 @@ class RunContext:
                 f"data.max_length: the longest row has {longest:,} tokens, but the model takes {positions:,}."
             )
 
+    def _try_out(self, model: PreTrainedModel) -> None:
+        """One row's loss, so that a model that computes something else is refused before it is trained."""
+
+        def forward(batch: Mapping[str, Tensor]) -> Any:
+            with autocast(self.precision, self.device):
+                return model(**batch, **self.forward_settings)
+
+        exact = self.precision == "fp32" and quantization_of(self.recipe.model, self.source) is None
+        for remark in try_out(
+            self.recipe.model.name,
+            model,
+            forward,
+            self._row_to_try(),
+            padding=self.collator.pad_token_id,
+            tolerance=rounding(model.dtype if exact else torch.bfloat16),
+        ):
+            output.warn_once(remark)
+
+    def _row_to_try(self) -> dict[str, Tensor]:
+        rows = self.data.train
+        return self.move(self.collator([rows[row_to_try(rows.lengths)]]))
+
     def find_targets(self, model: nn.Module) -> dict[str, Target]:
-        """The layers and fused experts to adapt, printed by kind, with what is left beside them."""
+        """The layers and fused experts to adapt, printed by kind, with what is left beside them.
+
+        Raises:
+            InputError: the loss depends on none of them.
+        """
         targets = self.chosen.of(model)
         kinds = Counter(map(kind_of, self.chosen.layers))
         output.say(
@@ -305,6 +335,8 @@ class RunContext:
             output.say(line)
         if warning := self.chosen.warning():
             output.warn_once(warning)
+        row = self._row_to_try()
+        refuse_unreachable(model, matrices_of(targets), lambda: self.loss_of(model)(row))
         return targets
 
     @cached_property

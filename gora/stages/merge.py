@@ -38,7 +38,7 @@ from gora.errors import GoraError, InputError
 from gora.files import publish
 from gora.models.fingerprint import base_weights, weights_fingerprint
 from gora.models.generation import settle_generation
-from gora.models.head import in_head, settle_padding
+from gora.models.head import head_modules, in_head, settle_padding
 from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
 from gora.models.new_tokens import embedding_rows
 from gora.models.quantization import stored_quantization
@@ -262,10 +262,12 @@ def probe_logits(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Se
     """Logits for a few fixed texts, float32 on the CPU, one row a token; a classifier's one after the other."""
     model.eval()
     device = next(model.parameters()).device
+    # As in training: some models cannot begin a cache.
+    settings: dict[str, Any] = {} if head_modules(model) else {"use_cache": False}
     rows = []
     for text in texts:
         batch = tokenizer(text, return_tensors="pt").to(device)
-        arguments: dict[str, Any] = {"input_ids": batch["input_ids"]}
+        arguments: dict[str, Any] = {"input_ids": batch["input_ids"], **settings}
         if model.config.is_encoder_decoder:  # type: ignore[union-attr]
             arguments["labels"] = batch["input_ids"]
         rows.append(model(**arguments).logits[0].float().cpu())

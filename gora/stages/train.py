@@ -55,7 +55,7 @@ from gora.training.layout import StepLayout, choose_layout
 from gora.training.metrics import Metrics
 from gora.training.room import check_room
 from gora.training.saved_state import check_state
-from gora.training.schedule import optimizer_steps, warmup_steps
+from gora.training.schedule import optimizer_steps, refuse_too_few_steps, warmup_steps
 from gora.training.skipping import SkipNotFinite, StepRows
 from gora.training.start import Wrapped, fingerprint, keep_initial, load_trained, wrap_model
 from gora.training.step_rows import rows_of_step
@@ -144,6 +144,7 @@ def _open(context: RunContext, progress: Progress) -> _Opened:
     assert context.chosen.layers
     accumulation_steps(recipe.train, world.size)
     steps = optimizer_steps(len(context.data.train), recipe.train)
+    refuse_too_few_steps(recipe.adapter.method, steps)
     return _Opened(plan=plan, checkpoint=checkpoint, steps=steps)
 
 

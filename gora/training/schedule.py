@@ -10,6 +10,8 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
+from gora.errors import InputError
+from gora.methods import METHODS
 from gora.recipe.schema import TrainSection
 
 
@@ -22,6 +24,16 @@ def optimizer_steps(rows: int, settings: TrainSection) -> int:
     """
     steps = math.ceil(settings.epochs * math.ceil(rows / settings.batch_size))
     return min(steps, settings.max_steps or steps)
+
+
+def refuse_too_few_steps(method: str, steps: int) -> None:
+    """Refuse a run that is shorter than its method takes; raises InputError."""
+    fewest = METHODS[method].fewest_steps
+    if steps < fewest:
+        raise InputError(
+            f"adapter.method: {method} needs at least {fewest} optimizer steps; this run has {steps}. Raise "
+            "train.max_steps or train.epochs, or give another method."
+        )
 
 
 def warmup_steps(settings: TrainSection, steps: int) -> int:

@@ -17,6 +17,7 @@ from gora.recipe.load import load_recipe
 from gora.recipe.schema import AdapterSection
 from gora.runs.context import RunContext
 from gora.stages.run import run
+from scripts.families.small import small_config
 
 SIZES = {
     "vocab_size": 32,
@@ -95,6 +96,27 @@ def test_what_peft_refuses_in_mamba_is_left_out_or_refused_by_name():
     assert ends(choose(mamba2()).layers) == {"in_proj"}
     with pytest.raises(InputError, match="incompatible with Mamba"):
         choose(mamba2(), targets=["out_proj"])
+
+
+@pytest.mark.parametrize("method", ["gora", "lora"])
+def test_layers_whose_saved_names_peft_does_not_load_again_are_left_out(method):
+    chosen = choose(small_config("laguna"), method=method)
+    assert "shared_experts" not in "".join(chosen.layers) and "o_proj" in ends(chosen.layers)
+    assert "names that it does not load again" in chosen.lines()[0]
+    with pytest.raises(InputError, match="does not load again"):
+        choose(small_config("laguna"), method=method, targets=["up_proj"])
+
+
+def test_a_classifier_with_other_modules_named_like_its_head_is_refused():
+    source = Source(
+        path="small",
+        revision=None,
+        trust_remote_code=False,
+        config=small_config("modernvbert"),
+        head="classification",
+    )
+    with pytest.raises(InputError, match=r"would train .*vision_model\.head"):
+        choose_layers(AdapterSection(targets="attention", rank=2, method="lora"), source)
 
 
 def test_adalora_may_adapt_what_lora_may_not():

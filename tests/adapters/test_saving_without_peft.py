@@ -1,5 +1,7 @@
 """An adapter that PEFT cannot save is written without it; names of base weights survive PEFT's wrappers."""
 
+import json
+
 import pytest
 import torch
 from peft import PeftModel
@@ -39,6 +41,26 @@ def test_an_adapter_that_peft_cannot_save_is_written_without_it(tmp_path, monkey
     wrapped = PeftModel.from_pretrained(load_model(recipe.model, source, torch.device("cpu")), trained.adapter)
     loaded = wrapped.state_dict()
     assert all(torch.equal(loaded[name.replace(".weight", ".default.weight")], value) for name, value in own.items())
+
+
+@pytest.mark.parametrize("method", ["pissa", "lora-ga"])
+def test_a_method_that_moves_base_weights_is_saved_as_one_for_the_base_without_peft(tmp_path, monkeypatch, method):
+    def fail(*args, **kwargs):
+        raise TypeError("unhashable type")
+
+    settings = (f"adapter.method={method}",)
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, "get_peft_model_state_dict", fail)
+        trained = train(recipe_of(tmp_path / "run", *settings))
+    by_peft = train(recipe_of(tmp_path / "again", *settings))
+    own, theirs = (load_file(made.adapter / "adapter_model.safetensors") for made in (trained, by_peft))
+    assert own.keys() == theirs.keys()
+    assert all(torch.equal(own[name], value) for name, value in theirs.items())
+    one, other = (json.loads((made.adapter / "adapter_config.json").read_text()) for made in (trained, by_peft))
+    assert {key: one[key] for key in ("r", "lora_alpha", "init_lora_weights")} == {
+        key: other[key] for key in ("r", "lora_alpha", "init_lora_weights")
+    }
+    assert trained.losses["final"] == pytest.approx(by_peft.losses["final"], rel=1e-6)
 
 
 def test_fingerprinted_names_are_those_of_the_base_under_nested_wrappers():

@@ -176,13 +176,12 @@ def test_what_a_method_is_not_offered_is_named():
             METHODS[name].wrap(model, nothing)
 
 
-def test_adalora_says_how_many_steps_it_needs():
-    model = base().requires_grad_(False)
-    few = Wrapping(
-        targets=find_targets(model, "attention"), settings=AdapterSettings(rank=4, alpha=16.0, dropout=0.0), steps=2
-    )
-    with pytest.raises(InputError, match="at least 3 optimizer steps"):
-        METHODS["adalora"].wrap(model, few)
+def test_a_run_too_short_for_adalora_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch):
+    recipe = load_recipe("quickstart", [f"output={tmp_path / 'run'}", "adapter.method=adalora", "train.max_steps=2"])
+    monkeypatch.setattr("gora.runs.context.load_model", lambda *given, **named: pytest.fail("the model is loaded"))
+    with pytest.raises(InputError, match="adalora needs at least 3 optimizer steps; this run has 2"):
+        train(recipe.recipe)
+    assert not (tmp_path / "run" / "adapter").exists()
 
 
 def test_adalora_begins_with_one_and_a_half_times_the_parameters_and_ends_at_the_rank(trained):

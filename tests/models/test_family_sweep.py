@@ -3,9 +3,17 @@
 import pytest
 
 from scripts.families.small import KINDS, build
-from scripts.families.sweep import alone, table, with_table
+from scripts.families.sweep import METHODS, TARGETS, alone, table, with_table
 
 ALL = [(kind, family) for kind, (families, _) in KINDS.items() for family in families]
+
+
+def test_families_that_are_refused_for_one_reason_stand_together():
+    one = "refused: model 'model' (OneForCausalLM) cannot do it. Give another model."
+    other = "refused: model 'model' (OtherForCausalLM) cannot do it. Give another mo"
+    pairs = [f"{targets}/{method}" for targets in TARGETS for method in METHODS]
+    results = {"causal/one": dict.fromkeys(pairs, one), "causal/other": dict.fromkeys(pairs, other)}
+    assert "| refused: the model cannot do it | all | `causal/one`, `causal/other` |" in table(results).splitlines()
 
 
 def test_the_table_counts_kinds_and_shows_what_does_not_work():
@@ -16,12 +24,15 @@ def test_the_table_counts_kinds_and_shows_what_does_not_work():
         "encoder/four": {"attention/lora": "fault: KeyError"},
     }
     lines = table(results).splitlines()
-    assert "| causal | 2 | 1 | 1 | 0 |" in lines
-    assert "| encoder | 1 | 0 | 0 | 1 |" in lines
-    assert "| `causal/two` | attention/gora | refused: a \\| b |" in lines
-    assert not any("three" in line for line in lines)
+    assert "| causal | 3 | 1 | 1 | 0 | 1 |" in lines
+    assert "| encoder | 1 | 0 | 0 | 1 | 0 |" in lines
+    assert "| refused: a \\| b | attention/gora | `causal/two` |" in lines
+    assert "| not built: sizes | all | `causal/three` |" in lines
+    assert "All four combinations work (causal): one." in lines
     begin, end = "<!-- families: written by scripts/families/sweep.py -->", "<!-- families: end -->"
-    page = with_table(f"before\n{begin}\nold\n{end}\nafter\n", results)
+    document = {"date": "2026-01-02", "versions": {"peft": "0.1"}, "families": results}
+    page = with_table(f"before\n{begin}\nold\n{end}\nafter\n", document)
+    assert "Run on 2026-01-02 on a CPU, with peft 0.1." in page
     assert page.startswith("before\n") and page.endswith("\nafter\n") and "old" not in page
 
 

@@ -5,6 +5,7 @@ import torch
 import transformers as tf
 
 from gora.errors import InputError
+from gora.models.encoders import refuse_no_language_model
 from gora.models.language import in_language
 from gora.models.targets import find_targets
 
@@ -82,3 +83,30 @@ def test_a_layer_that_only_a_tower_has_is_refused_by_name():
 def test_all_of_a_plain_model_is_its_language_model(llama, t5):
     for model in (llama, t5):
         assert all(map(in_language(model), dict(model.named_modules())))
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        (qwen2_audio, "no causal language model, only one that reads images or sound"),
+        (
+            lambda: tf.CLIPTextConfig(),
+            "type clip_text_model, for which transformers has no causal language model. Name",
+        ),
+        (
+            lambda: tf.SpeechT5Config(),
+            "type speecht5, for which transformers has no encoder-decoder language model. Name",
+        ),
+    ],
+)
+def test_a_model_that_is_no_language_model_is_refused_by_its_type(config, what):
+    with pytest.raises(InputError, match=what):
+        refuse_no_language_model("one", config())
+
+
+def test_language_models_and_models_with_code_of_their_own_are_not():
+    refuse_no_language_model("one", tf.LlamaConfig())
+    refuse_no_language_model("one", tf.T5Config())
+    own = tf.CLIPTextConfig()
+    own.auto_map = {"AutoModelForCausalLM": "modeling.Own"}
+    refuse_no_language_model("one", own)

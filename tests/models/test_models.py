@@ -2,14 +2,22 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+)
 
 from gora.core.ranks import adapter_parameters
 from gora.errors import InputError
 from gora.models.fingerprint import base_weights, config_fingerprint, weights_fingerprint
 from gora.models.load import find_model, load_model, load_tokenizer
+from gora.models.new_tokens import embedding_rows, refuse_untrainable_tokens
 from gora.models.targets import find_targets, weight_shape
 from gora.recipe.schema import ModelSection
+from scripts.families.small import small_config
 from tests.conftest import TINY
 from tests.helpers.architectures import clip_vit_b_16, llama_2_7b, llama_3_1_8b, t5_base
 
@@ -51,6 +59,21 @@ def test_attention_of_an_encoder_decoder_holds_self_and_cross_attention(t5):
     names = list(find_targets(t5, "attention"))
     assert len(names) == 2 * 4 + 2 * 8
     assert "decoder.block.1.layer.1.EncDecAttention.v" in names
+
+
+def test_attention_is_known_by_its_class_where_no_name_says_so():
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(small_config("recurrent_gemma"))
+    assert set(find_targets(model, "attention")) == {
+        f"model.layers.1.temporal_block.{kind}_proj" for kind in ("q", "k", "v", "o")
+    }
+
+
+def test_a_model_without_linear_layers_is_refused_saying_so():
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(small_config("ibert"))
+    with pytest.raises(InputError, match=r"leaves no layer to adapt\. This model has no linear layer"):
+        find_targets(model, "all-linear")
 
 
 def test_conv1d_layers_count_as_linear_with_their_shape_turned():
@@ -215,3 +238,11 @@ def test_a_head_tied_to_the_embedding_is_no_target():
 def test_a_local_model_is_named_by_its_whole_path(tmp_path, monkeypatch):
     monkeypatch.chdir(TINY.parent)
     assert find_model(ModelSection(name="tiny-6m")).path == str(TINY)
+
+
+def test_a_model_that_hashes_characters_has_no_rows_of_embeddings_to_run_out_of():
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(small_config("canine"))
+    assert embedding_rows(model) is None
+    with pytest.raises(InputError, match="no embeddings of single tokens"):
+        refuse_untrainable_tokens(model)

@@ -502,3 +502,10 @@ def test_a_chain_ends_in_a_model_that_plain_transformers_loads(tmp_path, tokeniz
     assert (merged - adapted).abs().max() < 1e-4
     assert (before - adapted).abs().max() > 1e-2
     assert len(load_file(adapter / "adapter_model.safetensors")) == 2 * count
+
+
+def test_the_probe_begins_no_cache_which_some_models_cannot(tokenizer):
+    model, asked = llama(), []
+    model.register_forward_pre_hook(lambda module, args, told: asked.append(told), with_kwargs=True)
+    probe_logits(model, tokenizer, ("a b",))
+    assert [told["use_cache"] for told in asked] == [False]

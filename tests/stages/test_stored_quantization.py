@@ -205,6 +205,33 @@ def test_formats_that_cannot_be_trained_are_refused_in_one_line_with_what_to_ins
     assert "pip install" in said[0]
 
 
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_packed_formats_are_refused_for_what_their_layers_lack_where_their_package_is_installed(
+    tmp_path, monkeypatch, method
+):
+    base = save_llama(tmp_path / "base")
+    describe(base, {"quant_method": method, "bits": 4})
+    recipe = recipe_for(base, save_rows(tmp_path / "rows.jsonl"), tmp_path / "run")
+    monkeypatch.setattr("gora.models.quantization.find_spec", lambda name: object())
+    source = find_model(recipe.model)
+    with pytest.raises(InputError, match="whatever is installed: its layers hold packed numbers and no weight"):
+        refuse_untrainable(recipe, source, Engine.of("ddp"))
+
+
+def test_a_layer_of_packed_numbers_is_no_target(tmp_path):
+    class Packed(torch.nn.Module):
+        """As gptqmodel has them: numbers in int32, scales, and no weight."""
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("qweight", torch.zeros(8, 64, dtype=torch.int32))
+
+    model = AutoModelForCausalLM.from_pretrained(save_llama(tmp_path))
+    model.model.layers[0].self_attn.q_proj = Packed()
+    names = [name for name in find_targets(model, "attention") if ".layers.0." in name]
+    assert [name.rpartition(".")[2] for name in names] == ["k_proj", "v_proj", "o_proj"]
+
+
 @pytest.mark.parametrize(
     ("quantization", "package"),
     [
