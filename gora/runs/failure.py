@@ -13,6 +13,7 @@ from gora.errors import GoraError
 from gora.files import append_line, write_json
 from gora.runs.folder import RunFolder
 from gora.runtime.failure import first_to_fail
+from gora.runtime.out_of_memory import is_out_of_memory
 
 RECORD = "GORA_RECORD_REFUSALS"
 """Set for the runs of a comparison, whose folder also tells why a run was refused before it began."""
@@ -42,7 +43,7 @@ class Failure:
         if isinstance(error, GoraError):
             rows: Sequence[str] = getattr(error, "rows", ())
             return cls(code=error.code, message=str(error), exit_code=error.exit_code, rows=tuple(rows))
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        if is_out_of_memory(error):
             code = "out-of-memory"
         elif isinstance(error, OSError):
             code = "disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "os"

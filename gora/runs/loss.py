@@ -9,6 +9,7 @@ from torch import nn, no_grad
 from gora.data.examples import Examples
 from gora.methods import model_for_loss
 from gora.models.rows_apart import forward
+from gora.recipe.derived import training_micro_batch_size
 from gora.runs.context import RunContext
 from gora.runtime.precision import autocast
 
@@ -26,7 +27,7 @@ def evaluate_loss(model: nn.Module, context: RunContext, rows: Examples | None =
     """
     world, rows = context.world, rows or context.data.eval
     assert rows is not None
-    size = context.recipe.evaluation.micro_batch_size or context.recipe.train.micro_batch_size
+    size = context.recipe.evaluation.micro_batch_size or training_micro_batch_size(context.recipe.train)
     # Rows of similar length share a micro-batch: less padding, and the sum stays the same.
     order = sorted(range(len(rows)), key=lambda index: rows.lengths[index])
     batches = [order[start : start + size] for start in range(0, len(order), size)]

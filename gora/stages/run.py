@@ -12,7 +12,9 @@ from gora.adapters.mergeable import refuse_unmergeable
 from gora.errors import InputError
 from gora.methods import METHODS
 from gora.models.load import find_model
+from gora.planning.sizes import settle_sizes
 from gora.recipe import accumulation_steps
+from gora.recipe.derived import automatic
 from gora.recipe.schema import Recipe
 from gora.runs.context import RunContext
 from gora.runs.folder import RunFolder
@@ -62,6 +64,9 @@ def run(
         # What training or a task would refuse is refused before the gradients take their time.
         refuse_what_cannot_train(context.engine, context.device, recipe.adapter.method)
         accumulation_steps(recipe.train, context.world.size)
+        if automatic(recipe):
+            with output.logging_to(context.folder.log, "run"):
+                context = settle_sizes(context, progress)
         job = closing_job(recipe, allow_code_execution=allow_code_execution, trust_remote_code=trust_remote_code)
         job.check()
         if method.needs_plan and (mode == "overwrite" or progress.state < RunState.PLANNED):
@@ -71,7 +76,7 @@ def run(
                 plan_from_gradients_in(context, gradients)
             output.say()
         if mode == "resume" and progress.state == RunState.FINISHED and progress.trained is not None:
-            check_same_settings(context.folder, recipe)
+            check_same_settings(context.folder, context.recipe)
             output.say(f"adapter   {progress.trained} is finished")
             trained = Trained(adapter=progress.trained, losses=losses_of(context.folder))
         else:

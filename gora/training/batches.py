@@ -45,11 +45,20 @@ class Steps(Sampler[list[list[int]]]):
         return math.ceil(len(self._rows) / self._batch_size)
 
     def __iter__(self) -> Iterator[list[list[int]]]:
-        generator = torch.Generator().manual_seed(self._seed + self._epoch)
-        order = torch.randperm(len(self._rows), generator=generator).tolist()
+        order = self._order(self._epoch)
         for start in range(0, len(order), self._batch_size):
             turns = self._layout(order[start : start + self._batch_size], self._rows.lengths.__getitem__)
             yield [turn[self._index] or [len(self._rows)] for turn in turns]
+
+    def rows_of(self, step: int) -> list[int]:
+        """The rows of a step, counted from 0 over all epochs, as they were drawn."""
+        epoch, place = divmod(step, len(self))
+        return self._order(epoch)[place * self._batch_size : (place + 1) * self._batch_size]
+
+    def _order(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self._seed + epoch)
+        order: list[int] = torch.randperm(len(self._rows), generator=generator).tolist()
+        return order
 
 
 class MicroBatchRows(Dataset[list[Row]]):
