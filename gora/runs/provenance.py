@@ -81,10 +81,7 @@ def begun_with(folder: RunFolder, checkpoint: Path | None) -> dict[str, Any]:
         checkpoint: the one to resume.
     """
     try:
-        if checkpoint is not None:
-            recipe = _read(checkpoint)["recipe"]
-        else:
-            recipe = read_document(folder.recipe).values
+        recipe = _read(checkpoint)["recipe"] if checkpoint is not None else read_document(folder.recipe).values
         values = _effective(Recipe.model_validate(recipe))
     except (InputError, OSError, ValueError):
         # Whatever is wrong with it is refused where it is compared.
