@@ -102,4 +102,4 @@ def test_the_table_of_the_documentation_is_written_from_the_methods():
     assert methods_table.with_table(page) == page
     line = next(line for line in page.splitlines() if line.startswith("| `lora-pro` |"))
     assert "2407.18242" in line
-    assert line.endswith("| x 1 |  | `ddp` | plain LoRA |")
+    assert line.endswith("| x 1 |  |  | `ddp` | plain LoRA |")

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from gora.adapters.dry_wrap import choose_layers
+from gora.adapters.load import read_config
 from gora.core.ranks import RankBounds, adapter_parameters, allocate, allocate_parameters
 from gora.errors import InputError
 from gora.gradients.attach import Attachment
@@ -24,7 +25,7 @@ from gora.models.checkpointing import recomputing_activations
 from gora.models.experts import fused_experts, matrices_of, target_of
 from gora.models.load import Source
 from gora.models.targets import find_experts, find_targets, weight_shape
-from gora.plan import read_factors, read_plan
+from gora.plan import read_factors, read_plan, write_plan
 from gora.recipe.schema import AdapterSection
 from gora.runs.owner import mark
 from gora.stages import train as train_stage
@@ -190,6 +191,12 @@ def test_a_merged_mixture_computes_what_base_and_adapter_compute(chain):
     assert torch.allclose(logits(tf.AutoModelForCausalLM.from_pretrained(folder / "merged")), trained, atol=1e-5)
 
 
+def test_who_loads_plain_adapters_only_is_told_of_the_experts(chain):
+    folder, _, _ = chain
+    with pytest.raises(InputError, match=r"target_parameters: it adapts parameters .* \(fused experts\)"):
+        read_config(folder / "run" / "adapter")
+
+
 def test_every_experts_b_is_the_papers_from_its_own_gradient(chain):
     folder, recipe, _ = chain
     plan = read_plan(folder / "run" / "plan.safetensors")
@@ -296,8 +303,6 @@ def test_a_group_of_rank_zero_stays_as_it_is(chain, tmp_path):
         module.model_copy(update={"rank": 0, "scaling": 0.0}) if module.name == zero.name else module
         for module in made_plan.plan.modules
     )
-    from gora.plan import write_plan
-
     factors = read_factors(made_plan.path, made_plan.plan)
     write_plan(made_plan.path, made_plan.plan.model_copy(update={"modules": modules}), factors)
     train(recipe, mode="resume")

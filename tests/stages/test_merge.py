@@ -348,7 +348,7 @@ def test_the_adapter_of_another_tool_is_merged_in_the_own_type_of_its_base(tmp_p
 @pytest.mark.parametrize(
     "change",
     [
-        {"use_dora": True, "modules_to_save": ["lm_head"], "target_parameters": ["mlp.down_proj"], "bias": "all"},
+        {"use_dora": True, "modules_to_save": ["lm_head"], "bias": "all"},
         {"lora_bias": True, "alora_invocation_tokens": [3]},
         {"layer_replication": [[0, 1], [0, 2]], "bias": "lora_only"},
     ],
