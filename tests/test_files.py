@@ -161,12 +161,12 @@ def test_nothing_written_over_a_folder_is_an_error_and_leaves_it(tmp_path):
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Exception("I/O: No space left on device")])
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_a_full_disk_is_told_with_the_path_and_nothing_stays(tmp_path, error, kind):
-    with pytest.raises(
-        GoraError, match=r"model cannot be written: No space left on device\. It needs at least"
-    ) as told:
-        with publish(tmp_path / "model") as aside:
-            write(aside, kind)
-            raise error
+    with (
+        pytest.raises(GoraError, match=r"model cannot be written: No space left on device\. It needs at least") as told,
+        publish(tmp_path / "model") as aside,
+    ):
+        write(aside, kind)
+        raise error
     assert told.value.__cause__ is error
     assert names(tmp_path) == []
 
