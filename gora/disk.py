@@ -121,6 +121,8 @@ def _number_of(error: BaseException) -> int | None:
         told = _NUMBER.search(str(each))
         if told and (type(each).__name__ == "SafetensorError" or int(told[1] or told[2]) in _NO_ROOM):
             return int(told[1] or told[2])
+        if known := next((number for number in _NO_ROOM if os.strerror(number) in str(each)), None):
+            return known
     torn = (any(sign in str(each) for sign in _TORCH) for each in _chain(error) if isinstance(each, RuntimeError))
     return 0 if any(torn) else None
 

@@ -138,6 +138,7 @@ def test_what_has_no_room_is_refused_before_it_is_written(small_disk, writer):
         (OSError(27, "File too large"), "File too large"),
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), "it broke off"),
         (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "it broke off"),
+        (ValueError("I/O: No space left on device"), "No space left on device"),
         (ValueError("An error occurred: [Errno 28] Error writing bytes to file"), "No space left on device"),
     ],
 )

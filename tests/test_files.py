@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import gora.files as files
-from gora.errors import InputError
+from gora.errors import GoraError, InputError
 from gora.files import append_line, publish, write_json, write_text
 
 
@@ -160,11 +160,14 @@ def test_nothing_written_over_a_folder_is_an_error_and_leaves_it(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Exception("I/O: No space left on device")])
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_a_full_disk_is_told_as_it_came_and_nothing_stays(tmp_path, error, kind):
-    with pytest.raises(type(error)) as told, publish(tmp_path / "model") as aside:
+def test_a_full_disk_is_told_with_the_path_and_nothing_stays(tmp_path, error, kind):
+    with (
+        pytest.raises(GoraError, match=r"model cannot be written: No space left on device\. It needs at least") as told,
+        publish(tmp_path / "model") as aside,
+    ):
         write(aside, kind)
         raise error
-    assert told.value is error
+    assert told.value.__cause__ is error
     assert names(tmp_path) == []
 
 
