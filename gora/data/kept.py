@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from gora.data.facts import Facts
 from gora.data.formats import Format
 from gora.data.sources import Source
 from gora.data.store import SCHEMA, Store, Writer, batch_of, file_checksum
+from gora.errors import GoraError
 from gora.files import publish, write_json
 from gora.runtime.console import output
 from gora.runtime.progress import Meter
@@ -85,6 +86,7 @@ def keep(
 
     Raises:
         InputError: rows cannot be used, or not kept.
+        GoraError: they cannot be written.
     """
     missing = {each.entry: each for each in wanted if _whole(each.entry) is None}
     with ExitStack() as stack:
@@ -93,6 +95,7 @@ def keep(
             stack.enter_context(writing(entry))
             if _whole(entry) is not None:  # another process has been faster
                 del missing[entry]
+        stack.enter_context(_with_advice())
         asides = {entry: stack.enter_context(publish(entry)) for entry in missing}
         checked: dict[Path, tuple[Facts, list[CheckedPart]]] = {}
         for entry, each in missing.items():
@@ -112,6 +115,17 @@ def open_kept(entry: Path) -> Kept:
     mark_used(entry)
     store = Store.mapped(entry / _EXAMPLES)
     return Kept(store=store, facts=Facts.from_json(note["facts"]), fingerprint=note["fingerprint"])
+
+
+@contextmanager
+def _with_advice() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise GoraError(
+            f"Tokenized rows cannot be written: {error.strerror or error}. `gora cache --prune` deletes those of "
+            "earlier commands; data.cache names another folder."
+        ) from error
 
 
 def _facts(entry: Path) -> Facts:

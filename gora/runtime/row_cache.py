@@ -83,11 +83,6 @@ def prune(folder: Path, older_than: float = 0.0) -> list[Entry]:
     old = [entry for entry in entries(folder) if entry.used <= time.time() - older_than * _DAY]
     for entry in old:
         delete(entry.path)
-    for lock in folder.glob(f"*{_LOCK}"):
-        if not lock.with_suffix("").exists():
-            with suppress(OSError), open(lock) as held:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                lock.unlink()
     return old
 
 
@@ -122,6 +117,8 @@ def writing(entry: Path) -> Iterator[None]:
                 wait.pause()
         yield
     finally:
+        # Whoever waits for it, or makes another one, looks first whether the entry is there.
+        lock.unlink(missing_ok=True)
         os.close(descriptor)
 
 

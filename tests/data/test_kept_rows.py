@@ -1,5 +1,6 @@
 """Rows are tokenised once: what is kept is used again, never where it would be other rows, and never when damaged."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -227,7 +228,7 @@ def test_what_is_damaged_is_made_again(tiny, rows, tmp_path, damage):
     damage(entry)
     again = made(tiny, rows, cache)
     assert (content(again.train), again.counts) == (expected, first.counts)
-    assert only_entry(cache) == entry
+    assert list(cache.iterdir()) == [entry]
     assert sorted(path.name for path in entry.iterdir()) == ["about.json", "examples.arrow"]
 
 
@@ -285,6 +286,18 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(tiny, rows, t
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot be kept in .*file.*data\.cache"):
         made(tiny, rows, tmp_path / "file" / "cache")
+
+
+def test_a_full_disk_is_named_with_what_makes_room(tiny, rows, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Writer, "add", full)
+    with pytest.raises(GoraError, match=r"No space left on device.*gora cache --prune.*data\.cache"):
+        made(tiny, rows, cache)
+    assert list(cache.iterdir()) == []
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
