@@ -9,6 +9,7 @@ from typing import NoReturn
 import typer
 
 from gora.cli.cache import cache_command
+from gora.cli.check import check_command
 from gora.cli.compare import compare_command
 from gora.cli.evaluate import evaluate_command
 from gora.cli.inspect_ranks import inspect_ranks_command
@@ -19,6 +20,10 @@ from gora.cli.run import run_command
 from gora.cli.train import train_command
 from gora.errors import GoraError
 
+_LESS_MEMORY = (
+    "Lower train.micro_batch_size or data.max_length, or set train.activation_checkpointing: true; `gora check` says "
+    "what a recipe takes."
+)
 _LOST_CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 app = typer.Typer(
@@ -31,6 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("run")(run_command)
+app.command("check")(check_command)
 app.command("precompute")(precompute_command)
 app.command("train")(train_command)
 app.command("eval")(evaluate_command)
@@ -74,6 +80,7 @@ def run_command_line() -> None:
     """The command of `sys.argv`, which ends in SystemExit with the exit code of `main`, or in an unforeseen error."""
     from gora.disk import advice_for
     from gora.runtime.interrupt import StopSignal, stopping_at_once
+    from gora.runtime.out_of_memory import is_out_of_memory
     from gora.runtime.quiet import quiet_loggers
     from gora.runtime.starter import end_with_starter
 
@@ -91,15 +98,13 @@ def run_command_line() -> None:
             f"Stopped by signal {stop.number}. What was being written has been removed; finished files are whole.",
             128 + stop.number,
         )
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(advice_for(error) or f"{where}{error.strerror or error}", 1)
-    except MemoryError as error:
-        _fail(f"Out of memory: {error}", 1)
-    except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError":
-            advice = "Lower train.micro_batch_size or data.max_length, or set train.activation_checkpointing: true."
-            _fail(f"{str(error).splitlines()[0]}\n{advice}", 1)
+    except (OSError, MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            _fail(f"Out of memory: {first_line}\n{_LESS_MEMORY}", 1)
+        if isinstance(error, OSError):
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(advice_for(error) or f"{where}{error.strerror or error}", 1)
         if any(sign in str(error) for sign in _LOST_CONNECTION):
             _fail("Another process of this run has ended, and this one cannot go on without it.", 1)
         if type(error).__name__ == "AcceleratorError" or str(error).startswith("CUDA error"):

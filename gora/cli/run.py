@@ -42,12 +42,27 @@ def run_command(
     allow_code_execution: CodeExecutionOption = False,
     allow_weak_sandbox: WeakSandboxOption = False,
     trust_remote_code: TrustOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved recipe and what `gora check` says, and stop.")
+    ] = False,
 ) -> None:
     """Precompute, train and evaluate."""
     from gora.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
     mode = mode_of(resume=resume, overwrite=overwrite)
+    if dry_run:
+        with importing():
+            from gora.recipe import dump_recipe
+            from gora.report.check import check_page
+            from gora.runtime.console import output
+            from gora.stages.check import check
+
+        count = (gpus or processes) and (gpus or processes or 1) * nodes
+        found = check(loaded.recipe, processes=count, mode=mode, merge_too=merge, trust_remote_code=trust_remote_code)
+        output.say(dump_recipe(found.recipe))
+        output.say(check_page(found.problems, found.notes, found.facts))
+        raise typer.Exit(found.exit_code)
     if started_elsewhere(
         gpus=gpus,
         processes=processes,

@@ -47,6 +47,7 @@ from gora.models.quantization import (
 from gora.models.tokenizer import add_new_tokens, check_tokenizer, embeddings_of, settle_padding_token
 from gora.recipe.schema import Head, ModelSection
 from gora.runtime.console import output
+from gora.runtime.out_of_memory import is_out_of_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,11 @@ class Source:
 
 
 def find_model(
-    settings: ModelSection, *, labels: Sequence[str] | None = None, trust_remote_code: bool = False
+    settings: ModelSection,
+    *,
+    labels: Sequence[str] | None = None,
+    trust_remote_code: bool = False,
+    weights: bool = True,
 ) -> Source:
     """Read a model's configuration, and nothing else yet.
 
@@ -95,6 +100,7 @@ def find_model(
         settings: the recipe's section.
         labels: names of a classifier's labels; None keeps those of the model.
         trust_remote_code: let the model bring Python code of its own.
+        weights: whether its weights have to be there.
 
     Raises:
         InputError: there is no such model, files of it are missing or broken, it needs code of its own and
@@ -115,7 +121,7 @@ def find_model(
     except Exception as error:  # a configuration can be wrong in any way
         raise _explained(settings.name, path, error) from None
     _refuse_what_leaves_the_folder(settings, path, arguments)
-    if place.exists():
+    if place.exists() and weights:
         check_weights(settings.name, place)
     refuse_unreadable(settings, config)
     if settings.head == "classification":
@@ -191,7 +197,7 @@ def load_model(settings: ModelSection, source: Source, device: torch.device, *, 
     arguments: dict[str, Any] = {"trust_remote_code": source.trust_remote_code, "use_safetensors": True}
     if source.revision is not None:
         arguments["revision"] = source.revision
-    attention = attention_kernel(settings.attention, dtype, device, _has_flash(family, source.config))
+    attention = attention_kernel(settings.attention, dtype, device, has_flash(source))
     if attention is None and source.asks_for_flash:
         # The checkpoint asks for what does not run here; transformers would fetch a kernel of the hub for it.
         attention = _plain_attention(family, source.config)
@@ -206,6 +212,8 @@ def load_model(settings: ModelSection, source: Source, device: torch.device, *, 
             loaded: Any = family.from_pretrained(source.path, dtype=dtype, output_loading_info=True, **arguments)
         model, found = loaded
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise _explained(settings.name, source.path, error) from None
     _refuse_invented_weights(settings.name, model, found)
     _name_what_is_not_loaded(source, found)
@@ -269,9 +277,9 @@ def _keep_4bit_layout(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def _has_flash(family: Any, config: PreTrainedConfig) -> bool:
+def has_flash(source: Source) -> bool:
     """Whether the model's class knows FlashAttention-2; one with code of its own is not asked for it by itself."""
-    known = family._model_mapping.get(type(config), None)
+    known = source.family._model_mapping.get(type(source.config), None)
     return bool(getattr(known, "_supports_flash_attn", False))
 
 

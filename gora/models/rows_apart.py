@@ -246,6 +246,11 @@ def _by_varlen(
     return _varlen(q, k, v, rows.bounds, rows.bounds, rows.longest, rows.longest, scale=scaling, **settings)[None]
 
 
+def wants_repeated_keys() -> bool:
+    """Whether torch's attention over rows of several lengths takes a key for each head of the queries only."""
+    return "enable_gqa" not in _SETTINGS
+
+
 def _varlen_serves(query: Tensor, dropout: float, window: int | None) -> bool:
     fits = query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256
     return fits and not dropout and "scale" in _SETTINGS and (not window or "window_size" in _SETTINGS)

@@ -75,6 +75,11 @@ def _forward(self: PreTrainedModel, *args: Any, labels: Tensor | None = None, **
     return CausalLMOutput(loss=loss)
 
 
+def logits_at_a_time(vocabulary: int) -> int:
+    """How many tokens have their logits at a time."""
+    return max(_LEAST, _LOGITS // max(vocabulary, 1))
+
+
 def mean_loss(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy, a float32 scalar; 0 without tokens.
 
@@ -100,7 +105,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         wants_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wants_gradient else None
         total = hidden.new_zeros((), dtype=torch.float32)
-        size = max(_LEAST, _LOGITS // len(weight))
+        size = logits_at_a_time(len(weight))
         for start in range(0, len(hidden), size):
             part, ids = hidden[start : start + size], targets[start : start + size, None]
             logits = linear(part, weight, bias).float()

@@ -28,6 +28,7 @@ from gora.plan import ModelIdentity
 from gora.planning.checkpoint import pass_checkpoint, saved_as_shards
 from gora.planning.micro_batches import MicroBatches
 from gora.planning.placement import SumsPlacement, make_sampled_sums, make_sums
+from gora.recipe.derived import recomputes_activations
 from gora.runs.context import RunContext
 from gora.runtime.console import output
 from gora.runtime.interrupt import stopping_between_steps
@@ -80,7 +81,7 @@ def collect_gradients(
             f"sharded ({context.engine.name}). Leave it out (adapter.exclude), or give distributed: ddp."
         )
     with (
-        recomputing_activations(model, context.recipe.train.activation_checkpointing),
+        recomputing_activations(model, recomputes_activations(context.recipe.train)),
         stopping_between_steps() as request,
     ):
         sampled = make_sampled_sums(context, attachment, matrices) if low_memory else None
@@ -193,7 +194,7 @@ def _recorder(
         and isinstance(sums, DeviceSums)
         and attachment.all_tapped
         and context.source.causal
-        and not context.recipe.train.activation_checkpointing
+        and not recomputes_activations(context.recipe.train)
         and not context.engine.shards_weights
     )
     if not possible or batches.most_tokens > LONGEST:

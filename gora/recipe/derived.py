@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
 
 from gora.core.ranks import RankBounds
-from gora.recipe.schema import AdapterSection, GoraSection, Recipe
+from gora.recipe.schema import AdapterSection, GoraSection, Recipe, TrainSection
+
+T = TypeVar("T")
 
 
 def rank_bounds(settings: GoraSection, adapter: AdapterSection) -> RankBounds:
@@ -17,8 +20,47 @@ def rank_bounds(settings: GoraSection, adapter: AdapterSection) -> RankBounds:
 
 
 def micro_batch_size(recipe: Recipe) -> int:
-    """Rows in one micro-batch of the gradient pass."""
-    return recipe.gora.micro_batch_size or recipe.train.micro_batch_size
+    """Rows in one micro-batch of the gradient pass; `auto` has to be settled before."""
+    return _settled("gora.micro_batch_size", recipe.gora.micro_batch_size or recipe.train.micro_batch_size)
+
+
+def training_micro_batch_size(settings: TrainSection) -> int:
+    """Rows in one micro-batch of training; `auto` has to be settled before."""
+    return _settled("train.micro_batch_size", settings.micro_batch_size)
+
+
+def recomputes_activations(settings: TrainSection) -> bool:
+    """Whether activations are recomputed; `auto` has to be settled before."""
+    return _settled("train.activation_checkpointing", settings.activation_checkpointing)
+
+
+AUTOMATIC = ("train.micro_batch_size", "gora.micro_batch_size", "train.activation_checkpointing")
+"""Settings whose `auto` follows from the memory of the machine."""
+
+
+def automatic(recipe: Recipe) -> frozenset[str]:
+    """Which of those settings the recipe leaves to gora; one that takes another's value is left with it."""
+    values = by_key(recipe)
+    found = {key for key in AUTOMATIC if values[key] == "auto"}
+    follows = values["gora.micro_batch_size"] is None and "train.micro_batch_size" in found
+    return frozenset(found | ({"gora.micro_batch_size"} if follows else set()))
+
+
+def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values under some dotted keys."""
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        section, name = key.split(".")
+        sections.setdefault(section, {})[name] = value
+    return recipe.model_copy(
+        update={name: getattr(recipe, name).model_copy(update=values) for name, values in sections.items()}
+    )
+
+
+def _settled(key: str, value: T | Literal["auto"]) -> T:
+    if value == "auto":
+        raise ValueError(f"{key} is still auto: it has to be settled before it is used")
+    return value
 
 
 def by_key(recipe: Recipe) -> dict[str, Any]:

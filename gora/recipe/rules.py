@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import PurePath
 
 from gora.errors import InputError
-from gora.recipe.derived import micro_batch_size, rank_bounds
+from gora.recipe.derived import micro_batch_size, rank_bounds, training_micro_batch_size
 from gora.recipe.method_facts import METHOD_FACTS, facts_of
 from gora.recipe.schema import DataSection, Recipe, SourceSection, TrainSection
 
@@ -57,7 +57,7 @@ def contradictions(recipe: Recipe) -> list[Contradiction]:
 
 
 def accumulation_steps(train: TrainSection, processes: int) -> int:
-    """How many forward and backward passes of each process make one optimizer step.
+    """How many forward and backward passes of each process make one optimizer step; with `auto`, for one row at a time.
 
     Args:
         train: the training section.
@@ -66,6 +66,15 @@ def accumulation_steps(train: TrainSection, processes: int) -> int:
     Raises:
         InputError: the batch cannot be shared out evenly.
     """
+    if train.micro_batch_size == "auto":
+        if train.batch_size % processes:
+            below = train.batch_size // processes * processes
+            batches = " or ".join(str(size) for size in (below, below + processes) if size)
+            raise InputError(
+                f"train.batch_size ({train.batch_size}) is not a multiple of the {processes} processes. "
+                f"Set train.batch_size: {batches}."
+            )
+        return train.batch_size // processes
     unit = train.micro_batch_size * processes
     if train.batch_size % unit:
         raise InputError(
@@ -76,12 +85,13 @@ def accumulation_steps(train: TrainSection, processes: int) -> int:
 
 
 def _remedy(train: TrainSection, processes: int) -> str:
-    unit = train.micro_batch_size * processes
+    size = training_micro_batch_size(train)
+    unit = size * processes
     below = train.batch_size // unit * unit
     batches = " or ".join(str(size) for size in (below, below + unit) if size)
     share, rest = divmod(train.batch_size, processes)
     # The bound keeps the search short for absurd sizes.
-    smaller = range(min(train.micro_batch_size - 1, share, 4096), 0, -1)
+    smaller = range(min(size - 1, share, 4096), 0, -1)
     fitting = next((size for size in smaller if not rest and share % size == 0), None)
     instead = f", or train.micro_batch_size: {fitting}" if fitting else ""
     return f"Set train.batch_size: {batches}{instead}."
@@ -147,7 +157,7 @@ def _experts(recipe: Recipe) -> Iterator[Contradiction]:
 @_rule
 def _batch(recipe: Recipe) -> Iterator[Contradiction]:
     train = recipe.train
-    if train.batch_size % train.micro_batch_size:
+    if train.micro_batch_size != "auto" and train.batch_size % train.micro_batch_size:
         text = f"batch_size ({train.batch_size}) is not a multiple of micro_batch_size ({train.micro_batch_size})"
         yield Contradiction(("train.batch_size", "train.micro_batch_size"), f"{text}. {_remedy(train, 1)}")
 

@@ -158,8 +158,9 @@ class GoraSection(Section):
 
     steps: Positive = 64
     """N: micro-batches whose gradients are averaged."""
-    micro_batch_size: Positive | None = None
-    """Rows in each of those micro-batches; null takes `train.micro_batch_size`."""
+    micro_batch_size: Positive | Literal["auto"] | None = None
+    """Rows in each of those micro-batches; null takes `train.micro_batch_size`, `auto` fewer where memory asks for
+    it."""
     gamma: Annotated[float, Field(ge=0)] = 0.05
     """First step as a fraction of the gradient: 0.05 at rank 8, 0.01 at 32, 0.005 at 128; 0 keeps the base model."""
     init_a: Literal["random", "gradient"] = "random"
@@ -186,8 +187,9 @@ class TrainSection(Section):
     """Stop after this many optimizer steps, if the epochs do not end before."""
     batch_size: Positive = 64
     """Global batch size: rows in an optimizer step, over all processes and accumulation steps."""
-    micro_batch_size: Positive = 8
-    """Rows in one forward and backward pass of one process; gradient accumulation follows from it."""
+    micro_batch_size: Positive | Literal["auto"] = 8
+    """Rows in one forward and backward pass of one process; gradient accumulation follows from it. `auto` is the most
+    that memory holds, by the estimate of `gora check` and a trial step on the longest rows."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     """Peak learning rate of A."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
@@ -214,8 +216,9 @@ class TrainSection(Section):
     """`fused`: the loss on supervised tokens alone, adapters in the base's bfloat16; `liger`: Liger's kernels as well;
     `compile`: fused, and torch.compile on each block, which takes minutes to begin; `none`: as transformers and PEFT
     compute. auto is `fused` where a GPU computes in bf16, else `none`."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time; `gora precompute` follows it."""
+    activation_checkpointing: bool | Literal["auto"] = False
+    """Recompute activations in the backward pass: less memory, a third more time; `gora precompute` follows it. `auto`
+    does so only where memory asks for it."""
     log_steps: Positive = 10
     """Steps between two lines of `metrics.jsonl`."""
     max_skipped_steps: Positive = 3

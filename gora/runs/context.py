@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,6 +47,7 @@ from gora.models.tokenizer import new_token_ids
 from gora.models.trial import rounding, row_to_try, try_out
 from gora.models.weight_files import StoredWeights, stored_weights
 from gora.plan import ModelIdentity
+from gora.recipe.derived import with_settings
 from gora.recipe.schema import Recipe
 from gora.runs.folder import RunFolder
 from gora.runs.ignored_settings import ignored_settings
@@ -90,6 +91,8 @@ class RunContext:
         device: what computes in this process.
         precision: arithmetic of the forward and backward pass.
         trust_remote_code: let the model run Python code of its own.
+        automatic: settings that the recipe left to gora; `recipe` holds what was chosen for them.
+        planned: processes that a run would have, where this is only a look at it; 0 elsewhere.
     """
 
     recipe: Recipe
@@ -100,6 +103,13 @@ class RunContext:
     device: torch.device
     precision: Precision
     trust_remote_code: bool = False
+    automatic: frozenset[str] = frozenset()
+    planned: int = 0
+
+    @property
+    def processes(self) -> int:
+        """How many processes share a step."""
+        return self.planned or self.world.size
 
     @classmethod
     @contextmanager
@@ -134,12 +144,40 @@ class RunContext:
         return cls._of(recipe, World(), engine, mode="new", folder=folder, trust_remote_code=trust_remote_code)
 
     @classmethod
+    def looking(
+        cls, recipe: Recipe, *, processes: int, mode: Mode = "new", trust_remote_code: bool = False
+    ) -> RunContext:
+        """A run of so many processes before it is started: nothing is written, and weights need not be there."""
+        return cls._of(
+            recipe,
+            World(),
+            Engine.of(recipe.distributed),
+            mode=mode,
+            folder=RunFolder.of(recipe.output),
+            trust_remote_code=trust_remote_code,
+            planned=processes,
+        )
+
+    @classmethod
     def _of(cls, recipe: Recipe, world: World, engine: Engine, **named: Any) -> RunContext:
         device = default_device()
         precision = resolve_precision(recipe.train.precision, device)
         if ignored := ignored_settings(engine, recipe, world, precision):
             output.warn_once(f"{engine.name}: only the engine is taken from this file, not {', '.join(ignored)}.")
         return cls(recipe=recipe, world=world, engine=engine, device=device, precision=precision, **named)
+
+    def with_settings(self, settings: Mapping[str, Any], automatic: frozenset[str] | None = None) -> RunContext:
+        """The same run with other values of settings that its rows and model do not depend on.
+
+        Args:
+            settings: values by dotted key.
+            automatic: replaces the attribute, unless None.
+        """
+        recipe = with_settings(self.recipe, settings)
+        other = replace(self, recipe=recipe, automatic=self.automatic if automatic is None else automatic)
+        # What was read once stays read.
+        other.__dict__.update({key: value for key, value in self.__dict__.items() if key in _READ_ONCE})
+        return other
 
     def settle(self, verb: Verb, *, needs_plan: bool = False) -> Progress:
         """How far the run has come, the same in every process, before anything is written.
@@ -164,7 +202,12 @@ class RunContext:
         """
         quiet_libraries()
         recipe = self.recipe
-        source = find_model(recipe.model, labels=recipe.data.choices, trust_remote_code=self.trust_remote_code)
+        source = find_model(
+            recipe.model,
+            labels=recipe.data.choices,
+            trust_remote_code=self.trust_remote_code,
+            weights=not self.planned,
+        )
         refuse_untrainable(recipe, source, self.engine)
         tokenizer = load_tokenizer(recipe.model, source)
         data = prepare(
@@ -385,6 +428,9 @@ class RunContext:
             return value
 
         return loss
+
+
+_READ_ONCE = ("inputs", "chosen", "base")
 
 
 def _told(groups: Mapping[str, FusedExperts]) -> str:

@@ -14,6 +14,7 @@ from gora.files import append_line, read_json, write_json
 from gora.runs.folder import RunFolder
 from gora.runtime.failure import first_to_fail, keep_traceback
 from gora.runtime.interrupt import StopSignal
+from gora.runtime.out_of_memory import is_out_of_memory
 
 RECORD = "GORA_RECORD_REFUSALS"
 """Set for the runs of a comparison, whose folder also tells why a run was refused before it began."""
@@ -45,7 +46,7 @@ class Failure:
             return cls(code=error.code, message=str(error), exit_code=error.exit_code, rows=tuple(rows))
         if isinstance(error, StopSignal):
             return cls(code="interrupted", message=f"Stopped by signal {error.number}.", exit_code=128 + error.number)
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        if is_out_of_memory(error):
             code = "out-of-memory"
         elif is_full(error):
             code = FULL

@@ -11,6 +11,7 @@ from gora.data.examples import Examples
 from gora.errors import GoraError
 from gora.methods import model_for_loss
 from gora.models.rows_apart import forward
+from gora.recipe.derived import training_micro_batch_size
 from gora.runs.context import RunContext
 from gora.runtime.precision import autocast
 
@@ -28,7 +29,7 @@ def evaluate_loss(model: nn.Module, context: RunContext, rows: Examples | None =
     """
     world, rows = context.world, rows or context.data.eval
     assert rows is not None
-    size = context.recipe.evaluation.micro_batch_size or context.recipe.train.micro_batch_size
+    size = context.recipe.evaluation.micro_batch_size or training_micro_batch_size(context.recipe.train)
     # Rows of similar length share a micro-batch: less padding, and the sum stays the same.
     order = sorted(range(len(rows)), key=lambda index: rows.lengths[index])
     batches = [order[start : start + size] for start in range(0, len(order), size)]
@@ -85,7 +86,7 @@ def not_finite_rows(model: nn.Module, context: RunContext, rows: Examples, indic
         indices: which rows to look at.
     """
     computing, was_training = model_for_loss(model), model.training
-    size = context.recipe.train.micro_batch_size
+    size = training_micro_batch_size(context.recipe.train)
 
     def bad(chosen: Sequence[int]) -> bool:
         batch = context.move(context.collate(model, [rows[index] for index in chosen]))

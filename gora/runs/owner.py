@@ -125,6 +125,17 @@ def held_folder() -> Path | None:
     return next(iter(_holdings), None)
 
 
+def refuse_what_cannot_be_taken(folder: Path, option: str = "--set output=FOLDER") -> None:
+    """As `owning` would refuse a folder, without taking it or making it.
+
+    Raises:
+        InputError: it is not gora's, or a link to nowhere.
+    """
+    _refuse_links(folder)
+    if folder.exists():
+        _refuse_foreign(folder, option)
+
+
 def is_owned(folder: Path) -> bool:
     """Whether the folder carries gora's marker."""
     return (folder / MARKER).is_file()

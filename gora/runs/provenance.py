@@ -13,7 +13,7 @@ from gora.files import read_json
 from gora.manifest import sha256_of
 from gora.models.weight_files import StoredWeights, WeightsNote
 from gora.plan import Plan
-from gora.recipe.derived import by_key, micro_batch_size, rank_bounds
+from gora.recipe.derived import AUTOMATIC, by_key, micro_batch_size, rank_bounds
 from gora.recipe.document import read_document
 from gora.recipe.schema import Recipe
 from gora.runs.folder import PROVENANCE, RunFolder
@@ -25,6 +25,9 @@ _START_OVER = "Give the same ones, or --overwrite to start over."
 _FREE_TO_CHANGE = {
     "description",
     "output",
+    # Every step has the rows that it has with any micro-batch, and what is recomputed is what was dropped.
+    "train.micro_batch_size",
+    "train.activation_checkpointing",
     "train.log_steps",
     "train.max_skipped_steps",
     "train.save_steps",
@@ -68,6 +71,22 @@ def check_provenance(checkpoint: Path, recipe: Recipe, folder: RunFolder, engine
             f"{checkpoint} holds the optimizer's state in {begun['processes']} shards, one per process, as "
             f"{engine.name} keeps it; this run has {world.size} processes. Resume with {begun['processes']}."
         )
+
+
+def begun_with(folder: RunFolder, checkpoint: Path | None) -> dict[str, Any]:
+    """What a run was begun with of the settings that gora may choose, by key; empty where nothing says so.
+
+    Args:
+        folder: its `recipe.yaml` counts where there is no checkpoint.
+        checkpoint: the one to resume.
+    """
+    try:
+        recipe = read_document(folder.recipe).values if checkpoint is None else _read(checkpoint)["recipe"]
+        values = _effective(Recipe.model_validate(recipe))
+    except (InputError, ValueError):
+        # Whatever is wrong with it is refused where it is compared.
+        return {}
+    return {key: values[key] for key in AUTOMATIC if values[key] != "auto"}
 
 
 def check_same_rows(checkpoint: Path, data: str) -> None:
@@ -134,7 +153,7 @@ def plan_differences(plan: Plan, recipe: Recipe) -> list[str]:
 def _differing(recipe: dict[str, Any], now: Recipe) -> list[str]:
     """A setting that the older recipe does not have counts as its default: it may be new in this gora."""
     try:
-        old, new = (by_key(each) for each in (Recipe.model_validate(recipe), now))
+        old, new = (_effective(each) for each in (Recipe.model_validate(recipe), now))
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors()]
         raise InputError("This run's recipe is not valid for this version of gora.", problems) from None
@@ -144,6 +163,12 @@ def _differing(recipe: dict[str, Any], now: Recipe) -> list[str]:
         for key in keys
         if old.get(key) != new.get(key)
     ]
+
+
+def _effective(recipe: Recipe) -> dict[str, Any]:
+    """The settings, with the micro-batch of the gradient pass also where it follows that of training."""
+    values = by_key(recipe)
+    return values | {"gora.micro_batch_size": values["gora.micro_batch_size"] or values["train.micro_batch_size"]}
 
 
 def _refuse(differing: list[str]) -> None:

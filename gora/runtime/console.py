@@ -24,6 +24,7 @@ class Output:
         self._log_path = Path()
         self._muted = False
         self._warned: set[str] = set()
+        self._collected: list[str] | None = None
 
     def mute(self) -> None:
         """Print and log nothing from now on: one of several processes speaks for all."""
@@ -36,6 +37,9 @@ class Output:
 
     def warn(self, text: str) -> None:
         """Print a line that asks for attention."""
+        if self._collected is not None:
+            self._collected.append(text)
+            return
         self.terminal.print(f"warning: {text}", style="yellow", soft_wrap=True)
         self.log(f"warning: {text}")
 
@@ -44,6 +48,15 @@ class Output:
         if text not in self._warned:
             self._warned.add(text)
             self.warn(text)
+
+    @contextmanager
+    def collecting_warnings(self) -> Iterator[list[str]]:
+        """Inside the block nothing is printed; the warnings are in the list."""
+        terminal, self.terminal, self._collected = self.terminal, _console(quiet=True), []
+        try:
+            yield self._collected
+        finally:
+            self.terminal, self._collected = terminal, None
 
     def log(self, content: RenderableType) -> None:
         """Write to the log only."""

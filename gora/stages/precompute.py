@@ -16,10 +16,13 @@ from gora.models.sharding import shard_weights
 from gora.models.targets import weight_shape
 from gora.plan import DataIdentity, Factors, ModelIdentity, Plan, write_plan
 from gora.planning.decisions import PassInputs, make_plan
-from gora.planning.gradient_pass import Collected, collect_gradients
+from gora.planning.gradient_pass import Collected
+from gora.planning.memory_advice import explaining_memory
 from gora.planning.placement import check_memory
+from gora.planning.room import collect_within_memory
+from gora.planning.sizes import GRADIENTS, settle_sizes
 from gora.recipe import dump_recipe
-from gora.recipe.derived import micro_batch_size
+from gora.recipe.derived import automatic, micro_batch_size
 from gora.recipe.schema import Recipe
 from gora.report.ranks import rank_report
 from gora.runs.context import RunContext
@@ -64,18 +67,22 @@ def precompute(
     if low_memory:
         _refuse_what_needs_whole_gradients(recipe, keep)
     with RunContext.open(recipe, command="gora precompute", mode=mode, trust_remote_code=trust_remote_code) as context:
-        context.settle("precompute")
+        progress = context.settle("precompute")
+        if automatic(recipe):
+            with output.logging_to(context.folder.log, "precompute"):
+                context = settle_sizes(context, progress)
         return precompute_in(context, low_memory=low_memory, keep=keep)
 
 
 def precompute_in(context: RunContext, *, low_memory: bool = False, keep: ArchiveType | None = None) -> Precomputed:
     """As `precompute`, in a run that is open and may be written to."""
-    folder, world, recipe = context.folder, context.world, context.recipe
+    folder, world = context.folder, context.world
     begin = time.monotonic()
     reset_peak()
     with output.logging_to(folder.log, "precompute"):
         check_memory(context, low_memory)
-        model = context.load_model()
+        with explaining_memory(context, "gradients", "while the model was loaded"):
+            model = context.load_model()
         targets = context.find_targets(model)
         identity = context.identify(model)
         if context.engine.shards_weights:
@@ -83,11 +90,11 @@ def precompute_in(context: RunContext, *, low_memory: bool = False, keep: Archiv
         if context.mode == "overwrite" and world.main:
             clear_run(folder)
         world.barrier()
-        collected = collect_gradients(context, model, targets, identity, low_memory=low_memory)
+        context, collected = collect_within_memory(context, model, targets, identity, low_memory=low_memory)
         summed = time.monotonic()
         shapes = {name: weight_shape(matrix) for name, matrix in matrices_of(targets).items()}
         inputs = _inputs(context, identity, targets)
-        plan, factors = make_plan(recipe, inputs, shapes, collected.statistics)
+        plan, factors = make_plan(context.recipe, inputs, shapes, collected.statistics)
         _report_sampling(collected, shapes)
         if keep and not isinstance(collected.statistics, SampledStatistics):
             archive_gradients(folder.gradients, collected.statistics, shapes, keep, _as_json(inputs), write=world.main)
@@ -132,6 +139,9 @@ def plan_from_gradients_in(context: RunContext, gradients: Path) -> Precomputed:
     with output.logging_to(folder.log, "precompute"):
         statistics = ArchivedStatistics(gradients)
         inputs = _from_json(statistics.inputs)
+        if GRADIENTS in automatic(recipe) | context.automatic:
+            context = context.with_settings({GRADIENTS: inputs.micro_batch_size})
+            recipe = context.recipe
         _refuse_other_pass(recipe, gradients, inputs)
         plan, factors = make_plan(recipe, inputs, statistics.shapes, statistics)
         if context.world.main:

@@ -15,7 +15,9 @@ from gora.errors import InputError
 from gora.methods import METHODS
 from gora.models.load import base_dtype, find_model
 from gora.models.weight_files import tensor_shapes
+from gora.planning.sizes import settle_sizes
 from gora.recipe import accumulation_steps
+from gora.recipe.derived import automatic
 from gora.recipe.schema import Recipe
 from gora.runs.context import RunContext
 from gora.runs.folder import RunFolder
@@ -67,6 +69,9 @@ def run(
         # What training or a task would refuse is refused before the gradients take their time.
         refuse_what_cannot_train(context.engine, context.device, recipe.adapter.method)
         accumulation_steps(recipe.train, context.world.size)
+        if automatic(recipe):
+            with output.logging_to(context.folder.log, "run"):
+                context = settle_sizes(context, progress)
         job = closing_job(
             recipe,
             allow_code_execution=allow_code_execution,
@@ -83,7 +88,7 @@ def run(
                 plan_from_gradients_in(context, gradients)
             output.say()
         if mode == "resume" and progress.state == RunState.FINISHED and progress.trained is not None:
-            check_same_settings(context.folder, recipe)
+            check_same_settings(context.folder, context.recipe)
             output.say(f"adapter   {progress.trained} is finished")
             trained = Trained(adapter=progress.trained, losses=losses_of(context.folder))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,10 @@ from gora.methods import METHODS
 from gora.models.quantization import quantization_of
 from gora.models.rows_apart import keeps_apart
 from gora.plan import Plan, read_plan
+from gora.planning.memory_advice import explained, explaining_memory
+from gora.planning.sizes import TRAIN, settle_sizes
 from gora.recipe import accumulation_steps, dump_recipe
+from gora.recipe.derived import recomputes_activations, training_micro_batch_size
 from gora.recipe.schema import Recipe
 from gora.runs.context import RunContext
 from gora.runs.folder import step_of
@@ -46,10 +50,12 @@ from gora.runs.state import Mode, Progress, RunState
 from gora.runtime.console import output
 from gora.runtime.interrupt import StopRequest, stopping_between_steps
 from gora.runtime.memory import peak_bytes, peak_text, reset_peak
+from gora.runtime.out_of_memory import is_out_of_memory, release_memory
 from gora.runtime.progress import clock
 from gora.training.callbacks import Report, SaveAndLog, StopOrSave
 from gora.training.course import Course
 from gora.training.engine_training import check_engine, forget_engine, refuse_what_cannot_train
+from gora.training.fitting import StepOutOfMemory
 from gora.training.groups import parameter_groups
 from gora.training.layout import StepLayout, choose_layout
 from gora.training.metrics import Metrics
@@ -60,6 +66,7 @@ from gora.training.skipping import SkipNotFinite, StepRows
 from gora.training.start import Wrapped, fingerprint, keep_initial, load_trained, wrap_model
 from gora.training.step_rows import rows_of_step
 from gora.training.trainer import GoraTrainer
+from gora.training.trial import confirm_micro_batch, halved_in_words
 from gora.training.worse import CompareWithBase, end_warning, start_warning
 
 
@@ -116,12 +123,17 @@ def train_in(context: RunContext) -> Trained:
     method = METHODS[context.recipe.adapter.method]
     progress = context.settle("train", needs_plan=method.needs_plan)
     if context.mode == "resume" and progress.state == RunState.TRAINED:
-        return _complete(context, progress)
+        return _complete(settle_sizes(context, progress), progress)
     with output.logging_to(context.folder.log, "train"):
+        accumulation_steps(context.recipe.train, context.world.size)
+        context = settle_sizes(context, progress, plan=method.needs_plan)
         opened = _open(context, progress)
-        start = _start(context, opened)
+        with explaining_memory(context, "training", "while the model was loaded and adapted"):
+            start = _start(context, opened)
+        context = _confirm(context, start)
         fitted = _fit(context, opened, start)
-        return _close(context, start, fitted)
+        with explaining_memory(context, "training", "in the evaluation after it"):
+            return _close(context, start, fitted)
 
 
 def _open(context: RunContext, progress: Progress) -> _Opened:
@@ -176,6 +188,14 @@ def _start(context: RunContext, opened: _Opened) -> Wrapped:
     return start
 
 
+def _confirm(context: RunContext, start: Wrapped) -> RunContext:
+    """Try the micro-batch that gora chose."""
+    confirmed = confirm_micro_batch(context, start.model)
+    if confirmed is not context and context.world.main:
+        write_text(context.folder.recipe, dump_recipe(confirmed.recipe))
+    return confirmed
+
+
 def _fit(context: RunContext, opened: _Opened, start: Wrapped) -> _Fitted:
     """Take the optimizer steps that are left.
 
@@ -184,11 +204,18 @@ def _fit(context: RunContext, opened: _Opened, start: Wrapped) -> _Fitted:
     """
     with stopping_between_steps() as request:
         trainer, report, guard = _make_trainer(context, opened, start, request)
+        failure = None
         try:
             trainer.train(resume_from_checkpoint=str(opened.checkpoint) if opened.checkpoint else None)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = error.with_traceback(None)
         finally:
             report.stop()
             forget_engine()
+        if failure is not None:
+            raise _out_of_memory(context, trainer, failure)
         reached, number = trainer.state.global_step, context.world.most(request.number or 0)
         newest = next(reversed(context.folder.all_checkpoints()), "")
         guard.refuse_if_lost(reached, opened.steps, str(newest))
@@ -197,6 +224,20 @@ def _fit(context: RunContext, opened: _Opened, start: Wrapped) -> _Fitted:
         # A signal that comes from here on waits until what was trained is saved.
         _save(context, start, report, trainer)
     return _Fitted(trainer=trainer, report=report, request=request, course=trainer.course)
+
+
+def _out_of_memory(context: RunContext, trainer: GoraTrainer, failure: Exception) -> GoraError:
+    """What ends the command; the steps that were finished are kept, where no other process is needed for that."""
+    release_memory()
+    if isinstance(failure, StepOutOfMemory):
+        # Anywhere else a step may be half taken.
+        trainer.save_last_step()
+    context = context.with_settings({TRAIN: trainer.fitting.rows})
+    kept = ""
+    if saved := context.folder.all_checkpoints():
+        half = f", with{halved_in_words(context)} for example" if halved_in_words(context) else ""
+        kept = f"{saved[-1]} holds step {step_of(saved[-1])}; add --resume to continue{half}."
+    return explained(context, failure, "training", where=f"in step {trainer.state.global_step + 1}", kept=kept)
 
 
 def _close(context: RunContext, start: Wrapped, fitted: _Fitted) -> Trained:
@@ -251,11 +292,12 @@ def _make_trainer(
     context: RunContext, opened: _Opened, start: Wrapped, request: StopRequest
 ) -> tuple[GoraTrainer, Report, SkipNotFinite]:
     recipe, world, engine, plan = context.recipe, context.world, context.engine, opened.plan
+    provenance = provenance_of(recipe, context.folder, context.data.fingerprint, context.base.note, world)
     settings, method = recipe.train, METHODS[recipe.adapter.method]
     ratio = method.lr_ratio if settings.loraplus_lr_ratio == "auto" else settings.loraplus_lr_ratio
     layout = StepLayout(
         kind=choose_layout(recipe.data.packing, keeps_apart=keeps_apart(start.model)),
-        size=settings.micro_batch_size,
+        size=training_micro_batch_size(settings),
         longest=max(context.data.train.lengths),
         processes=world.size,
     )
@@ -277,8 +319,9 @@ def _make_trainer(
         lr_ratio=ratio,
         all_used=plan is not None and all(module.gradient_norm > 0 for module in plan.adapted),
         evaluate_loss=(lambda: evaluate_loss(start.model, context)) if context.data.eval else None,
-        provenance=provenance_of(recipe, context.folder, context.data.fingerprint, context.base.note, world),
+        provenance=provenance,
         course=course,
+        halved=_halving(context, provenance),
     )
     guard = SkipNotFinite(
         settings=settings,
@@ -306,6 +349,19 @@ def _step_rows(context: RunContext, model: nn.Module) -> StepRows:
         where=rows.where,
         not_finite=partial(not_finite_rows, model, context, rows),
     )
+
+
+def _halving(context: RunContext, provenance: dict[str, Any]) -> Callable[[int], None] | None:
+    """What is done when a step is repeated with fewer rows; None where they may not be fewer."""
+    if TRAIN not in context.automatic or context.world.size > 1:
+        return None
+
+    def halved(rows: int) -> None:
+        provenance["recipe"]["train"]["micro_batch_size"] = rows
+        write_text(context.folder.recipe, dump_recipe(context.with_settings({TRAIN: rows}).recipe))
+        output.warn(f"Out of memory: the step is repeated with micro-batches of {rows} rows, as are those after it.")
+
+    return halved
 
 
 def _final_loss(context: RunContext, trainer: GoraTrainer, start: Wrapped) -> float | None:
@@ -397,4 +453,6 @@ def _facts(context: RunContext, report: Report, trainer: GoraTrainer) -> dict[st
         "tokens_per_second": report.tokens_per_second,
         "seconds": report.seconds,
         "peak_bytes": peak_bytes(),
+        "micro_batch_size": trainer.fitting.rows,
+        "activation_checkpointing": recomputes_activations(context.recipe.train),
     }

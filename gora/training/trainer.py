@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import DistributedType, patch_environment
+from accelerate.utils import DistributedType, patch_environment, send_to_device
 from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
@@ -22,6 +23,7 @@ from gora.methods import Method
 from gora.models.checkpointing import recompute_activations
 from gora.models.kernels import compile_blocks
 from gora.models.rows_apart import forward
+from gora.recipe.derived import recomputes_activations, training_micro_batch_size
 from gora.runs.context import RunContext
 from gora.runs.folder import PROVENANCE
 from gora.runtime.precision import autocast
@@ -29,12 +31,14 @@ from gora.training.batches import MicroBatchRows, Padding, StepCollator, Steps
 from gora.training.course import FILE as COURSE
 from gora.training.course import Course, SinceLastLog
 from gora.training.engine_training import accumulate, engine_arguments, make_optimizer, measure_step
+from gora.training.fitting import FittingSteps
 from gora.training.groups import parameter_groups
 from gora.training.layout import StepLayout
 from gora.training.room import checkpoint_bytes, needed_by_next
 from gora.training.saved_state import reading
 from gora.training.schedule import make_schedule
 from gora.training.skipping import Measured
+from gora.training.step_rows import rows_of_step
 
 _SUPERVISED = "supervised"
 
@@ -53,6 +57,7 @@ class GoraTrainer(Trainer):
         evaluate_loss: mean loss per token on the evaluation rows; None where there are none.
         provenance: what the run is of, saved with every checkpoint.
         course: how training goes, saved with every checkpoint.
+        halved: told of the rows of a micro-batch when memory has asked for fewer; None where there may not be fewer.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class GoraTrainer(Trainer):
         evaluate_loss: Callable[[], float] | None,
         provenance: dict[str, Any],
         course: Course,
+        halved: Callable[[int], None] | None = None,
     ) -> None:
         recipe, rows, collator = context.recipe, context.data.train, context.collator
         self._wrapped, self._recipe, self._folder, self._provenance = model, recipe, context.folder, provenance
@@ -96,10 +102,13 @@ class GoraTrainer(Trainer):
         # The loss is normalised below, for every family alike; neither the Trainer nor Accelerate may divide again.
         self.model_accepts_loss_kwargs = True
         self.accelerator.gradient_accumulation_steps = 1
-        if recipe.train.activation_checkpointing:
+        if recomputes_activations(recipe.train):
             recompute_activations(model, True)
         if recipe.train.kernels == "compile":
             compile_blocks(model)
+        self.fitting = FittingSteps(
+            layout.size, context.device, forget=model.zero_grad, remake=self._laid_out_anew, halved=halved
+        )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The optimizer steps, each with the micro-batches of this process."""
@@ -152,9 +161,27 @@ class GoraTrainer(Trainer):
     ) -> torch.Tensor:
         """Both passes of every micro-batch of a step; gradients are exchanged with the last.
 
+        In one process under data parallelism, a step that does not fit leaves no trace.
+
         Returns:
             The mean loss over all supervised tokens of the step, or this process's part of it.
         """
+        if self._world.size > 1 or self._engine.kind != "ddp":
+            return self._run_step(model, inputs, num_items_in_batch)
+        return self.fitting.run(inputs, lambda step: self._run_step(model, step, num_items_in_batch))
+
+    def _laid_out_anew(self, size: int) -> dict[str, Any]:
+        """The step that is being taken, in micro-batches of another size."""
+        dataset: Any = self.train_dataset
+        layout, lengths = replace(self._layout, size=size), dataset.examples.lengths
+        batch_size, seed = self._recipe.train.batch_size, self._recipe.seed
+        rows = rows_of_step(self.state.global_step + 1, rows=len(dataset), batch_size=batch_size, seed=seed)
+        turns = layout(rows, lengths.__getitem__)
+        step = self.data_collator([dataset[turn[self._world.index]] for turn in turns])
+        return send_to_device(step, self.args.device)  # type: ignore[no-any-return]
+
+    def _run_step(self, model: torch.nn.Module, inputs: dict[str, Any], tokens: torch.Tensor | int | None) -> Any:
+        self._losses.clear()
         batches, gradients = inputs["micro_batches"], self.accelerator.gradient_state
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         if deepspeed:
@@ -165,7 +192,7 @@ class GoraTrainer(Trainer):
             gradients._set_sync_gradients(last)
             # DeepSpeed is told by the flag above, and takes its step with the last.
             with nullcontext() if last or deepspeed else self.accelerator.no_sync(model):
-                total += super().training_step(model, {**batch, _SUPERVISED: supervised}, num_items_in_batch)
+                total += super().training_step(model, {**batch, _SUPERVISED: supervised}, tokens)
         return total
 
     def compute_loss(
@@ -247,6 +274,12 @@ class GoraTrainer(Trainer):
         with reading(checkpoint):
             super()._load_rng_state(checkpoint)
 
+    def save_last_step(self) -> None:
+        """Save a checkpoint of the last step that was finished, unless there is one."""
+        step = self.state.global_step
+        if step and not (self._folder.checkpoints / f"checkpoint-{step}").exists():
+            self._save_checkpoint(self._wrapped, None)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._stage) if self._stage else super()._get_output_dir(trial)
 
@@ -292,7 +325,7 @@ def _arguments(context: RunContext, steps: int, *, evaluates: bool, all_used: bo
     arguments = TrainingArguments(
         output_dir=str(context.folder.checkpoints),
         max_steps=steps,
-        per_device_train_batch_size=train.micro_batch_size,
+        per_device_train_batch_size=training_micro_batch_size(train),
         # The loader's item is a whole step, whose micro-batches `training_step` runs.
         gradient_accumulation_steps=1,
         max_grad_norm=train.max_grad_norm or 0.0,

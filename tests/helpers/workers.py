@@ -76,10 +76,36 @@ def scratch(standalone_mode):
         sys.stdin.read()
 
 
+def running_out(standalone_mode):
+    """Process 1 has memory for two rows at first, and from the second step on for one."""
+    from gora.recipe import load_recipe
+    from gora.runtime.world import join
+    from gora.stages.train import train
+    from gora.training import trial
+    from gora.training.trainer import GoraTrainer
+
+    step, compute, world = trial._step, GoraTrainer.compute_loss, join()
+
+    def refuse_more_than(rows, size):
+        if world.index == 1 and size > rows:
+            raise RuntimeError("CUDA error: out of memory")
+
+    def limited_step(context, model, rows, held):
+        refuse_more_than(2, rows)
+        step(context, model, rows, held)
+
+    def limited_loss(self, model, inputs, *arguments, **named):
+        refuse_more_than(1 if self.state.global_step else 2, self._layout.size)
+        return compute(self, model, inputs, *arguments, **named)
+
+    trial._step, GoraTrainer.compute_loss = limited_step, limited_loss
+    train(load_recipe(sys.argv[2]).recipe)
+
+
 if __name__ == "__main__":
     alone = {each.__name__: each for each in (leaving, scratch)}
     if "RANK" in os.environ or sys.argv[1] in alone:
-        together = {each.__name__: each for each in (failing, refusing, unending, joining)}
+        together = {each.__name__: each for each in (failing, refusing, unending, joining, running_out)}
         gora.cli.app = {**alone, **together}[sys.argv[1]]
     else:
         from gora.runtime.launch import Launch, _run

@@ -297,7 +297,7 @@ def test_the_keys_of_a_section_given_twice_are_all_checked(problems: Problems) -
         ("train.beta1", "1", "expected a number at least 0 and less than 1, got 1."),
         ("train.warmup_ratio", "2", "expected a number at least 0 and at most 1, got 2."),
         ("train.learning_rate", "fast", "got 'fast'. Peak learning rate of A."),
-        ("train.activation_checkpointing", "yes", "expected true or false, got 'yes'."),
+        ("train.activation_checkpointing", "yes", "expected true or false, or 'auto', got 'yes'."),
         ("train.schedule", "cosin", "expected 'cosine', 'linear' or 'constant', got 'cosin'; did you mean 'cosine'?"),
         ("adapter.method", "lroa", "'lora-fa' or 'full', got 'lroa'; did you mean 'lora'?"),
         ("model.name", "7", "expected text, got 7; put quotes around text"),
