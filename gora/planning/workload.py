@@ -17,11 +17,13 @@ from gora.gradients.host import staging_bytes
 from gora.gradients.placement import sum_bytes
 from gora.gradients.replay import LONGEST
 from gora.methods import METHODS
+from gora.models.experts import matrices_of
 from gora.models.head import head_modules
 from gora.models.load import attention_kernel, base_dtype, empty_model, has_flash, weight_bytes
 from gora.models.quantization import quantization_of
 from gora.models.rows_apart import wants_repeated_keys
 from gora.models.supervised_head import logits_at_a_time
+from gora.models.targets import weight_shape
 from gora.recipe.schema import AdapterSection
 from gora.runs.context import RunContext
 from gora.runtime.engine import Engine
@@ -129,6 +131,9 @@ def workload_of(context: RunContext) -> Workload:
     recipe, device = context.recipe, context.device
     model = empty_model(context.source)
     shape = read_shape(model, context.chosen.layers)
+    if context.chosen.experts:
+        matrices = matrices_of(context.chosen.of(model))
+        shape = replace(shape, targets={name: weight_shape(matrix) for name, matrix in matrices.items()})
     dtype = base_dtype(recipe.model.dtype, device)
     kernel = attention_kernel(recipe.model.attention, dtype, device, has_flash(context.source))
     trained, rank = trained_values(context, shape, model)

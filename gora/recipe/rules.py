@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import PurePath
 
 from gora.errors import InputError
-from gora.recipe.derived import micro_batch_size, rank_bounds, training_micro_batch_size
+from gora.recipe.derived import automatic, micro_batch_size, rank_bounds, training_micro_batch_size
 from gora.recipe.method_facts import METHOD_FACTS, facts_of
 from gora.recipe.schema import DataSection, Recipe, SourceSection, TrainSection
 
@@ -256,7 +256,9 @@ def _classification(recipe: Recipe) -> Iterator[Contradiction]:
 @_rule
 def _sizes(recipe: Recipe) -> Iterator[Contradiction]:
     """Sizes that no run has, and that would fill the memory before anything is refused."""
-    rows = recipe.gora.steps * micro_batch_size(recipe)
+    # `auto` is at most the rows of a step.
+    size = recipe.train.batch_size if "gora.micro_batch_size" in automatic(recipe) else micro_batch_size(recipe)
+    rows = recipe.gora.steps * size
     if facts_of(recipe.adapter.method).needs_plan and rows > _MOST_ROWS:
         text = f"the gradient pass would draw {rows:,} rows, and may draw {_MOST_ROWS:,}; lower one of the two"
         yield Contradiction(("gora.steps", "gora.micro_batch_size", "train.micro_batch_size"), text)

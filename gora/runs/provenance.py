@@ -81,9 +81,9 @@ def begun_with(folder: RunFolder, checkpoint: Path | None) -> dict[str, Any]:
         checkpoint: the one to resume.
     """
     try:
-        recipe = _read(checkpoint)["recipe"] if checkpoint is not None else read_document(folder.recipe).values
+        recipe = read_document(folder.recipe).values if checkpoint is None else _read(checkpoint)["recipe"]
         values = _effective(Recipe.model_validate(recipe))
-    except (InputError, OSError, ValueError):
+    except (InputError, ValueError):
         # Whatever is wrong with it is refused where it is compared.
         return {}
     return {key: values[key] for key in AUTOMATIC if values[key] != "auto"}

@@ -320,8 +320,8 @@ def _make_trainer(
         all_used=plan is not None and all(module.gradient_norm > 0 for module in plan.adapted),
         evaluate_loss=(lambda: evaluate_loss(start.model, context)) if context.data.eval else None,
         provenance=provenance,
-        halved=_halving(context, provenance),
         course=course,
+        halved=_halving(context, provenance),
     )
     guard = SkipNotFinite(
         settings=settings,

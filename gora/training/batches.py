@@ -15,7 +15,7 @@ from gora.data.encode import IGNORED
 from gora.data.examples import Examples
 from gora.training.layout import StepLayout
 from gora.training.rows_checksum import rows_checksum
-from gora.training.step_rows import epoch_order, rows_of_step
+from gora.training.step_rows import epoch_order
 
 Row = dict[str, list[int]]
 
@@ -49,10 +49,6 @@ class Steps(Sampler[list[list[int]]]):
         for start in range(0, len(order), self._batch_size):
             turns = self._layout(order[start : start + self._batch_size], self._rows.lengths.__getitem__)
             yield [turn[self._index] or [len(self._rows)] for turn in turns]
-
-    def rows_of(self, step: int) -> list[int]:
-        """The rows of a step, counted from 0 over all epochs, as they were drawn."""
-        return rows_of_step(step + 1, rows=len(self._rows), batch_size=self._batch_size, seed=self._seed)
 
 
 class MicroBatchRows(Dataset[list[Row]]):

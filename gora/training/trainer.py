@@ -38,6 +38,7 @@ from gora.training.room import checkpoint_bytes, needed_by_next
 from gora.training.saved_state import reading
 from gora.training.schedule import make_schedule
 from gora.training.skipping import Measured
+from gora.training.step_rows import rows_of_step
 
 _SUPERVISED = "supervised"
 
@@ -172,13 +173,15 @@ class GoraTrainer(Trainer):
         """The step that is being taken, in micro-batches of another size."""
         dataset: Any = self.train_dataset
         layout, lengths = replace(self._layout, size=size), dataset.examples.lengths
-        turns = layout(self._batches.rows_of(self.state.global_step), lengths.__getitem__)
+        batch_size, seed = self._recipe.train.batch_size, self._recipe.seed
+        rows = rows_of_step(self.state.global_step + 1, rows=len(dataset), batch_size=batch_size, seed=seed)
+        turns = layout(rows, lengths.__getitem__)
         step = self.data_collator([dataset[turn[self._world.index]] for turn in turns])
         return send_to_device(step, self.args.device)  # type: ignore[no-any-return]
 
     def _run_step(self, model: torch.nn.Module, inputs: dict[str, Any], tokens: torch.Tensor | int | None) -> Any:
-        batches, gradients = inputs["micro_batches"], self.accelerator.gradient_state
         self._losses.clear()
+        batches, gradients = inputs["micro_batches"], self.accelerator.gradient_state
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         if deepspeed:
             accumulate(model, len(batches))
