@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -146,7 +147,8 @@ def _refusal(adapter: AdapterSection, model: PreTrainedModel, names: Iterable[st
 def _lost_on_loading(wrapped: PeftModel) -> list[str]:
     """Names of a saved adapter that PEFT does not find again: it renames some as weights of older checkpoints."""
     saved = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
-    return sorted(set_peft_model_state_dict(wrapped, saved).unexpected_keys)
+    loaded: Any = set_peft_model_state_dict(wrapped, saved)
+    return sorted(loaded.unexpected_keys)
 
 
 @torch.no_grad()
