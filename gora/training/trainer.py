@@ -214,7 +214,7 @@ class GoraTrainer(Trainer):
             loss = outputs.logits.sum() * 0.0 if outputs.logits is not None else loss * 0.0
         elif num_items_in_batch is not None:
             # Every engine takes the mean of the processes' gradients, where a sum is wanted.
-            share = supervised * self._world.size / num_items_in_batch
+            share = torch.tensor(supervised * self._world.size) / num_items_in_batch
             self._losses.append(loss.detach() * share)
             # An infinite loss may have an ordinary gradient: as NaN, it is noticed by engines that step by themselves.
             loss = loss * (share + 0.0 * loss.detach())
