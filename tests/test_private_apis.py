@@ -95,6 +95,42 @@ def trainer_saves_checkpoints() -> bool:
     return takes(Trainer._save_checkpoint, "model", "trial") and used_within(Trainer, "_save_checkpoint")
 
 
+def trainer_reads_checkpoints() -> bool:
+    from transformers import Trainer
+
+    return (
+        takes(Trainer._load_from_checkpoint, "resume_from_checkpoint")
+        and takes(Trainer._load_optimizer_and_scheduler, "checkpoint")
+        and takes(Trainer._load_rng_state, "checkpoint")
+        and used_within(Trainer, "_load_from_checkpoint", "_load_optimizer_and_scheduler", "_load_rng_state")
+    )
+
+
+def accelerate_is_told_when_gradients_are_exchanged() -> bool:
+    from accelerate.state import GradientState
+
+    state = GradientState()
+    before = state.sync_gradients
+    state._set_sync_gradients(not before)
+    changed = state.sync_gradients != before
+    state._set_sync_gradients(before)
+    return changed
+
+
+def blocks_of_several_shapes_share_a_compilation() -> bool:
+    import torch
+
+    config = torch._dynamo.config
+    return isinstance(config.force_parameter_static_shapes, bool) and isinstance(config.recompile_limit, int)
+
+
+def models_say_which_attention_they_know() -> bool:
+    from transformers import LlamaForCausalLM, PreTrainedConfig
+
+    known = isinstance(LlamaForCausalLM._supports_sdpa, bool)
+    return known and PreTrainedConfig(attn_implementation="eager")._attn_implementation_internal == "eager"
+
+
 def trainer_asks_where_to_save() -> bool:
     from transformers import Trainer
 
@@ -453,6 +489,26 @@ PRIVATE = [
         "transformers Trainer._save_checkpoint",
         trainer_saves_checkpoints,
         "checkpoints appear before they are whole, without provenance and manifest",
+    ),
+    Private(
+        "transformers Trainer._load_from_checkpoint, _load_optimizer_and_scheduler and _load_rng_state",
+        trainer_reads_checkpoints,
+        "damaged files of a checkpoint end in a traceback",
+    ),
+    Private(
+        "accelerate GradientState._set_sync_gradients",
+        accelerate_is_told_when_gradients_are_exchanged,
+        "processes exchange gradients with every micro-batch, and DeepSpeed steps with each",
+    ),
+    Private(
+        "torch _dynamo.config: force_parameter_static_shapes, recompile_limit",
+        blocks_of_several_shapes_share_a_compilation,
+        "train.kernels: compile compiles every block of a model for itself",
+    ),
+    Private(
+        "transformers _supports_sdpa and _attn_implementation_internal",
+        models_say_which_attention_they_know,
+        "a checkpoint that asks for a kernel that is not here is not loaded with another",
     ),
     Private(
         "transformers Trainer._get_output_dir",
