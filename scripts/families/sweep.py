@@ -231,7 +231,8 @@ def with_table(page: str, results: dict[str, Any]) -> str:
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     with_what = ", ".join(f"{name} {version}" for name, version in results["versions"].items() if name != "device")
-    told = f"Run on {results['date']} on a CPU, with {with_what}."
+    run, all_there_are = len(results["families"]), sum(len(families) for families, _ in KINDS.values())
+    told = f"{run} of {all_there_are} families were run, last on {results['date']}, on a CPU, with {with_what}."
     return f"{before}{BEGIN}\n{told}\n\n{table(results['families'])}\n{END}{after}"
 
 

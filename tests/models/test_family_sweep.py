@@ -32,7 +32,7 @@ def test_the_table_counts_kinds_and_shows_what_does_not_work():
     begin, end = "<!-- families: written by scripts/families/sweep.py -->", "<!-- families: end -->"
     document = {"date": "2026-01-02", "versions": {"peft": "0.1"}, "families": results}
     page = with_table(f"before\n{begin}\nold\n{end}\nafter\n", document)
-    assert "Run on 2026-01-02 on a CPU, with peft 0.1." in page
+    assert "\n4 of " in page and " families were run, last on 2026-01-02, on a CPU, with peft 0.1." in page
     assert page.startswith("before\n") and page.endswith("\nafter\n") and "old" not in page
 
 
