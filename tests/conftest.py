@@ -9,6 +9,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+# Threads do not survive a fork, and a child that waits for those of the tokenizers library waits for ever.
+os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
 
 ROOT = Path(__file__).parent.parent
 # Rows that tests tokenise are kept here and not among the user's; other code of gora's makes other entries.

@@ -512,7 +512,11 @@ def test_values_outlive_a_library_that_cannot_write_them(tmp_path, monkeypatch, 
     def broken(*_, **__):
         raise ValueError("GenerationConfig is invalid")
 
-    monkeypatch.setattr(f"transformers.{saving}.save_pretrained", broken)
+    class BreakAtTheEnd(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            monkeypatch.setattr(f"transformers.{saving}.save_pretrained", broken)
+
+    call_too(monkeypatch, BreakAtTheEnd())
     with pytest.raises(GoraError, match=r"could not be saved as usual.*GenerationConfig is invalid.*adapter\.rejected"):
         train(small_recipe(tmp_path / "run", f"adapter.method={method}", "train.max_steps=2"))
     kept = load_file(tmp_path / "run" / "adapter.rejected" / "values.safetensors")
@@ -525,13 +529,13 @@ def test_an_interruption_of_the_last_evaluation_keeps_the_adapter(tmp_path, monk
 
     calls = []
 
-    def evaluate(model, setup):
+    def evaluate(model, setup, what):
         calls.append(1)
         if len(calls) == 1:
             raise StopSignal(2)
         return 1.0
 
-    monkeypatch.setattr(stage, "evaluate_loss", evaluate)
+    monkeypatch.setattr(stage, "finite_loss", evaluate)
     with pytest.raises(StopSignal):
         train(small_recipe(tmp_path / "run", "adapter.method=lora", "train.max_steps=2"))
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
