@@ -18,6 +18,7 @@ from gora.data.facts import Facts
 from gora.data.formats import Format
 from gora.data.sources import Source
 from gora.data.store import SCHEMA, Store, Writer, batch_of, file_checksum
+from gora.disk import FULL
 from gora.errors import GoraError
 from gora.files import publish, write_json
 from gora.runtime.console import output
@@ -121,11 +122,15 @@ def open_kept(entry: Path) -> Kept:
 def _with_advice() -> Iterator[None]:
     try:
         yield
+    except GoraError as error:
+        if error.code != FULL:
+            raise
+        raise GoraError(f"{error} {_ADVICE}", code=FULL) from error
     except OSError as error:
-        raise GoraError(
-            f"Tokenized rows cannot be written: {error.strerror or error}. `gora cache --prune` deletes those of "
-            "earlier commands; data.cache names another folder."
-        ) from error
+        raise GoraError(f"Tokenized rows cannot be written: {error.strerror or error}. {_ADVICE}") from error
+
+
+_ADVICE = "`gora cache --prune` deletes tokenized rows of earlier commands; data.cache names another folder."
 
 
 def _facts(entry: Path) -> Facts:
