@@ -15,6 +15,7 @@ from gora import __version__
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "datasets", "safetensors")
 OPTIONAL = {
     "flash-attn": "model.attention: flash_attention_2",
+    "liger-kernel": "train.kernels: liger",
     "bitsandbytes": "model.quantization",
     "matplotlib": "gora inspect-ranks --plot",
     "lm-eval": "gora eval --tasks lm-eval",

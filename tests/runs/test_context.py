@@ -74,7 +74,7 @@ def test_the_facts_of_each_stage_are_data(ran):
 def test_an_error_is_in_the_log_and_in_a_file_for_programs(tmp_path):
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(GoraError, match="NaN or infinity"):
-        run(recipe(folder.path, "adapter.method=lora", "train.learning_rate=1e30", "train.max_steps=4"))
+        run(recipe(folder.path, "adapter.method=lora", "train.learning_rate=1e11", "train.max_steps=4"))
     failure = read_failure(folder)
     assert (failure.code, failure.exit_code) == ("not-finite", 1)
     assert f"error: {failure.message}" in folder.log.read_text()
