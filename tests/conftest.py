@@ -50,6 +50,7 @@ def opened(recipe):
 def gora_here(monkeypatch, capsys):
     """The command in this process, where all is imported: exit code, and what it wrote to both streams."""
     from gora.cli import run_command_line
+    from gora.runtime.shutdown import destroy_process_groups
 
     def run(*arguments, cwd):
         monkeypatch.chdir(cwd)
@@ -58,7 +59,12 @@ def gora_here(monkeypatch, capsys):
             run_command_line()
         return end.value.code or 0, *capsys.readouterr()
 
-    return run
+    before = dict(os.environ)
+    yield run
+    # An engine that was refused has joined its processes, and whatever runs next in this one would count among them.
+    destroy_process_groups()
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture

@@ -26,10 +26,10 @@ def ignored_settings(engine: Engine, recipe: Recipe, world: World, precision: Pr
         "mixed_precision": {"fp32": "no"}.get(precision, precision),
         "num_processes": world.size,
         "num_machines": world.size // world.local_size,
-        "gradient_clipping": train.max_grad_norm or 0.0,
     }
     if train.micro_batch_size != "auto":
         runs["gradient_accumulation_steps"] = train.batch_size // (train.micro_batch_size * world.size)
+    runs["gradient_clipping"] = train.max_grad_norm or 0.0
     found = [
         f"{key}: {engine.unread[key]} ({value} runs)"
         for key, value in runs.items()

@@ -123,6 +123,7 @@ data:
   response: label
   choices: [bad, good]
   max_length: 24
+  packing: none
 adapter: {{targets: all-linear}}
 gora: {{steps: 6}}
 train: {{epochs: 16, batch_size: 8, micro_batch_size: 4, learning_rate: 3.0e-4, log_steps: 1}}
