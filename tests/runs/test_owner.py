@@ -28,7 +28,8 @@ import subprocess, sys
 from pathlib import Path
 from gora.runs.owner import holding_for_workers
 with holding_for_workers(Path(sys.argv[1]), command="gora run"):
-    worker = subprocess.Popen([sys.executable, "-c", sys.argv[2], sys.argv[1]], stdin=subprocess.PIPE)
+    # Its input is that of this process, which outlives it.
+    worker = subprocess.Popen([sys.executable, "-c", sys.argv[2], sys.argv[1]])
     print(worker.pid, flush=True)
     worker.wait()
 """
