@@ -758,8 +758,8 @@ def test_what_gora_keeps_in_a_trainer_or_an_agent_hides_nothing_of_theirs():
 
 
 def test_the_check_of_an_api_that_has_gone_says_what_breaks(tmp_path):
-    gone = Private("some.library.thing", lambda: SimpleNamespace().thing, "nothing is trained")
-    with pytest.raises(AssertionError, match=r"some\.library\.thing is gone or has changed .*: nothing is trained\."):
+    gone = Private("some.package.thing", lambda: SimpleNamespace().thing, "nothing is trained")
+    with pytest.raises(AssertionError, match=r"some\.package\.thing is gone or has changed .*: nothing is trained\."):
         test_a_private_api_is_as_gora_takes_it(gone, tmp_path)
 
 

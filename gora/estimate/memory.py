@@ -25,7 +25,7 @@ _WORKSPACE = 32 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes at the peak, on the device that computes; `host` is what lies in host memory beside a GPU's own.
+    """Bytes at the peak, on the device that computes; `host` is what is kept in host memory besides.
 
     Attributes:
         weights: of the base model.

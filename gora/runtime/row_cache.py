@@ -58,7 +58,7 @@ def entries(folder: Path) -> list[Entry]:
     """What is kept, the latest used first."""
     found = []
     for about in folder.glob(f"*/{ABOUT}"):
-        # Another command may be deleting it; what is not an entry is none of ours.
+        # Another command may be deleting it; what is not an entry is left alone.
         with suppress(OSError, ValueError, KeyError, TypeError):
             note = json.loads(about.read_text(encoding="utf-8"))
             size = sum(file.stat().st_size for file in about.parent.iterdir())

@@ -129,7 +129,7 @@ class StopOrSave(TrainerCallback):
         self._saved = self._clock()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Begin to count anew, whatever the checkpoint was saved for."""
+        """Restart the clock, whatever the checkpoint was saved for."""
         self._saved = self._clock()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -135,7 +135,7 @@ class SinceLastLog:
         self.norm = norm
 
     def flush(self) -> dict[str, float]:
-        """Mean `loss` and last `grad_norm`, and begin anew; empty if no step was taken."""
+        """Mean `loss` and last `grad_norm`, then reset; empty if no step was taken."""
         found = {"loss": fmean(self.losses), "grad_norm": self.norm} if self.losses else {}
         self.losses.clear()
         return found

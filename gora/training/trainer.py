@@ -107,7 +107,7 @@ class GoraTrainer(Trainer):
         if recipe.train.kernels == "compile":
             compile_blocks(model)
         self.fitting = FittingSteps(
-            layout.size, context.device, forget=model.zero_grad, remake=self._laid_out_anew, halved=halved
+            layout.size, context.device, forget=model.zero_grad, remake=self._in_micro_batches_of, halved=halved
         )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -169,7 +169,7 @@ class GoraTrainer(Trainer):
             return self._run_step(model, inputs, num_items_in_batch)
         return self.fitting.run(inputs, lambda step: self._run_step(model, step, num_items_in_batch))
 
-    def _laid_out_anew(self, size: int) -> dict[str, Any]:
+    def _in_micro_batches_of(self, size: int) -> dict[str, Any]:
         """The step that is being taken, in micro-batches of another size."""
         dataset: Any = self.train_dataset
         layout, lengths = replace(self._layout, size=size), dataset.examples.lengths

@@ -8,19 +8,9 @@ import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from gora.recipe.load import load_recipe
+from tests.helpers.checkpoints import SIZES as CHECKPOINT_SIZES
 
-SIZES = {
-    "vocab_size": 32,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 2,
-    "eos_token_id": 3,
-}
+SIZES = {**CHECKPOINT_SIZES, "hidden_size": 16, "intermediate_size": 24}
 WORDS = ["what", "is", "one", "two", "three", "four", "plus", "it", "equals"]
 
 

@@ -10,7 +10,6 @@ import traceback
 from functools import partial
 from pathlib import Path
 
-import psutil
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
@@ -249,6 +248,12 @@ def give_back_freed_memory():
     assert ctypes.CDLL(None).mallopt(threshold_of_mmap, 65536) == 1
 
 
+def own_memory():
+    """Bytes of this process's own: the system may drop pages of files, such as libraries, at any time."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(lines["RssAnon"].split()[0])
+
+
 def memory(folder):
     """What the sums of a wide model take in each process: whole, and a share of them."""
     world = join()
@@ -277,14 +282,14 @@ def memory(folder):
     collect(DeviceSums({}, device), Pace.alone(0))
     model(**batch, use_cache=False)
     for name in ("shared", "whole"):
-        before = psutil.Process().memory_info().rss
+        before = own_memory()
         if name == "shared":
             sums = ShardedSums(DeviceSums(mine, device), shapes, owners, world, device)
             collect(sums, Pace(indices=[world.index], rounds=1, total=world.size, agree=world.any))
         else:
             sums = DeviceSums(shapes, device)
             collect(sums, Pace(indices=[world.index], rounds=1, total=world.size))
-        grown[name] = psutil.Process().memory_info().rss - before
+        grown[name] = own_memory() - before
         del sums
     whole = 4 * sum(rows * columns for rows, columns in shapes.values())
     (folder / f"memory-{world.index}.json").write_text(json.dumps({**grown, "sums": whole}))

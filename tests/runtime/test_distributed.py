@@ -290,7 +290,7 @@ def test_states_that_are_shared_out_are_not_resumed_with_another_number_of_proce
 def test_each_process_holds_its_share_of_the_sums_only(scenarios):
     for rank in (0, 1):
         measured = json.loads((scenarios("memory") / f"memory-{rank}.json").read_text())
-        assert measured["whole"] > 0.8 * measured["sums"]
+        assert measured["whole"] > 0.9 * measured["sums"]
         assert measured["shared"] < 0.65 * measured["sums"]
 
 
