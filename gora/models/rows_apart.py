@@ -136,7 +136,9 @@ def _mixes(model: PreTrainedModel, rows: list[list[int]]) -> str:
     beside_others = forward(model, _end_to_end(changed, device)).logits[0]
     first = len(rows[0])
     scale = alone.float().std()
-    if (together.float() - alone.float()).abs().mean() > 1e-3 * scale + 2 * noise:
+    # Another kernel rounds otherwise: by more in half precision than padding shows.
+    rounding = 1e-3 if together.dtype == torch.float32 else 1e-2
+    if (together.float() - alone.float()).abs().mean() > rounding * scale + 2 * noise:
         return "a row gives other predictions beside others than alone"
     if (together.float() - beside_others.float())[first:].abs().mean() > 1e-4 * scale + 0.1 * noise:
         # Of the same shapes, only what is seen can make a difference, however faint it is in a model of random weights.

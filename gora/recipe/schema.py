@@ -215,7 +215,8 @@ class TrainSection(Section):
     kernels: Literal["auto", "fused", "liger", "compile", "none"] = "auto"
     """`fused`: the loss on supervised tokens alone, adapters in the base's bfloat16; `liger`: Liger's kernels as well;
     `compile`: fused, and torch.compile on each block, which takes minutes to begin; `none`: as transformers and PEFT
-    compute. auto is `fused` where a GPU computes in bf16, else `none`."""
+    compute. auto is `liger` where a GPU computes in bf16 and liger-kernel is installed and knows the model, else
+    `fused`; without such a GPU it is `none`."""
     activation_checkpointing: bool | Literal["auto"] = False
     """Recompute activations in the backward pass: less memory, a third more time; `gora precompute` follows it. `auto`
     does so only where memory asks for it."""
@@ -276,7 +277,7 @@ class Recipe(Section):
     """The training loop."""
     distributed: str = "ddp"
     """What keeps processes in step: `ddp`, `zero2`, `zero2-offload`, `zero3`, `fsdp`, or a file of DeepSpeed (JSON) or
-    Accelerate (YAML)."""
+    Accelerate (YAML); `auto` is `ddp` where each GPU has room for the model, else `fsdp`."""
     evaluation: EvaluationSection = EvaluationSection()
     """Loss on rows that are not trained on, and tasks."""
     output: str | None = None

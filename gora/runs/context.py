@@ -49,6 +49,7 @@ from gora.models.weight_files import StoredWeights, stored_weights
 from gora.plan import ModelIdentity
 from gora.recipe.derived import with_settings
 from gora.recipe.schema import Recipe
+from gora.runs.engine_choice import AUTO, choose_engine
 from gora.runs.folder import RunFolder
 from gora.runs.ignored_settings import ignored_settings
 from gora.runs.owner import owning_together
@@ -127,10 +128,19 @@ class RunContext:
         Raises:
             InputError: there is no such engine, it cannot run here, or the folder is not gora's or is in use.
         """
-        engine = Engine.of(recipe.distributed)
-        _refuse_what_cannot_run(engine, recipe)
+        if recipe.distributed == AUTO:
+            world = join()
+            if not world.main:
+                output.mute()
+            recipe = choose_engine(
+                recipe, processes=world.size, device=default_device(), trust_remote_code=trust_remote_code
+            )
+            engine = Engine.of(recipe.distributed)
+        else:
+            engine = Engine.of(recipe.distributed)
+            _refuse_what_cannot_run(engine, recipe)
+            world = join(alone_too=engine.kind != "ddp")
         folder = RunFolder.of(recipe.output)
-        world = join(alone_too=engine.kind != "ddp")
         if not world.main:
             output.mute()
         with owning_together(world, folder.path, command=command):
@@ -148,6 +158,9 @@ class RunContext:
         cls, recipe: Recipe, *, processes: int, mode: Mode = "new", trust_remote_code: bool = False
     ) -> RunContext:
         """A run of so many processes before it is started: nothing is written, and weights need not be there."""
+        recipe = choose_engine(
+            recipe, processes=processes, device=default_device(), trust_remote_code=trust_remote_code, weights=False
+        )
         return cls._of(
             recipe,
             World(),

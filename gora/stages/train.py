@@ -57,7 +57,7 @@ from gora.training.course import Course
 from gora.training.engine_training import check_engine, forget_engine, refuse_what_cannot_train
 from gora.training.fitting import StepOutOfMemory
 from gora.training.groups import parameter_groups
-from gora.training.layout import StepLayout, choose_layout
+from gora.training.layout import StepLayout, choose_layout, padding_by_length
 from gora.training.metrics import Metrics
 from gora.training.room import check_room
 from gora.training.saved_state import check_state
@@ -295,12 +295,13 @@ def _make_trainer(
     provenance = provenance_of(recipe, context.folder, context.data.fingerprint, context.base.note, world)
     settings, method = recipe.train, METHODS[recipe.adapter.method]
     ratio = method.lr_ratio if settings.loraplus_lr_ratio == "auto" else settings.loraplus_lr_ratio
-    layout = StepLayout(
-        kind=choose_layout(recipe.data.packing, keeps_apart=keeps_apart(start.model)),
-        size=training_micro_batch_size(settings),
-        longest=max(context.data.train.lengths),
-        processes=world.size,
+    lengths, size = context.data.train.lengths, training_micro_batch_size(settings)
+    kind = choose_layout(
+        recipe.data.packing,
+        keeps_apart=keeps_apart(start.model),
+        padding=padding_by_length(lengths, settings.batch_size, size),
     )
+    layout = StepLayout(kind=kind, size=size, longest=max(lengths), processes=world.size)
     batch = layout.text(settings.batch_size)
     warmup = warmup_steps(settings, opened.steps)
     output.say(f"batch     {batch}; {opened.steps:,} optimizer steps, {warmup:,} of them warm-up")
@@ -335,6 +336,7 @@ def _make_trainer(
     )
     # These ask the trainer that they are added to.
     report.check = lambda: check_engine(trainer, engine, world)
+    report.lap = trainer.pace.lap
     stops = (StopOrSave(request, world, settings.save_minutes), guard)
     worse = CompareWithBase(start.losses, course, recipe, output)
     for callback in (*method.callbacks(start.model), report, SaveAndLog(settings), *stops, worse):

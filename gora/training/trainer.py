@@ -30,10 +30,11 @@ from gora.runtime.precision import autocast
 from gora.training.batches import MicroBatchRows, Padding, StepCollator, Steps
 from gora.training.course import FILE as COURSE
 from gora.training.course import Course, SinceLastLog
-from gora.training.engine_training import accumulate, engine_arguments, make_optimizer, measure_step
+from gora.training.engine_training import engine_arguments, make_optimizer, measure_step, reducing_once
 from gora.training.fitting import FittingSteps
 from gora.training.groups import parameter_groups
 from gora.training.layout import StepLayout
+from gora.training.pace import Pace
 from gora.training.room import checkpoint_bytes, needed_by_next
 from gora.training.saved_state import reading
 from gora.training.schedule import make_schedule
@@ -85,6 +86,7 @@ class GoraTrainer(Trainer):
         self._least_checkpoint = checkpoint_bytes(model)
         self._rows_seen: torch.Tensor | None = None
         self.padding = Padding()
+        self.pace = Pace(model, context.device, context.world.size)
         self.course, self.since_log = course, SinceLastLog()
         self._losses: list[torch.Tensor] = []
         self._norm: torch.Tensor | float | None = None
@@ -142,7 +144,8 @@ class GoraTrainer(Trainer):
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | None]:
         """The step, and the supervised tokens in it, those of all processes."""
-        step = next(epoch_iterator, None)
+        with self.pace.waiting():
+            step = next(epoch_iterator, None)
         if step is None:
             return [], None
         self._rows_seen = step["checksum"]
@@ -153,6 +156,7 @@ class GoraTrainer(Trainer):
         supervised, tokens, computed = totals.tolist()
         self.state.num_input_tokens_seen += tokens
         self.padding.add(tokens, computed)
+        self.pace.add(tokens, computed)
         return [step], torch.tensor(supervised)
 
     def training_step(
@@ -183,15 +187,15 @@ class GoraTrainer(Trainer):
         self._losses.clear()
         batches, gradients = inputs["micro_batches"], self.accelerator.gradient_state
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
-        if deepspeed:
-            accumulate(model, len(batches))
         total = torch.zeros((), device=self.args.device)
-        for place, (batch, supervised) in enumerate(zip(batches, inputs["supervised"], strict=True)):
-            last = place == len(batches) - 1
-            gradients._set_sync_gradients(last)
-            # DeepSpeed is told by the flag above, and takes its step with the last.
-            with nullcontext() if last or deepspeed else self.accelerator.no_sync(model):
-                total += super().training_step(model, {**batch, _SUPERVISED: supervised}, tokens)
+        with reducing_once(model) if deepspeed else nullcontext():
+            for place, (batch, supervised) in enumerate(zip(batches, inputs["supervised"], strict=True)):
+                last = place == len(batches) - 1
+                # Told that no pass is the last, Accelerate leaves the step of DeepSpeed to the context.
+                gradients._set_sync_gradients(last and not deepspeed)
+                with nullcontext() if last or deepspeed else self.accelerator.no_sync(model):
+                    total += super().training_step(model, {**batch, _SUPERVISED: supervised}, tokens)
+        gradients._set_sync_gradients(True)
         return total
 
     def compute_loss(

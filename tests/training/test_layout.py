@@ -9,7 +9,7 @@ import pytest
 from gora.data import Encoded, Examples
 from gora.data.collate import Collator
 from gora.training.batches import MicroBatchRows, StepCollator, Steps
-from gora.training.layout import StepLayout, choose_layout
+from gora.training.layout import StepLayout, choose_layout, padding_by_length
 
 KINDS = ("none", "by-length", "padding-free", "packed")
 
@@ -91,6 +91,15 @@ def test_a_collated_step_counts_its_tokens_and_hashes_its_rows_alike_in_every_la
 
 
 def test_a_model_that_mixes_rows_gets_those_of_similar_length():
-    assert choose_layout("auto", keeps_apart=True) == "packed"
-    assert choose_layout("auto", keeps_apart=False) == "by-length"
-    assert choose_layout("none", keeps_apart=False) == "none"
+    assert choose_layout("auto", keeps_apart=True, padding=0.3) == "packed"
+    assert choose_layout("auto", keeps_apart=True, padding=0.0) == "by-length"
+    assert choose_layout("auto", keeps_apart=False, padding=0.3) == "by-length"
+    assert choose_layout("none", keeps_apart=False, padding=0.3) == "none"
+
+
+def test_padding_by_length_is_that_of_the_micro_batches():
+    assert padding_by_length([7] * 50, batch_size=8, size=4) == 0
+    # In each step of four, sorted, two pairs: 1 and 3 tokens, 5 and 9.
+    lengths = [1, 3, 5, 9]
+    assert padding_by_length(lengths, batch_size=4, size=2) == pytest.approx(1 - 18 / (2 * 3 + 2 * 9))
+    assert padding_by_length(lengths, batch_size=4, size=1) == 0
