@@ -172,8 +172,7 @@ class GoraSection(Section):
     budget: Literal["paper", "parameters"] = "paper"
     """`paper`: the paper's equation, whose sum clipping may change; `parameters`: nearest to LoRA's parameter count."""
     offload: Literal["auto", "none", "cpu"] = "auto"
-    """Where gradient sums live: `auto` on the GPU while they fit beside the activations, else in pinned host memory,
-    where an engine that offloads has them anyway."""
+    """Where gradient sums live: `auto` on the GPU while they fit beside the activations, else in pinned host memory."""
     importance: Literal["sensitivity", "nuclear-gradient", "nuclear-product"] = "sensitivity"
     """Importance of a layer: mean |W * G|, nuclear norm of G, or nuclear norm of W * G."""
 
