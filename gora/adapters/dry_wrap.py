@@ -24,6 +24,7 @@ from gora.models.head import refuse_ambiguous_head
 from gora.models.language import in_language
 from gora.models.load import Source, empty_model
 from gora.models.targets import find_experts, find_targets, is_linear, kind_of, weight_shape
+from gora.models.tied import reasons_against
 from gora.recipe.schema import AdapterSection
 
 _BROAD = ("attention", "all-linear")
@@ -64,8 +65,8 @@ class Chosen:
             parts = ", ".join(f"{part} ({count} linear layers)" for part, count in self.outside.items())
             found.append(f"outside   rows are text, so the language model alone is adapted, not {parts}")
         if self.left_out:
-            kinds, reason = ", ".join(self.left_out), next(iter(self.left_out.values()))
-            found.append(f"left out  {kinds}, which cannot be adapted in this model ({reason.rstrip('.')})")
+            kinds = "; ".join(f"{kinds} ({reason.rstrip('.')})" for kinds, reason in self.left_out.items())
+            found.append(f"left out  {kinds}, which cannot be adapted in this model")
         return found
 
     def warning(self) -> str | None:
@@ -94,7 +95,7 @@ def choose_layers(adapter: AdapterSection, source: Source) -> Chosen:
     layers = list(found)
     if METHODS[adapter.method].saved_as == "adapter":
         refuse_ambiguous_head(model)
-        layers, left_out = _adaptable(adapter, make, found)
+        layers, left_out = _adaptable(adapter, make, found, reasons_against(model, found))
         if experts and (reason := _refusal(adapter, make(), layers, experts)):
             raise InputError(f"adapter.experts: the experts of this model cannot be adapted: {reason}")
     unreached, kinds = _unreached(model, experts)
@@ -110,11 +111,14 @@ def choose_layers(adapter: AdapterSection, source: Source) -> Chosen:
 
 
 def _adaptable(
-    adapter: AdapterSection, make: Callable[[], PreTrainedModel], found: Mapping[str, nn.Module]
+    adapter: AdapterSection,
+    make: Callable[[], PreTrainedModel],
+    found: Mapping[str, nn.Module],
+    tied: Mapping[str, str],
 ) -> tuple[list[str], dict[str, str]]:
     """The layers that can be adapted, and those that cannot, by reason; refused where one was asked for by name."""
-    odd = [name for name, layer in found.items() if not _returns_its_product(layer)]
-    reasons = {name: "they return more than one tensor" for name in odd}
+    odd = [name for name, layer in found.items() if name not in tied and not _returns_its_product(layer)]
+    reasons = {**tied, **dict.fromkeys(odd, "they return more than one tensor")}
     rest = [name for name in found if name not in reasons]
     if rest and (reason := _refusal(adapter, make(), rest)):
         # Kinds go in and out together: one that PEFT refuses or leads elsewhere says so when it is alone, too.
