@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -110,6 +110,22 @@ def choose_layers(adapter: AdapterSection, source: Source) -> Chosen:
     )
 
 
+def without_passed_by(chosen: Chosen, adapter: AdapterSection, names: Collection[str]) -> Chosen:
+    """What is left without layers that a loaded model was seen to pass by: it uses their weights without calling them.
+
+    Methods that train the weights themselves reach those too.
+
+    Raises:
+        InputError: one of them was asked for by name, or no other is left.
+    """
+    if not names or METHODS[adapter.method].saved_as != "adapter":
+        return chosen
+    rest = [name for name in chosen.layers if name not in names]
+    reasons = dict.fromkeys(names, "the model uses their weights without calling them")
+    left_out = _left_out(adapter, rest, reasons)
+    return replace(chosen, layers=tuple(rest), left_out={**chosen.left_out, **left_out})
+
+
 def _adaptable(
     adapter: AdapterSection,
     make: Callable[[], PreTrainedModel],
@@ -130,18 +146,21 @@ def _adaptable(
         if len(left) == len(rest) or (left and (reason := _refusal(adapter, make(), left))):
             raise InputError(f"adapter.targets {adapter.targets!r}: these layers cannot be adapted together: {reason}")
         rest = left
-    if not reasons:
-        return rest, {}
+    return rest, _left_out(adapter, rest, reasons)
+
+
+def _left_out(adapter: AdapterSection, rest: Sequence[str], reasons: Mapping[str, str]) -> dict[str, str]:
+    """Why layers are left out, by their counted kinds; refused where one was asked for by name, or none is left."""
     by_reason: dict[str, list[str]] = {}
     for name, why in reasons.items():
         by_reason.setdefault(why, []).append(name)
     left_out = {_counted(names): why for why, names in by_reason.items()}
-    if adapter.targets in _BROAD and rest:
-        return rest, left_out
+    if not reasons or (adapter.targets in _BROAD and rest):
+        return left_out
     problems = [f"{kinds}: {why}" for kinds, why in left_out.items()]
     raise InputError(
-        f"adapter.targets {adapter.targets!r}: {len(reasons)} of {len(found)} layers cannot be adapted. Name others, "
-        "or put them into adapter.exclude.",
+        f"adapter.targets {adapter.targets!r}: {len(reasons)} of {len(reasons) + len(rest)} layers cannot be adapted. "
+        "Name others, or put them into adapter.exclude.",
         problems,
     )
 

@@ -1,4 +1,4 @@
-"""Whether the loss depends on the target layers at all: asked with one row, before all others are run."""
+"""Which target layers the loss depends on, and how: asked with one row, before all others are run."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from gora.models.experts import Matrix
 
 
 class _Reach:
-    """Notices the first contribution that is not zero."""
+    """Notes whose contributions are not all zero."""
 
     def __init__(self) -> None:
-        self.found = False
+        self.keys: set[str] = set()
 
     def add(self, key: str, gradient: Tensor, inputs: Tensor) -> None:
-        self.found = self.found or bool((gradient != 0).any() and (inputs != 0).any())
+        if key not in self.keys and bool((gradient != 0).any() and (inputs != 0).any()):
+            self.keys.add(key)
 
     def add_matrix(self, key: str, matrix: Tensor) -> None:
-        self.found = self.found or bool((matrix != 0).any())
+        if key not in self.keys and bool((matrix != 0).any()):
+            self.keys.add(key)
 
 
-def refuse_unreachable(model: nn.Module, targets: Mapping[str, Matrix], loss: Callable[[], Tensor]) -> None:
-    """Refuse targets of which none has a gradient: training them would change nothing.
+def find_passed_by(model: nn.Module, targets: Mapping[str, Matrix], loss: Callable[[], Tensor]) -> list[str]:
+    """The targets whose weight the loss depends on although nobody calls them, so that an adapter does nothing there.
 
     Args:
         model: loaded, not wrapped; left as it was.
@@ -33,21 +35,23 @@ def refuse_unreachable(model: nn.Module, targets: Mapping[str, Matrix], loss: Ca
         loss: computes the loss of a row, a scalar with a graph.
 
     Raises:
-        InputError: no target has one.
+        InputError: no target has a gradient: training them would change nothing.
     """
     attachment, reach = Attachment(model, targets), _Reach()
     attachment.receiver = reach
     with attachment.attached():
         _run(loss)
-        if not reach.found and attachment.adopt_silent():
-            # Layers that are passed by without being called have their gradients from autograd.
+        by_their_output = set(reach.keys)
+        if attachment.adopt_silent():
+            # Autograd knows of weights that something else multiplies with, as Mamba does with that of its `dt_proj`.
             _run(loss)
-    if not reach.found:
+    if not reach.keys:
         some = ", ".join(list(targets)[:3]) + (", ..." if len(targets) > 3 else "")
         raise InputError(
             f"adapter.targets: the loss does not depend on any of these {len(targets)} layers ({some}), so that "
             "training them would change nothing. Name others."
         )
+    return [name for name, key in attachment.keys.items() if key in reach.keys - by_their_output]
 
 
 def _run(loss: Callable[[], Tensor]) -> None:

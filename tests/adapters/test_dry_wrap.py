@@ -279,6 +279,39 @@ def test_a_model_with_a_block_at_several_depths_is_trained_beside_it_and_merged(
     assert changed and not any("shared_transf" in name for name in changed)
 
 
+@pytest.mark.parametrize("family", ["mamba", "jamba", "longcat_flash"])
+def test_layers_whose_weight_is_used_without_a_call_are_left_out_once_the_model_is_loaded(family, tmp_path, capsys):
+    torch.manual_seed(0)
+    config = small_config(family)
+    config.vocab_size = 32
+    recipe = written(tmp_path, tf.AutoModelForCausalLM.from_config(config), method="gora")
+    adapter = run(recipe).adapter
+    told = capsys.readouterr().out
+    assert "the model uses their weights without calling them" in told
+    base = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    wrapped = PeftModel.from_pretrained(base, adapter)
+    ids = torch.tensor([[2, 5, 6, 7, 8, 9, 4, 5, 10, 3]])
+    before = wrapped(input_ids=ids, use_cache=False).logits
+    for name, value in wrapped.named_parameters():
+        # A layer of which nothing is heard would not change the answer, whatever its adapter says.
+        if ".lora_B." in name:
+            kept = value.data.clone()
+            value.data += 1.0
+            assert not torch.equal(before, wrapped(input_ids=ids, use_cache=False).logits), name
+            value.data = kept
+
+
+def test_one_that_is_asked_for_by_name_is_refused_before_the_gradient_pass(tmp_path):
+    torch.manual_seed(0)
+    config = small_config("mamba")
+    config.vocab_size = 32
+    recipe = written(tmp_path, tf.AutoModelForCausalLM.from_config(config), targets=["dt_proj", "in_proj"])
+    with pytest.raises(InputError, match="dt_proj x2: the model uses their weights without calling them"):
+        run(recipe)
+    assert not (tmp_path / "run" / "plan.safetensors").exists()
+    assert not (tmp_path / "run" / "gradients.partial").exists()
+
+
 def test_a_model_that_writes_into_the_output_of_a_layer_trains(tmp_path):
     config = tf.FalconConfig(
         vocab_size=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, bos_token_id=2, eos_token_id=3

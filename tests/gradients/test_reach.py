@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from gora.errors import InputError
-from gora.gradients.reach import refuse_unreachable
+from gora.gradients.reach import find_passed_by
 
 
 class Model(nn.Module):
@@ -27,22 +27,23 @@ def model():
 
 
 @pytest.mark.parametrize(
-    ("names", "reached"),
+    ("names", "passed_by"),
     [
-        (["used"], True),
-        (["passed"], True),
-        (["idle", "ignored", "used"], True),
-        (["ignored"], False),
-        (["idle"], False),
-        (["idle", "ignored"], False),
+        (["used"], []),
+        (["passed"], ["passed"]),
+        (["idle", "ignored", "used"], []),
+        (["used", "idle", "passed"], ["passed"]),
+        (["ignored"], None),
+        (["idle"], None),
+        (["idle", "ignored"], None),
     ],
 )
-def test_targets_are_refused_where_none_has_a_gradient(model, names, reached):
+def test_targets_are_refused_where_none_has_a_gradient_and_told_where_they_are_passed_by(model, names, passed_by):
     targets = {name: model.get_submodule(name) for name in names}
     inputs = torch.randn(3, 4)
-    if reached:
-        refuse_unreachable(model, targets, lambda: model.loss(inputs))
-    else:
+    if passed_by is None:
         with pytest.raises(InputError, match=rf"does not depend on any of these {len(names)} layers \({names[0]}"):
-            refuse_unreachable(model, targets, lambda: model.loss(inputs))
+            find_passed_by(model, targets, lambda: model.loss(inputs))
+    else:
+        assert find_passed_by(model, targets, lambda: model.loss(inputs)) == passed_by
     assert all(not value.requires_grad and value.grad is None for value in model.parameters())
