@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,18 +110,17 @@ def choose_layers(adapter: AdapterSection, source: Source) -> Chosen:
     )
 
 
-def without_passed_by(chosen: Chosen, adapter: AdapterSection, names: Collection[str]) -> Chosen:
-    """What is left without layers that a loaded model was seen to pass by: it uses their weights without calling them.
+def leave_out(chosen: Chosen, adapter: AdapterSection, reasons: Mapping[str, str]) -> Chosen:
+    """What is left without layers on which, as the loaded model shows, an adapter would not do what it should.
 
     Methods that train the weights themselves reach those too.
 
     Raises:
         InputError: one of them was asked for by name, or no other is left.
     """
-    if not names or METHODS[adapter.method].saved_as != "adapter":
+    if not reasons or METHODS[adapter.method].saved_as != "adapter":
         return chosen
-    rest = [name for name in chosen.layers if name not in names]
-    reasons = dict.fromkeys(names, "the model uses their weights without calling them")
+    rest = [name for name in chosen.layers if name not in reasons]
     left_out = _left_out(adapter, rest, reasons)
     return replace(chosen, layers=tuple(rest), left_out={**chosen.left_out, **left_out})
 
