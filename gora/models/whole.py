@@ -21,6 +21,7 @@ _TOWER = re.compile(r"(?:^|\.)((?:vision|visual|audio|image|multi_modal|mm)_?\w*
 _EXTRA_HEAD = re.compile(r"(?:^|\.)(mtp\w*)\.")
 # Of what the model's class passes over: T5 has a table in its files that no layer reads.
 _LEAST_SHARE = 0.001
+_NAMED = 5
 # Constants that older versions of transformers saved: masks, frequencies of rotary positions, and numbers of positions.
 _CONSTANT = re.compile(r"(?:attn|attention)\.(?:masked_)?bias$|inv_freq$|position_ids$")
 
@@ -49,12 +50,14 @@ def not_loaded(source: Source) -> list[str]:
             sizes[part] = sizes.get(part, 0) + math.prod(stored[name])
     total = sum(map(math.prod, stored.values()))
     found = [f"{part} ({size / total:.0%} of the weights)" for part, size in sizes.items()]
+    found = found if len(found) <= _NAMED else [*found[:_NAMED], f"{len(found) - _NAMED} other parts"]
     return found + [name for name in _PROCESSORS if _has_file(source, name)]
 
 
 def _homeless(model: PreTrainedModel, stored: Mapping[str, Sequence[int]]) -> Iterator[str]:
     """Names of stored tensors that the model has no parameter or buffer for, constants apart."""
     own = model.state_dict()
+    known = {key for name in own for key in (name, name.partition(".")[2])}
     changes = get_model_conversion_mapping(model)
     renamings = [change for change in changes if isinstance(change, WeightRenaming)]
     converters = [change for change in changes if isinstance(change, WeightConverter)]
@@ -64,7 +67,9 @@ def _homeless(model: PreTrainedModel, stored: Mapping[str, Sequence[int]]) -> It
         is_constant = _CONSTANT.search(name) and not (name.endswith("bias") and len(shape) == 1)
         if is_constant or (math.prod(shape) < least and any(pattern.search(name) for pattern in ignored)):
             continue
-        if rename_source_key(name, renamings, converters, model.base_model_prefix, own)[0] not in own:
+        loaded = rename_source_key(name, renamings, converters, model.base_model_prefix, own)[0]
+        # Some changes depend on those of other names; a name that fits as it is, or without its first part, is known.
+        if loaded not in own and name not in known:
             yield name
 
 

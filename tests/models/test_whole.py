@@ -110,7 +110,12 @@ def test_whatever_the_model_has_no_place_for_is_named_however_small(folder, tens
         refuse(folder)
 
 
-@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "gpt_oss", "gemma3_text", "falcon", "opt", "bloom"])
+def test_many_parts_are_counted(folder):
+    add(folder, **{f"head_{number}.weight": torch.ones(8, 8) for number in range(7)})
+    assert not_loaded(of(folder)[1])[5:] == ["2 other parts"]
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "deepseek_v4", "gpt_oss", "falcon", "opt"])
 def test_names_that_are_changed_while_loading_have_their_place(family, tmp_path):
     # Experts are stored one by one, and some checkpoints lack the first part of every name.
     build("causal", family, tmp_path)
