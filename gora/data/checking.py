@@ -17,6 +17,7 @@ from gora.data.facts import NAMED_AT_MOST, Facts, FileFacts
 from gora.data.formats import Format
 from gora.data.messages import did_you_mean, quoted
 from gora.data.parts import Part
+from gora.data.reading import NOT_TEXT
 from gora.data.rows import Rows, Untrained, Unusable
 from gora.data.segments import Segment
 from gora.data.sources import Source
@@ -180,7 +181,7 @@ def _check_columns(facts: Facts, fmt: Format) -> None:
         )
     problems = [
         f"column {column!r} has a value in {facts.unread_columns[column]:,} of {parsed:,} rows: {advice}"
-        for column, advice in fmt.refused.items()
+        for column, advice in (NOT_TEXT | fmt.refused).items()
         if facts.unread_columns[column]
     ]
     if problems:

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gora.adapters.dry_wrap import Chosen, choose_layers
+from gora.adapters.dry_wrap import Chosen, choose_layers, leave_out
 from gora.adapters.trainable import refuse_untrainable
 from gora.data import Collator, LabelCollator, PreparedData, named_template, padding_id, prepare
 from gora.data.unknown import refuse_unknown_words
 from gora.errors import InputError
 from gora.files import delete
-from gora.gradients.reach import refuse_unreachable
+from gora.gradients.reach import without_effect
 from gora.models.encoders import knows_token_types, longest_input
 from gora.models.experts import FusedExperts, Target, matrices_of
 from gora.models.fingerprint import config_fingerprint
@@ -376,8 +376,12 @@ class RunContext:
         """The layers and fused experts to adapt, printed by kind, with what is left beside them.
 
         Raises:
-            InputError: the loss depends on none of them.
+            InputError: the loss depends on none of them, or an adapter on one that was asked for would do nothing.
         """
+        row = self._row_to_try()
+        matrices = matrices_of(self.chosen.of(model))
+        idle = without_effect(model, matrices, lambda: self.loss_of(model)(row))
+        self.__dict__["chosen"] = leave_out(self.chosen, self.recipe.adapter, idle)
         targets = self.chosen.of(model)
         kinds = Counter(map(kind_of, self.chosen.layers))
         output.say(
@@ -391,8 +395,6 @@ class RunContext:
             output.say(line)
         if warning := self.chosen.warning():
             output.warn_once(warning)
-        row = self._row_to_try()
-        refuse_unreachable(model, matrices_of(targets), lambda: self.loss_of(model)(row))
         return targets
 
     @cached_property
