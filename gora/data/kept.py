@@ -17,10 +17,11 @@ from gora.data.encode import Encoded
 from gora.data.facts import Facts
 from gora.data.formats import Format
 from gora.data.sources import Source
-from gora.data.store import SCHEMA, Store, Writer, batch_of, file_checksum
+from gora.data.store import SCHEMA, Writer, batch_of, file_checksum
 from gora.disk import FULL
 from gora.errors import GoraError
 from gora.files import publish, write_json
+from gora.recipe.schema import DataSection
 from gora.runtime.console import output
 from gora.runtime.progress import Meter
 from gora.runtime.row_cache import ABOUT, mark_used, read_note, writing
@@ -42,13 +43,13 @@ class Wanted:
         entry: the folder of their key.
         source: where they are read.
         fmt: their format.
-        ignore: columns that are not read on purpose.
+        data: the settings that hold for them.
     """
 
     entry: Path
     source: Source
     fmt: Format
-    ignore: list[str]
+    data: DataSection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +57,12 @@ class Kept:
     """Rows that are kept.
 
     Attributes:
-        store: their examples, mapped.
+        file: their examples, for `Store.mapped`.
         facts: what was found in the rows.
         fingerprint: SHA-256 over the examples, see `Examples.fingerprint`.
     """
 
-    store: Store
+    file: Path
     facts: Facts
     fingerprint: str
 
@@ -102,7 +103,9 @@ def keep(
         for entry, each in missing.items():
             asides[entry].mkdir()
             with output.terminal.status(f"checking the rows of {each.source.name}"):
-                checked[entry] = check(each.source, each.fmt, each.ignore, shortens, asides[entry] / _CHECKED, workers)
+                checked[entry] = check(
+                    each.source, each.fmt, each.data.ignore, shortens, asides[entry] / _CHECKED, workers
+                )
         answer([checked[each.entry][0] if each.entry in checked else _facts(each.entry) for each in wanted])
         for entry, (facts, parts) in checked.items():
             _write(asides[entry], facts, parts, encode, workers)
@@ -111,11 +114,10 @@ def keep(
 
 
 def open_kept(entry: Path) -> Kept:
-    """Map rows that `keep` has made."""
+    """Rows that `keep` has made."""
     note = read_note(entry) or {}
     mark_used(entry)
-    store = Store.mapped(entry / _EXAMPLES)
-    return Kept(store=store, facts=Facts.from_json(note["facts"]), fingerprint=note["fingerprint"])
+    return Kept(file=entry / _EXAMPLES, facts=Facts.from_json(note["facts"]), fingerprint=note["fingerprint"])
 
 
 @contextmanager

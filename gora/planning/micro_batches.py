@@ -27,7 +27,7 @@ class MicroBatches:
         self.indices = range(context.world.index, self.steps, context.world.size)
         """Which of them this process runs: they are dealt out in turn."""
         self.rounds = math.ceil(self.steps / context.world.size)
-        self._order = draw_rows(len(context.data.train), self.steps * self.size, context.recipe.seed)
+        self._order = draw_rows(context.data.train, self.steps * self.size, context.recipe.seed)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """One micro-batch on the device."""

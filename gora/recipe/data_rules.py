@@ -58,7 +58,7 @@ def _shares(recipe: Recipe) -> Iterator[Contradiction]:
     """What a source has of an epoch."""
     for section, key in _several(recipe.data, "train"):
         if section.weight is not None and section.rows is not None:
-            text = f"weight ({section.weight:g}) and rows ({section.rows}) both say how many rows come; keep one of them"
+            text = f"weight ({section.weight:g}) and rows ({section.rows}) both say how many come; keep one of them"
             yield Contradiction((f"{key}.rows", f"{key}.weight"), text)
     for section, key in _several(recipe.data, "eval"):
         for name in ("weight", "rows"):

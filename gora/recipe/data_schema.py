@@ -46,8 +46,8 @@ class MixedSource(SourceSection):
     """One of several sources; settings that are null are those of `data`."""
 
     weight: Annotated[float, Field(gt=0)] | None = None
-    """Times that each of its rows comes in an epoch: with 2 twice, with 0.5 half of them, others in the next epoch; null
-    is 1. With `data.streaming` its share of the rows beside the other weights."""
+    """Times that each of its rows comes in an epoch: with 2 twice, with 0.5 half of them, and the others in the next
+    epoch; null is 1. With `data.streaming` its share of the rows beside the other weights."""
     rows: Positive | None = None
     """How many of its rows come in an epoch, instead of `weight`; the next epoch goes on behind them."""
     format: RowFormat | None = None
@@ -89,8 +89,7 @@ def _way(value: Any) -> str:
 
 
 Sources = Annotated[
-    Annotated[SourceSection, Tag(SOURCE)]
-    | Annotated[Annotated[list[MixedSource], Field(min_length=1)], Tag(SOURCES)],
+    Annotated[SourceSection, Tag(SOURCE)] | Annotated[Annotated[list[MixedSource], Field(min_length=1)], Tag(SOURCES)],
     Discriminator(_way),
 ]
 
@@ -162,5 +161,3 @@ class DataSection(Section):
     cache: str | None = None
     """Folder that keeps tokenized rows for later commands and for all processes of a host; null is `gora/rows` in the
     hub's cache folder (`HF_HOME`). `gora cache` lists and deletes what is kept."""
-
-

@@ -7,8 +7,8 @@ from functools import cache
 from math import isfinite
 from typing import Any
 
-from gora.recipe.document import KeyPath, dotted
 from gora.recipe.data_schema import SOURCE, SOURCES
+from gora.recipe.document import KeyPath, dotted
 from gora.recipe.schema import Recipe
 
 ITEM = "#"

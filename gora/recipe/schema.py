@@ -7,8 +7,25 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gora.recipe.data_schema import DataSection, Fraction, Head, Packing, Positive, Section, SourceSection, Turn
+from gora.recipe.data_schema import DataSection, Fraction, Head, MixedSource, Packing, Positive, Section, SourceSection
 from gora.recipe.method_facts import MethodName
+
+__all__ = [
+    "AdapterSection",
+    "DataSection",
+    "EvaluationSection",
+    "GoraSection",
+    "Head",
+    "MixedSource",
+    "ModelSection",
+    "Packing",
+    "Recipe",
+    "Section",
+    "SourceSection",
+    "TaskSection",
+    "TrainSection",
+]
+
 
 class ModelSection(Section):
     """The base model, which is never changed."""

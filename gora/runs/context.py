@@ -225,6 +225,8 @@ class RunContext:
             tokenizer.chat_template = named_template(recipe.data.chat_template, tokenizer)[0]
         output.say(f"model     {recipe.model.name}")
         output.say(f"rows      {data.counts.summary()}")
+        if data.train.mixture:
+            output.say(f"mixture   {data.train.mixture.summary()}")
         collator = _collator(tokenizer, source)
         # From here on process 0 may change the run folder, which all have looked at.
         self.world.barrier()

@@ -168,7 +168,7 @@ class _Look:
             self.notes.append(warning)
 
     def _steps(self, context: RunContext) -> None:
-        train, rows = context.recipe.train, len(context.data.train)
+        train, rows = context.recipe.train, context.data.train.per_epoch
         facts = pass_facts(context)
         steps = optimizer_steps(rows, train)
         self.facts["steps"] = {"optimizer_steps": steps, "warm_up": warmup_steps(train, steps), **facts}

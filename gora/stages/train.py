@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ from gora.training.saved_state import check_state
 from gora.training.schedule import optimizer_steps, refuse_too_few_steps, warmup_steps
 from gora.training.skipping import SkipNotFinite, StepRows
 from gora.training.start import Wrapped, fingerprint, keep_initial, load_trained, wrap_model
-from gora.training.step_rows import rows_of_step
+from gora.training.step_rows import KeptSteps, RunSteps
 from gora.training.trainer import GoraTrainer
 from gora.training.trial import confirm_micro_batch, halved_in_words
 from gora.training.worse import CompareWithBase, end_warning, start_warning
@@ -155,7 +154,7 @@ def _open(context: RunContext, progress: Progress) -> _Opened:
         check_same_base(checkpoint, context.base)
     assert context.chosen.layers
     accumulation_steps(recipe.train, world.size)
-    steps = optimizer_steps(len(context.data.train), recipe.train)
+    steps = optimizer_steps(context.data.train.per_epoch, recipe.train)
     refuse_too_few_steps(recipe.adapter.method, steps)
     return _Opened(plan=plan, checkpoint=checkpoint, steps=steps)
 
@@ -310,10 +309,12 @@ def _make_trainer(
     course = Course.read(opened.checkpoint) if opened.checkpoint else Course()
     report = Report(output, metrics, groups, engine)
     reset_peak()
+    steps_of_run = KeptSteps(context.data.train, settings.batch_size, recipe.seed)
     trainer = GoraTrainer(
         start.model,
         context,
         steps=opened.steps,
+        steps_of_run=steps_of_run,
         layout=layout,
         method=method,
         lr_ratio=ratio,
@@ -327,7 +328,7 @@ def _make_trainer(
         settings=settings,
         world=world,
         measure=trainer.measure,
-        rows=_step_rows(context, start.model),
+        rows=_step_rows(context, start.model, steps_of_run),
         course=course,
         since_log=trainer.since_log,
         output=output,
@@ -342,13 +343,16 @@ def _make_trainer(
     return trainer, report, guard
 
 
-def _step_rows(context: RunContext, model: nn.Module) -> StepRows:
-    rows, recipe = context.data.train, context.recipe
-    return StepRows(
-        of=partial(rows_of_step, rows=len(rows), batch_size=recipe.train.batch_size, seed=recipe.seed),
-        where=rows.where,
-        not_finite=partial(not_finite_rows, model, context, rows),
-    )
+def _step_rows(context: RunContext, model: nn.Module, steps: RunSteps) -> StepRows:
+    def not_finite(step: int) -> list[str]:
+        rows, indices = steps.rows(step)
+        return [rows.where(index) for index in not_finite_rows(model, context, rows, indices)]
+
+    def places(step: int) -> list[str]:
+        rows, indices = steps.rows(step)
+        return [rows.where(index) for index in indices]
+
+    return StepRows(places=places, not_finite=not_finite)
 
 
 def _halving(context: RunContext, provenance: dict[str, Any]) -> Callable[[int], None] | None:
@@ -452,6 +456,7 @@ def _facts(context: RunContext, report: Report, trainer: GoraTrainer) -> dict[st
         "tokens": int(trainer.state.num_input_tokens_seen),
         "tokens_per_second": report.tokens_per_second,
         "seconds": report.seconds,
+        "data_wait_seconds": trainer.waited.total,
         "peak_bytes": peak_bytes(),
         "micro_batch_size": trainer.fitting.rows,
         "activation_checkpointing": recomputes_activations(context.recipe.train),

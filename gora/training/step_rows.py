@@ -5,28 +5,48 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Protocol
 
-import torch
-
-
-def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
-    """Indices of all rows in the order of an epoch."""
-    generator = torch.Generator().manual_seed(seed + epoch)
-    order: list[int] = torch.randperm(rows, generator=generator).tolist()
-    return order
+from gora.data import Examples, epoch_order
 
 
-def rows_of_step(step: int, *, rows: int, batch_size: int, seed: int) -> list[int]:
-    """Indices of the rows of an optimizer step, those of all processes.
+class RunSteps(Protocol):
+    """The rows of every optimizer step of a run, the same in every process and after every resume.
+
+    Attributes:
+        per_epoch: steps of an epoch.
+    """
+
+    per_epoch: int
+
+    def rows(self, step: int) -> tuple[Examples, list[int]]:
+        """Examples, and the indices of those that a step is made of, over all processes.
+
+        Args:
+            step: counted from 1.
+        """
+
+
+class KeptSteps:
+    """Steps over rows that are all there: each epoch has its own order, and its last step may be smaller.
 
     Args:
-        step: counted from 1.
-        rows: how many there are.
-        batch_size: rows of a step over all processes; the last step of an epoch may have fewer.
-        seed: of the data order.
+        rows: what is trained on.
+        batch_size: rows of a step over all processes.
+        seed: of the order.
     """
-    epoch, place = divmod(step - 1, math.ceil(rows / batch_size))
-    return epoch_order(rows, seed, epoch)[place * batch_size : (place + 1) * batch_size]
+
+    def __init__(self, rows: Examples, batch_size: int, seed: int) -> None:
+        self._rows, self._batch_size, self._seed = rows, batch_size, seed
+        self._order: tuple[int, list[int]] | None = None
+        self.per_epoch = math.ceil(rows.per_epoch / batch_size)
+
+    def rows(self, step: int) -> tuple[Examples, list[int]]:
+        """See `RunSteps`."""
+        epoch, place = divmod(step - 1, self.per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, epoch_order(self._rows, self._seed, epoch)
+        return self._rows, self._order[1][place * self._batch_size : (place + 1) * self._batch_size]
 
 
 def name_rows(places: Sequence[str], most: int | None = None) -> str:

@@ -15,9 +15,9 @@ from gora import assets
 from gora.errors import InputError
 from gora.recipe import LoadedRecipe, Recipe, accumulation_steps, dump_recipe, json_schema, load_recipe
 from gora.recipe.builtin import builtin_recipes, read_builtin
+from gora.recipe.data_rules import TEMPLATES
 from gora.recipe.document import Builder, Document
 from gora.recipe.messages import FOREIGN_NAMES, known_keys
-from gora.recipe.data_rules import TEMPLATES
 from gora.recipe.schema import DataSection, ModelSection, Section, SourceSection, TrainSection
 from gora.recipe.yaml_text import compose, dump
 
