@@ -155,7 +155,9 @@ def test_steps_come_in_their_order_from_any_workers_and_one_that_is_refused_says
             )
         else:
             (batch,) = item["micro_batches"]
-            found = [ids[mask == 1].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
+            found = [
+                ids[mask == 1].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+            ]
             assert found == [rows[step]["input_ids"], rows[step + 1]["input_ids"]]
 
 
