@@ -128,10 +128,13 @@ class Checker:
         fmt: the format.
         ignore: columns that are not read on purpose.
         shortens: cuts texts.
+
+    Attributes:
+        fmt: the format.
     """
 
     def __init__(self, fmt: Format, ignore: Sequence[str], shortens: Shortens) -> None:
-        self._format, self._ignore, self._shortens = fmt, frozenset(ignore), shortens
+        self.fmt, self._ignore, self._shortens = fmt, frozenset(ignore), shortens
         self._passed_over = set(fmt.columns) | fmt.optional | self._ignore
 
     def __call__(self, rows: Rows) -> CheckedRows:
@@ -145,7 +148,7 @@ class Checker:
                 name for name, value in row.items() if name not in self._passed_over and not is_empty(value)
             )
             try:
-                reading = self._format.read({name: row[name] for name in row if name not in self._ignore})
+                reading = self.fmt.read({name: row[name] for name in row if name not in self._ignore})
             except Untrained:
                 facts.untrained += 1
                 continue

@@ -27,7 +27,8 @@ from gora.runtime.progress import Meter
 from gora.runtime.row_cache import ABOUT, mark_used, read_note, writing
 from gora.runtime.workers import in_order
 
-_EXAMPLES = "examples.arrow"
+EXAMPLES = "examples.arrow"
+"""The file of an entry."""
 _CHECKED = "checked"
 _BAR_FROM = 4
 """Parts from which on progress is shown."""
@@ -90,14 +91,14 @@ def keep(
         InputError: rows cannot be used, or not kept.
         GoraError: they cannot be written.
     """
-    missing = {each.entry: each for each in wanted if _whole(each.entry) is None}
+    missing = {each.entry: each for each in wanted if whole_note(each.entry) is None}
     with ExitStack() as stack:
         # In one order everywhere, or two processes would wait for each other.
         for entry in sorted(missing):
             stack.enter_context(writing(entry))
-            if _whole(entry) is not None:  # another process has been faster
+            if whole_note(entry) is not None:  # another process has been faster
                 del missing[entry]
-        stack.enter_context(_with_advice())
+        stack.enter_context(naming_a_way_out())
         asides = {entry: stack.enter_context(publish(entry)) for entry in missing}
         checked: dict[Path, tuple[Facts, list[CheckedPart]]] = {}
         for entry, each in missing.items():
@@ -117,11 +118,12 @@ def open_kept(entry: Path) -> Kept:
     """Rows that `keep` has made."""
     note = read_note(entry) or {}
     mark_used(entry)
-    return Kept(file=entry / _EXAMPLES, facts=Facts.from_json(note["facts"]), fingerprint=note["fingerprint"])
+    return Kept(file=entry / EXAMPLES, facts=Facts.from_json(note["facts"]), fingerprint=note["fingerprint"])
 
 
 @contextmanager
-def _with_advice() -> Iterator[None]:
+def naming_a_way_out() -> Iterator[None]:
+    """Say what to do where the block finds no room; raises GoraError."""
     try:
         yield
     except GoraError as error:
@@ -139,13 +141,13 @@ def _facts(entry: Path) -> Facts:
     return Facts.from_json((read_note(entry) or {})["facts"])
 
 
-def _whole(entry: Path) -> dict[str, Any] | None:
-    """What an entry says of itself, if it is as it was written."""
+def whole_note(entry: Path) -> dict[str, Any] | None:
+    """What an entry says of itself; None where it is missing or damaged."""
     note = read_note(entry)
     if note is None or note.get("note") != _digest(note):
         return None
     try:
-        return note if file_checksum(entry / _EXAMPLES) == note["checksum"] else None
+        return note if file_checksum(entry / EXAMPLES) == note["checksum"] else None
     except OSError:
         return None
 
@@ -159,7 +161,7 @@ def _write(folder: Path, facts: Facts, parts: list[CheckedPart], encode: Encode,
     """Tokenise checked rows into a folder, and delete what they were laid down in."""
     total = sum(part.examples for part in parts)
     title = f"tokenizing {facts.name}"
-    with open(folder / _EXAMPLES, "wb") as file, Meter(output, title, total, quiet=len(parts) < _BAR_FROM) as meter:
+    with open(folder / EXAMPLES, "wb") as file, Meter(output, title, total, quiet=len(parts) < _BAR_FROM) as meter:
         writer, done = Writer(file), 0
         for part, batch in zip(parts, in_order(_Work(encode), parts, workers), strict=True):
             writer.add(pa.ipc.read_record_batch(batch, SCHEMA))
@@ -169,12 +171,18 @@ def _write(folder: Path, facts: Facts, parts: list[CheckedPart], encode: Encode,
         fingerprint, checksum = writer.close()
     (folder / _CHECKED).rmdir()
     facts.dropped = total - writer.examples
-    note = {
-        "facts": facts.as_json(),
-        "examples": writer.examples,
-        "fingerprint": fingerprint,
-        "checksum": checksum,
-    }
+    write_note(folder, facts, examples=writer.examples, fingerprint=fingerprint, checksum=checksum)
+
+
+def write_note(folder: Path, facts: Facts, **named: Any) -> None:
+    """Write what an entry says of itself.
+
+    Args:
+        folder: the entry.
+        facts: what was found in its rows.
+        named: `examples`, how many it holds, their `fingerprint`, the `checksum` of its file, and whatever else.
+    """
+    note = {"facts": facts.as_json(), **named}
     write_json(folder / ABOUT, {**note, "note": _digest(note)})
 
 

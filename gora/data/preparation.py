@@ -30,6 +30,8 @@ from gora.data.remarks import (
 from gora.data.row_key import row_key, settings_key
 from gora.data.sources import find_source
 from gora.data.store import Store
+from gora.data.stream import Stream
+from gora.data.streaming import open_stream
 from gora.errors import InputError
 from gora.recipe.data_schema import MixedSource
 from gora.recipe.schema import DataSection, Head
@@ -53,13 +55,29 @@ class PreparedData:
         eval: the examples of `data.eval` or of the holdout, or None.
         counts: what became of the rows of both.
         fingerprint: SHA-256 over the ids and labels of the training examples, in order; of several sources, over what
-            that is for each, and its share.
+            that is for each, and its share; of a stream, see `OpenedStream`.
+        stream: what is trained on instead, where `train` is only its first block; None otherwise.
+        max_length: `data.max_length`.
     """
 
     train: Examples
     eval: Examples | None
     counts: DataCounts
     fingerprint: str
+    stream: Stream | None = None
+    max_length: int = 0
+
+    @property
+    def per_epoch(self) -> int | None:
+        """Examples in an epoch; None where nobody knows."""
+        return None if self.stream else self.train.per_epoch
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest training example, which of a stream may be any that is allowed."""
+        if self.stream:
+            return self.max_length * (2 if self.train.encoder_decoder else 1)
+        return max(self.train.lengths)
 
 
 def prepare(
@@ -71,6 +89,7 @@ def prepare(
     say: Callable[[str], None],
     head: Head = "language",
     world: World | None = None,
+    step_rows: int = 1,
 ) -> PreparedData:
     """Read, format and encode the rows of a run, or map those that are kept of an earlier one.
 
@@ -84,6 +103,7 @@ def prepare(
         say: takes warnings and the list of the rows that were left out.
         head: what the model has on top: it predicts tokens, or a label for each row.
         world: the processes of the run, which all call this together; None is this one alone.
+        step_rows: rows of an optimizer step, for a stream.
 
     Raises:
         InputError: a source cannot be read, a row is bad (and `data.bad_rows` is `error`), or nothing is left to
@@ -95,29 +115,69 @@ def prepare(
         refuse_code_only(source.data, tokenizer, encoder_decoder)
         refuse_whole_texts(source.data, encoder_decoder)
     world = world or World()
-    made = _Making(data, tokenizer, head, encoder_decoder, say, world)
-    kept = [open_kept(Path(entry)) for entry in _first_of_each_host(world, made.entries)]
     shape: dict[str, Any] = {"choices": data.choices or ()} if head == "classification" else {}
     if head == "language":
         shape["encoder_decoder"] = encoder_decoder
+    made = _Making(data, tokenizer, head, encoder_decoder, say, world)
+    if data.streaming:
+        return _streamed(made, seed, step_rows, shape)
+    kept = [open_kept(Path(entry)) for entry in _first_of_each_host(world, made.entries)]
     sources = sources_of(data, "train")
     trained, evaluated = kept[: len(sources)], kept[len(sources) :]
     train = Examples(Store.mapped(*(each.file for each in trained)), **shape)
     held: Examples | None = None
-    counts = _counts(train, trained)
+    facts = [each.facts for each in trained]
+    counts = _counts(train, facts)
     if data.holdout:
         train, held = _hold_out(train, data.holdout, seed, counts)
-        counts = replace(_counts(train, trained), held_out=len(held))
+        counts = replace(_counts(train, facts), held_out=len(held))
     if isinstance(data.train, list):
         train.mixture = _mixture(sources, trained, train, seed)
     eval_counts = count(held, rows=len(held)) if held else None
     if evaluated:
         held = Examples(Store.mapped(*(each.file for each in evaluated)), **shape)
-        eval_counts = _counts(held, evaluated)
+        eval_counts = _counts(held, [each.facts for each in evaluated])
     fingerprint = train.fingerprint() if data.holdout else _fingerprint(trained)
     if train.mixture:
         fingerprint = _mixed_fingerprint(fingerprint, train.mixture)
     return PreparedData(train, held, DataCounts(counts, eval_counts), fingerprint)
+
+
+def _streamed(making: _Making, seed: int, step_rows: int, shape: dict[str, Any]) -> PreparedData:
+    """The first block of a stream, and the rows to evaluate on."""
+    data, say = making.data, making.say
+    opened = open_stream(
+        data,
+        making.tokenizer,
+        making.encoder(),
+        seed,
+        head=making.head,
+        encoder_decoder=making.encoder_decoder,
+        step_rows=step_rows,
+        shape=shape,
+    )
+
+    def entries() -> list[str]:
+        opened.stream.block(0)
+        return making.entries()
+
+    kept = [open_kept(Path(entry)) for entry in _first_of_each_host(making.world, entries)]
+    head = opened.stream.block(0)
+    for line in opened.stream.take_remarks():
+        say(line)
+    evaluated = Examples(Store.mapped(*(each.file for each in kept)), **shape) if kept else None
+    counts = DataCounts(
+        _counts(head.examples, head.facts),
+        _counts(evaluated, [each.facts for each in kept]) if evaluated else None,
+    )
+    return PreparedData(
+        head.examples,
+        evaluated,
+        counts,
+        opened.fingerprint(head),
+        stream=opened.stream,
+        max_length=data.max_length,
+    )
 
 
 def _mixture(sources: Sequence[SettledSource], kept: Sequence[Kept], train: Examples, seed: int) -> Mixture:
@@ -160,8 +220,8 @@ class _Making:
         say: Callable[[str], None],
         world: World,
     ) -> None:
-        self._data, self._tokenizer, self._head, self._encoder_decoder = data, tokenizer, head, encoder_decoder
-        self._say, self._world = say, world
+        self.data, self.tokenizer, self.head, self.encoder_decoder = data, tokenizer, head, encoder_decoder
+        self.say, self.world = say, world
 
     def entries(self) -> list[str]:
         """The folders of the training rows and of the evaluation rows, if there are any, source by source; they are
@@ -170,50 +230,51 @@ class _Making:
         Raises:
             InputError: see `prepare`.
         """
-        data = self._data
-        encoder = self._encoder()
-        warn_of_length(data, self._tokenizer, self._say)
-        wanted = [self._wanted(source, "train") for source in sources_of(data, "train")]
+        data = self.data
+        encoder = self.encoder()
+        warn_of_length(data, self.tokenizer, self.say)
+        training = [] if data.streaming else sources_of(data, "train")
+        wanted = [self._wanted(source, "train") for source in training]
         wanted += [self._wanted(source, "eval") for source in sources_of(data, "eval")]
         keep(
             wanted,
             encoder,
             encoder,
-            workers=cores(self._world.local_size),
-            answer=lambda facts: self._answer(wanted, facts),
+            workers=cores(self.world.local_size),
+            answer=lambda facts: self._answer(wanted, facts, training=len(training)),
             nothing_left=lambda rows, facts: nothing_left(rows.data, rows.fmt, facts),
         )
         return [str(each.entry) for each in wanted]
 
-    def _encoder(self) -> Encoder | TextEncoder:
-        data = self._data
-        if self._head == "classification":
-            return TextEncoder(self._tokenizer, data.max_length, data.overlong)
-        return Encoder(self._tokenizer, data.max_length, data.overlong, encoder_decoder=self._encoder_decoder)
+    def encoder(self) -> Encoder | TextEncoder:
+        """Makes examples; raises InputError where the tokenizer cannot end them."""
+        data = self.data
+        if self.head == "classification":
+            return TextEncoder(self.tokenizer, data.max_length, data.overlong)
+        return Encoder(self.tokenizer, data.max_length, data.overlong, encoder_decoder=self.encoder_decoder)
 
     def _wanted(self, settled: SettledSource, name: str) -> Wanted:
         data, section = settled.data, settled.section
-        settings = settings_key(data, self._tokenizer, head=self._head, encoder_decoder=self._encoder_decoder)
+        settings = settings_key(data, self.tokenizer, head=self.head, encoder_decoder=self.encoder_decoder)
         source = find_source(section, _SPLITS[name])
-        fmt = format_for(data, self._tokenizer, typed=source.typed, head=self._head)
+        fmt = format_for(data, self.tokenizer, typed=source.typed, head=self.head)
         entry = row_folder(data.cache) / row_key(settings, section, source)
         return Wanted(entry=entry.absolute(), source=source, fmt=fmt, data=data)
 
-    def _answer(self, wanted: Sequence[Wanted], facts: Sequence[Facts]) -> None:
-        """Say what was found in the rows.
+    def _answer(self, wanted: Sequence[Wanted], facts: Sequence[Facts], training: int) -> None:
+        """Say what was found in the rows, the first of which are those that are trained on.
 
         Raises:
             InputError: some are bad and must not be.
         """
-        training = wanted[: len(sources_of(self._data, "train"))]
-        notes = dict.fromkeys(note for each in training for note in each.fmt.notes())
+        notes = dict.fromkeys(note for each in wanted[:training] for note in each.fmt.notes())
         for note in [*notes, *dict.fromkeys(each.notice() for each in facts)]:
             if note is not None:
-                self._say(note)
-        answer_for_bad_rows(self._data, facts, self._say)
-        for each, found in zip(training, facts, strict=False):
-            if self._encoder_decoder and found.answering:
-                warn_of_earlier_answers(each.data, found.answering, self._say)
+                self.say(note)
+        answer_for_bad_rows(self.data, facts, self.say)
+        for each, found in zip(wanted[:training], facts, strict=False):
+            if self.encoder_decoder and found.answering:
+                warn_of_earlier_answers(each.data, found.answering, self.say)
 
 
 def _first_of_each_host(world: World, make: Callable[[], list[str]]) -> list[str]:
@@ -241,10 +302,10 @@ def _first_of_each_host(world: World, make: Callable[[], list[str]]) -> list[str
     return made or list(told[world.index - world.local_index]["made"])
 
 
-def _counts(examples: Examples, kept: Sequence[Kept]) -> Counts:
+def _counts(examples: Examples, found: Sequence[Facts]) -> Counts:
     facts = Facts(name="all sources")
-    for each in kept:
-        facts.add(each.facts)
+    for each in found:
+        facts.add(each)
     return count(
         examples,
         rows=facts.rows + facts.more,

@@ -63,7 +63,7 @@ from gora.training.saved_state import check_state
 from gora.training.schedule import optimizer_steps, refuse_too_few_steps, warmup_steps
 from gora.training.skipping import SkipNotFinite, StepRows
 from gora.training.start import Wrapped, fingerprint, keep_initial, load_trained, wrap_model
-from gora.training.step_rows import KeptSteps, RunSteps
+from gora.training.step_rows import RunSteps, resume_stream, steps_of
 from gora.training.trainer import GoraTrainer
 from gora.training.trial import confirm_micro_batch, halved_in_words
 from gora.training.worse import CompareWithBase, end_warning, start_warning
@@ -152,9 +152,10 @@ def _open(context: RunContext, progress: Progress) -> _Opened:
     if checkpoint is not None:
         check_same_rows(checkpoint, context.data.fingerprint)
         check_same_base(checkpoint, context.base)
+        resume_stream(context.data, checkpoint)
     assert context.chosen.layers
     accumulation_steps(recipe.train, world.size)
-    steps = optimizer_steps(context.data.train.per_epoch, recipe.train)
+    steps = optimizer_steps(context.data.per_epoch, recipe.train)
     refuse_too_few_steps(recipe.adapter.method, steps)
     return _Opened(plan=plan, checkpoint=checkpoint, steps=steps)
 
@@ -297,7 +298,7 @@ def _make_trainer(
     layout = StepLayout(
         kind=choose_layout(recipe.data.packing, keeps_apart=keeps_apart(start.model)),
         size=training_micro_batch_size(settings),
-        longest=max(context.data.train.lengths),
+        longest=context.data.longest,
         processes=world.size,
     )
     batch = layout.text(settings.batch_size)
@@ -309,7 +310,7 @@ def _make_trainer(
     course = Course.read(opened.checkpoint) if opened.checkpoint else Course()
     report = Report(output, metrics, groups, engine)
     reset_peak()
-    steps_of_run = KeptSteps(context.data.train, settings.batch_size, recipe.seed)
+    steps_of_run = steps_of(context.data, settings.batch_size, recipe.seed, opened.steps)
     trainer = GoraTrainer(
         start.model,
         context,

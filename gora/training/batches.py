@@ -49,7 +49,20 @@ class Refused:
     error: GoraError
 
 
-class StepBatches(Dataset[list[list[Row]] | Refused]):
+@dataclass(frozen=True)
+class DealtStep:
+    """A step as one process takes it.
+
+    Attributes:
+        micro_batches: the rows of each.
+        remarks: what is to be said of rows.
+    """
+
+    micro_batches: list[list[Row]]
+    remarks: list[str]
+
+
+class StepBatches(Dataset[DealtStep | Refused]):
     """The micro-batches of one process, by the number of their step: a step has the same rows with any layout and any
     processes.
 
@@ -67,9 +80,9 @@ class StepBatches(Dataset[list[list[Row]] | Refused]):
     def __len__(self) -> int:
         return self._steps.per_epoch
 
-    def __getitem__(self, step: int) -> list[list[Row]] | Refused:
+    def __getitem__(self, step: int) -> DealtStep | Refused:
         try:
-            return self.micro_batches(step, self._layout)
+            return DealtStep(self.micro_batches(step, self._layout), self._steps.remarks())
         except GoraError as error:
             # Raised in a worker, it would come out as one long text of where it was raised.
             return Refused(error)
@@ -139,10 +152,13 @@ class StepCollator:
     collator: Collator | LabelCollator
     end_to_end: bool
 
-    def loaded(self, items: Sequence[list[list[Row]] | Refused]) -> dict[str, Any]:
-        """Collate the one step that a loader takes at a time; `refused` holds the error of one that cannot be."""
+    def loaded(self, items: Sequence[DealtStep | Refused]) -> dict[str, Any]:
+        """Collate the one step that a loader takes at a time, with its `remarks`; `refused` is the error of one that
+        cannot be taken."""
         (item,) = items
-        return {"refused": item.error} if isinstance(item, Refused) else self(item)
+        if isinstance(item, Refused):
+            return {"refused": item.error}
+        return {**self(item.micro_batches), "remarks": item.remarks}
 
     def __call__(self, micro_batches: Sequence[Sequence[Row]]) -> dict[str, Any]:
         """Collate a step.

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,7 +84,14 @@ def loader_workers(device: torch.device, world: World) -> int:
 
 def _begin(_: int) -> None:
     # A signal to stop is for the process that trains, which needs its batches still; where that is killed, so is this.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     die_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent says so; others say so to the parent."""
+    while signal.sigwaitinfo({signal.SIGINT, signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

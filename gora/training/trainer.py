@@ -26,6 +26,7 @@ from gora.models.rows_apart import forward
 from gora.recipe.derived import recomputes_activations, training_micro_batch_size
 from gora.runs.context import RunContext
 from gora.runs.folder import PROVENANCE
+from gora.runtime.console import output
 from gora.runtime.precision import autocast
 from gora.training.batches import Padding, StepBatches, StepCollator, StepNumbers
 from gora.training.course import FILE as COURSE
@@ -39,7 +40,7 @@ from gora.training.room import checkpoint_bytes, needed_by_next
 from gora.training.saved_state import reading
 from gora.training.schedule import make_schedule
 from gora.training.skipping import Measured
-from gora.training.step_rows import RunSteps
+from gora.training.step_rows import STREAM, RunSteps
 
 _SUPERVISED = "supervised"
 
@@ -85,6 +86,7 @@ class GoraTrainer(Trainer):
         self._wrapped, self._recipe, self._folder, self._provenance = model, recipe, context.folder, provenance
         self._precision, self._world, self._engine = context.precision, context.world, context.engine
         self._layout, self._settings = layout, context.forward_settings
+        self._steps_of_run = steps_of_run
         self._numbers, self.waited = StepNumbers(steps_of_run.per_epoch), Waited()
         self._lean = context.fuses and not context.engine.shards_weights and make_lean(model)
         self._method, self._lr_ratio, self._evaluate_loss = method, lr_ratio, evaluate_loss
@@ -153,6 +155,8 @@ class GoraTrainer(Trainer):
             return [], None
         if "refused" in step:
             raise step["refused"]
+        for line in step["remarks"]:
+            output.warn(line)
         self._rows_seen = step["checksum"]
         totals = torch.tensor([sum(step["supervised"]), step["tokens"], step["computed"]])
         if self._world.size > 1:
@@ -303,6 +307,8 @@ class GoraTrainer(Trainer):
                 (aside / final.name).rmdir()
                 write_json(aside / PROVENANCE, self._provenance)
                 write_json(aside / COURSE, self.course.as_json())
+                if (state := self._steps_of_run.state(self.state.global_step)) is not None:
+                    write_json(aside / STREAM, state)
                 manifest.seal(aside)
         if self._world.main:
             self._drop_old_checkpoints()

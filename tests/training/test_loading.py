@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -14,15 +15,19 @@ from transformers import TrainerCallback
 from gora.assets import resolve
 from gora.data import Collator
 from gora.errors import InputError, Interrupted
+from gora.planning.micro_batches import MicroBatches
 from gora.recipe import load_recipe
+from gora.runs.context import RunContext
 from gora.runs.owner import mark
 from gora.runtime.world import World
+from gora.stages.check import check
 from gora.stages.precompute import precompute
 from gora.stages.train import train
 from gora.training import trainer as trainer_module
 from gora.training.batches import StepBatches, StepCollator, StepNumbers
 from gora.training.layout import StepLayout
 from gora.training.loader import Waited, loader_workers, step_loader
+from gora.training.step_rows import steps_of
 from tests.helpers.callbacks import call_too
 from tests.training.test_layout import examples
 
@@ -79,6 +84,32 @@ def workers_of(process):
     return [child.pid for child in psutil.Process(process).children(recursive=True)]
 
 
+def of_stream(folder, *more):
+    """A recipe on a stream of 60 rows in blocks of 16: ten steps of 8 rows end in its second pass."""
+    rows = Path(resolve("builtin:gsm8k/train.jsonl", "data")).read_text().splitlines(keepends=True)
+    (folder / "rows.jsonl").write_text("".join(rows[:60]))
+    settings = (
+        f"data.train={{path: {folder / 'rows.jsonl'}}}",
+        "data.streaming=true",
+        "data.shuffle_buffer=15",
+        f"data.cache={folder / 'cache'}",
+        "train.max_steps=10",
+        "train.save_steps=3",
+        "train.keep_checkpoints=9",
+    )
+    return load_recipe("quickstart", [*SMALL, *settings, *more, f"output={folder / 'run'}"]).recipe
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory):
+    """A run on a stream that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("streamed")
+    recipe = of_stream(folder)
+    precompute(recipe)
+    assert train(recipe).steps == 10
+    return recipe, folder / "run"
+
+
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
     """A run on two sources that nothing interrupts."""
@@ -112,6 +143,65 @@ def test_a_run_on_several_sources_that_is_stopped_and_resumed_equals_an_unbroken
     assert told(tmp_path / "run") == told(mixed[1])
 
 
+@pytest.mark.parametrize(("workers", "step"), [(0, 7), (1, 4)])
+def test_a_run_on_a_stream_that_is_stopped_and_resumed_equals_an_unbroken_one(
+    streamed, tmp_path, monkeypatch, workers, step
+):
+    """In another cache, as on another host: a checkpoint says where in the stream it is."""
+    monkeypatch.setattr(trainer_module, "loader_workers", lambda *_: workers)
+    recipe = again(streamed, tmp_path / "run")
+    data = recipe.data.model_copy(update={"cache": str(tmp_path / "cache")})
+    recipe = recipe.model_copy(update={"data": data})
+    with monkeypatch.context() as patched:
+        call_too(patched, Signal(step))
+        with pytest.raises(Interrupted, match=f"checkpoint-{step} holds step {step} of 10"):
+            train(recipe)
+    shutil.rmtree(tmp_path / "cache")
+    train(recipe, mode="resume")
+    assert same(adapter(tmp_path / "run"), adapter(streamed[1]))
+    assert told(tmp_path / "run") == told(streamed[1])
+
+
+def test_a_run_on_a_stream_is_resumed_from_a_checkpoint_in_the_middle_of_a_block(streamed, tmp_path):
+    recipe = again(streamed, tmp_path / "run")
+    kept = streamed[1] / "checkpoints" / "checkpoint-3"
+    shutil.copytree(kept, tmp_path / "run" / "checkpoints" / "checkpoint-3")
+    assert json.loads((kept / "stream.json").read_text()) == {"block": 1, "start": [[0, 16, 0]]}
+    train(recipe, mode="resume")
+    assert same(adapter(tmp_path / "run"), adapter(streamed[1]))
+
+
+def test_the_gradient_pass_takes_the_rows_of_the_first_steps_of_a_stream(streamed):
+    with RunContext.open(streamed[0], command="test", mode="resume") as context:
+        batches = MicroBatches(context)
+        rows = [row for index in range(batches.steps) for row in batches._rows(index)]
+        steps = steps_of(context.data, 8, context.recipe.seed, 10)
+        assert rows == steps.rows(1)[1]
+        assert steps.rows(1)[0] is context.data.train
+
+
+def test_a_bad_row_that_a_stream_meets_ends_training_with_its_line(streamed, tmp_path, monkeypatch, capsys):
+    recipe = of_stream(tmp_path, "adapter.method=lora", "data.eval=null")
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text("\n".join([*lines[:20], "{}", *lines[21:]]) + "\n")
+    monkeypatch.setattr(trainer_module, "loader_workers", lambda *_: 1)
+    with pytest.raises(InputError) as refused:
+        train(recipe)
+    assert refused.value.headline.startswith(f"{tmp_path}/rows.jsonl: 1 of 17 rows cannot be used.")
+    assert refused.value.problems[0].startswith(f"{tmp_path}/rows.jsonl:21: ")
+    skipping = recipe.model_copy(update={"data": recipe.data.model_copy(update={"bad_rows": "skip"})})
+    assert train(skipping, mode="overwrite").steps == 10
+    assert f"{tmp_path}/rows.jsonl:21: " in capsys.readouterr().err
+
+
+def test_a_check_says_what_it_cannot_know_of_a_stream(streamed):
+    checked = check(streamed[0], processes=1)
+    assert not checked.problems
+    assert any("all that is said of them is known of the first 16" in note for note in checked.notes)
+    assert checked.facts["steps"]["optimizer_steps"] == 10
+    assert checked.facts["memory"]["longest_row"] == streamed[0].data.max_length
+
+
 def test_other_shares_are_other_rows_that_a_plan_does_not_fit(mixed, tmp_path):
     recipe = again(mixed, tmp_path / "run")
     first, second = recipe.data.train
@@ -132,6 +222,9 @@ class Numbered:
 
     def __init__(self, rows, fails):
         self._rows, self._fails = rows, fails
+
+    def remarks(self):
+        return []
 
     def rows(self, step):
         if step == self._fails:
