@@ -160,8 +160,7 @@ def tokenise_with_gora(task: Task) -> Any:
     data = DataSection(train=source, prompt="query", template="qa", max_length=MAX_LENGTH, cache=cache)
     rows = prepare(data, task.tokenizer, 0, encoder_decoder=False, say=print).train
     layout = StepLayout(kind="packed", size=8, longest=max(rows.lengths), processes=1)
-    step = StepBatches(KeptSteps(rows, 64, 0), layout, 0)[1]
-    assert isinstance(step, list)
+    step = StepBatches(KeptSteps(rows, 64, 0), layout, 0).micro_batches(1, layout)
     assert StepCollator(Collator(padding_id(task.tokenizer)), True)(step)["tokens"]
     return rows
 
@@ -278,7 +277,7 @@ def table(result: dict[str, Any]) -> str:
         found = result[name]
         for start in found["warm"]:
             seconds = max(one["seconds"] for one in start["each"])
-            own = max(one["all_read_megabytes"]["uss"] for one in start["each"])
+            own = max(one["all_read_megabytes"]["private_dirty"] for one in start["each"])
             count, cold = start["processes"], found["cold"]["seconds"]
             lines.append(f"| {found['rows']:,} {name} | {cold:.0f} s | {count} | {seconds:.1f} s | {own:.0f} MB |")
     return "\n".join(lines)
