@@ -159,9 +159,10 @@ def _streamed(making: _Making, seed: int, step_rows: int, shape: dict[str, Any])
 
     def entries() -> list[str]:
         opened.stream.block(0)
-        return making.entries()
+        return [str(opened.stream.entry(0)), *making.entries()]
 
-    kept = [open_kept(Path(entry)) for entry in _first_of_each_host(making.world, entries)]
+    _, *evaluation = _first_of_each_host(making.world, entries)
+    kept = [open_kept(Path(entry)) for entry in evaluation]
     head = opened.stream.block(0)
     for line in opened.stream.take_remarks():
         say(line)

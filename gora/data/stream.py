@@ -83,6 +83,9 @@ class Stream:
         seed: of the order in a block.
         shape: what `Examples` is to know.
         answer: what is to be said of a block when it is first used; raises where its rows cannot be used.
+
+    Attributes:
+        entry: as above.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class Stream:
         shape: dict[str, Any],
         answer: Callable[[Block], list[str]],
     ) -> None:
-        self._sources, self._encode, self._entry, self._seed = tuple(sources), encode, entry, seed
+        self._sources, self._encode, self.entry, self._seed = tuple(sources), encode, entry, seed
         self._shape, self._answer = shape, answer
         self._starts: dict[int, tuple[Position, ...]] = {0: tuple(Position() for _ in self._sources)}
         self._blocks: dict[int, Block] = {}
@@ -117,11 +120,11 @@ class Stream:
         """
         if number not in self._blocks:
             self._join()
-            block = self._opened(number, whole_note(self._entry(number)) or self._made_in_turn(number))
+            block = self._opened(number, whole_note(self.entry(number)) or self._made_in_turn(number))
             self._remarks += self._answer(block)
             self._blocks = {old: kept for old, kept in self._blocks.items() if old == number - 1} | {number: block}
             if number > _KEPT:
-                delete(self._entry(number - _KEPT))
+                delete(self.entry(number - _KEPT))
         return self._blocks[number]
 
     def take_remarks(self) -> list[str]:
@@ -137,7 +140,7 @@ class Stream:
 
     def state(self, number: int) -> dict[str, Any]:
         """What `resume` needs to begin with a block: JSON."""
-        note = whole_note(self._entry(number))
+        note = whole_note(self.entry(number))
         start = note["start"] if note else self.block(number).start
         return {"block": number, "start": [list(position) for position in start]}
 
@@ -165,7 +168,7 @@ class Stream:
         return note
 
     def _opened(self, number: int, note: dict[str, Any]) -> Block:
-        entry = self._entry(number)
+        entry = self.entry(number)
         mark_used(entry)
         start, end = _positions(note["start"]), _positions(note["end"])
         self._starts |= {number: start, number + 1: end}
@@ -184,7 +187,7 @@ class Stream:
 
     def _make(self, number: int) -> dict[str, Any]:
         """Make a block unless it is there; what it says of itself."""
-        entry = self._entry(number)
+        entry = self.entry(number)
         if (note := whole_note(entry)) is not None:
             return note
         with writing(entry), naming_a_way_out():
