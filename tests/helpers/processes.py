@@ -68,6 +68,7 @@ STREAMED = (
     "data.max_length=224",
     "train.max_steps=7",
     "train.save_steps=3",
+    "train.keep_checkpoints=9",
     "train.epsilon=1e-3",
 )
 POISONED = 3
