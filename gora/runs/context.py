@@ -231,6 +231,7 @@ class RunContext:
             say=output.warn,
             head=source.head,
             world=self.world,
+            step_rows=recipe.train.batch_size,
         )
         refuse_unknown_words(tokenizer, data.train)
         if recipe.data.chat_template is not None:
@@ -238,6 +239,11 @@ class RunContext:
             tokenizer.chat_template = named_template(recipe.data.chat_template, tokenizer)[0]
         output.say(f"model     {recipe.model.name}")
         output.say(f"rows      {data.counts.summary()}")
+        if data.stream:
+            size = data.stream.block_size
+            output.say(f"stream    {size:,} rows are shuffled together; those behind the first are not known yet")
+        if data.train.mixture:
+            output.say(f"mixture   {data.train.mixture.summary()}")
         collator = _collator(tokenizer, source)
         # From here on process 0 may change the run folder, which all have looked at.
         self.world.barrier()
@@ -343,7 +349,7 @@ class RunContext:
                 f"The padding token has the id {self.collator.pad_token_id:,}, but the model has {vocabulary:,} "
                 "embeddings. Set `pad_token` in tokenizer_config.json to a token that the model knows."
             )
-        longest = max(max(rows.lengths) for rows in sets)
+        longest = max([self.data.longest, *(max(rows.lengths) for rows in sets)])
         positions = longest_input(model)
         if positions is not None and longest > positions and not self.source.encoder_decoder:
             raise InputError(

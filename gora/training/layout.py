@@ -109,7 +109,8 @@ def padding_by_length(lengths: Sequence[int], batch_size: int, size: int) -> flo
         batch_size: rows of a step.
         size: rows of a micro-batch.
     """
-    sample = random.Random(0).sample(lengths, min(len(lengths), _SAMPLED))
+    places = random.Random(0).sample(range(len(lengths)), min(len(lengths), _SAMPLED))
+    sample = [lengths[place] for place in places]
     layout = StepLayout(kind="by-length", size=size, longest=max(sample), processes=1)
     computed = 0
     for start in range(0, len(sample), batch_size):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -12,6 +10,7 @@ from torch import nn
 
 from gora.runtime.machine import bf16_peak
 from gora.runtime.memory import peak_bytes
+from gora.training.loader import Waited
 
 _PASSES = 4
 """Floating-point operations per weight and token: two forward, two backward for the inputs; frozen weights need no
@@ -26,22 +25,16 @@ class Pace:
         model: what is trained, before an engine wraps it.
         device: what computes.
         processes: how many share the tokens.
+        waited: how long rows have been waited for.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, processes: int) -> None:
+    def __init__(self, model: nn.Module, device: torch.device, processes: int, waited: Waited) -> None:
         peak = bf16_peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
         self._peak = peak * processes if peak else None
         self._operations = operations_per_token(model)
         self._tokens = self._computed = 0
-        self._waited = 0.0
+        self._waited, self._waited_before = waited, waited.total
         self._began = perf_counter()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Rows are waited for inside the block."""
-        start = perf_counter()
-        yield
-        self._waited += perf_counter() - start
 
     def add(self, tokens: int, computed: int) -> None:
         """Count a step's tokens, of all processes, without padding and with it."""
@@ -62,14 +55,14 @@ class Pace:
         values: dict[str, Any] = {
             "tokens_per_second": round(rate, 1),
             "computed_per_second": round(self._computed / seconds, 1),
-            "waiting": round(self._waited / seconds, 4),
+            "waiting": round((self._waited.total - self._waited_before) / seconds, 4),
         }
         if self._peak:
             values["peak_share"] = round(rate * self._operations / self._peak, 4)
         if (gpu := peak_bytes().get("gpu")) is not None:
             values["gpu_bytes"] = gpu
         self._tokens = self._computed = 0
-        self._waited, self._began = 0.0, now
+        self._waited_before, self._began = self._waited.total, now
         return values
 
 

@@ -23,6 +23,7 @@ from gora.runtime.engine import Engine
 from gora.runtime.world import World
 from gora.training.course import Course
 from gora.training.layout import StepLayout, choose_layout, padding_by_length
+from gora.training.step_rows import KeptSteps
 from gora.training.trainer import GoraTrainer
 
 MODEL = Path(__file__).resolve().parents[2] / "gora" / "assets" / "models" / "tiny-6m"
@@ -148,6 +149,7 @@ def by_gora(
         wrapped,
         context,
         steps=steps,
+        steps_of_run=KeptSteps(rows, batch, recipe.seed),
         layout=layout,
         method=METHODS["lora"],
         lr_ratio=1.0,

@@ -8,8 +8,9 @@ import pytest
 
 from gora.data import Encoded, Examples
 from gora.data.collate import Collator
-from gora.training.batches import MicroBatchRows, StepCollator, Steps
+from gora.training.batches import MicroBatchRows, StepBatches, StepCollator, StepNumbers
 from gora.training.layout import StepLayout, choose_layout, padding_by_length
+from gora.training.step_rows import KeptSteps
 
 KINDS = ("none", "by-length", "padding-free", "packed")
 
@@ -26,10 +27,12 @@ def layout(kind, size, processes, rows):
 
 
 def steps(rows, kind, processes, batch_size=12, size=2, epoch=2):
-    shares = [Steps(rows, batch_size, layout(kind, size, processes, rows), rank, seed=3) for rank in range(processes)]
-    for share in shares:
-        share.set_epoch(epoch)
-    return list(zip(*shares, strict=True))
+    of_run = KeptSteps(rows, batch_size, seed=3)
+    numbers = StepNumbers(of_run.per_epoch)
+    numbers.set_epoch(epoch)
+    dealt = layout(kind, size, processes, rows)
+    shares = [StepBatches(of_run, dealt, rank) for rank in range(processes)]
+    return [[share.indices(step, dealt) for share in shares] for (step,) in numbers]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -168,9 +168,9 @@ def test_the_rows_of_a_skipped_step_are_those_that_the_step_was_made_of(small, m
     recipe, held = small(), []
     of = stage._step_rows
 
-    def hold(context, model):
+    def hold(context, model, steps):
         held.append(context.data.train)
-        return of(context, model)
+        return of(context, model, steps)
 
     monkeypatch.setattr(stage, "_step_rows", hold)
     train(recipe)
