@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from gora.core.ranks import Allocation, Rule
 from gora.errors import InputError
 from gora.files import parse_json, publish
 
@@ -109,6 +110,9 @@ class Plan(_Record):
     """None is unbounded."""
     importance: str
     budget: str
+    allocation: Allocation = "proportional"
+    temperature: float | None = None
+    """Of allocation softmax."""
     modules: tuple[ModulePlan, ...]
 
     @model_validator(mode="after")
@@ -117,6 +121,11 @@ class Plan(_Record):
         if len(set(names)) != len(names):
             raise ValueError("a module is named twice")
         return self
+
+    @property
+    def rule(self) -> Rule:
+        """How importances became shares of the budget."""
+        return Rule(self.allocation) if self.temperature is None else Rule(self.allocation, self.temperature)
 
     @property
     def adapted(self) -> tuple[ModulePlan, ...]:

@@ -34,6 +34,8 @@ _AFTER = {
     "gora.rank_min",
     "gora.rank_max",
     "gora.budget",
+    "gora.allocation",
+    "gora.temperature",
     "gora.importance",
 }
 _BEFORE_IN_TRAIN = {"train.micro_batch_size", "train.precision", "train.activation_checkpointing"}

@@ -15,10 +15,12 @@ from gora.errors import GoraError
 from gora.gradients.statistics import Statistics
 from gora.models.experts import member_names
 from gora.plan import DataIdentity, Factors, ModelIdentity, ModulePlan, Plan
-from gora.recipe.derived import rank_bounds
+from gora.recipe.derived import allocation_rule, rank_bounds
 from gora.recipe.schema import Recipe
 from gora.runtime.console import output
 from gora.runtime.progress import Meter
+
+_BUDGET_MET = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ def make_plan(
     importances = [
         math.fsum(statistics.importance(name, settings.importance) for name in group.members) for group in groups
     ]
-    bounds = rank_bounds(settings, adapter)
+    bounds, rule = rank_bounds(settings, adapter), allocation_rule(settings)
     choose_ranks = allocate_parameters if settings.budget == "parameters" else allocate
     try:
         ranks = choose_ranks(
@@ -89,6 +91,7 @@ def make_plan(
             adapter.rank,
             bounds,
             [len(group.members) for group in groups],
+            rule,
         )
     except ValueError as error:
         raise GoraError(f"No ranks can be chosen: {error}.") from None
@@ -123,9 +126,23 @@ def make_plan(
         rank_max=bounds.largest,
         importance=settings.importance,
         budget=settings.budget,
+        allocation=rule.allocation,
+        temperature=rule.temperature if rule.allocation == "softmax" else None,
         modules=modules,
     )
+    _say_budget(plan)
     return plan, factors
+
+
+def _say_budget(plan: Plan) -> None:
+    """Whole ranks and bounds do not let every count be met; where it was asked for, a miss is said."""
+    miss = plan.parameters / plan.lora_parameters - 1 if plan.lora_parameters else 0.0
+    if plan.budget == "parameters" and abs(miss) > _BUDGET_MET:
+        output.warn(
+            f"{plan.parameters:,} parameters are {abs(miss):.1%} {'above' if miss > 0 else 'below'} LoRA's at rank "
+            f"{plan.reference_rank} ({plan.lora_parameters:,}), the nearest that whole ranks from {plan.rank_min} to "
+            f"{plan.rank_max or 'the width of a layer'} come to. Widen the bounds (gora.rank_min, gora.rank_max)."
+        )
 
 
 def _groups(shapes: Mapping[str, tuple[int, int]], experts: Mapping[str, int]) -> list[_Group]:

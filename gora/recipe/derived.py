@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from gora.core.ranks import RankBounds
+from gora.core.ranks import RankBounds, Rule
 from gora.recipe.schema import AdapterSection, GoraSection, Recipe, TrainSection
 
 T = TypeVar("T")
@@ -17,6 +17,13 @@ def rank_bounds(settings: GoraSection, adapter: AdapterSection) -> RankBounds:
     if settings.rank_max == "unbounded":
         return RankBounds(smallest, None)
     return RankBounds(smallest, 4 * adapter.rank if settings.rank_max == "auto" else settings.rank_max)
+
+
+def allocation_rule(settings: GoraSection) -> Rule:
+    """How importances share out the budget; a temperature that is not used is that of the default."""
+    if settings.allocation == "softmax":
+        return Rule(settings.allocation, settings.temperature)
+    return Rule(settings.allocation)
 
 
 def micro_batch_size(recipe: Recipe) -> int:

@@ -171,6 +171,11 @@ class GoraSection(Section):
     """Largest rank; auto is four times the reference rank."""
     budget: Literal["paper", "parameters"] = "paper"
     """`paper`: the paper's equation, whose sum clipping may change; `parameters`: nearest to LoRA's parameter count."""
+    allocation: Literal["proportional", "equal", "sqrt", "softmax"] = "proportional"
+    """How importances share out the budget: `proportional`, as in the paper; `equal` ranks; by the root of the
+    importance (`sqrt`); or `softmax` of importances brought to 0 to 1, at `temperature`."""
+    temperature: Annotated[float, Field(gt=0)] = 0.5
+    """T of allocation softmax: the most important layer gets e^(1/T) times the share of the least, 7.4 times at 0.5."""
     offload: Literal["auto", "none", "cpu"] = "auto"
     """Where gradient sums live: `auto` on the GPU while they fit beside the activations, else in pinned host memory,
     where an engine that offloads has them anyway."""

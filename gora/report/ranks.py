@@ -87,6 +87,7 @@ def _facts(plan: Plan, decided: dict[str, Bound]) -> Table:
         "settings",
         f"gamma {plan.gamma:g}, alpha {plan.alpha:g}, reference rank {plan.reference_rank}, "
         f"r_min {plan.rank_min}, r_max {_r_max(plan)}, importance {plan.importance}, budget {plan.budget}, "
+        f"{_allocation(plan)}"
         f"A {'drawn at random' if plan.init_a == 'random' else 'along the gradient'}",
     )
     for number, sentence in enumerate(_clipping(plan, decided)):
@@ -103,6 +104,14 @@ def _facts(plan: Plan, decided: dict[str, Bound]) -> Table:
     compared = "" if ratio is None else f", {ratio:.2f}x LoRA at rank {plan.reference_rank} ({plan.lora_parameters:,})"
     facts.add_row("trainable", f"{plan.parameters:,} parameters{compared}")
     return facts
+
+
+def _allocation(plan: Plan) -> str:
+    """How importances became ranks, where it is not the paper's rule."""
+    if plan.allocation == "proportional":
+        return ""
+    temperature = "" if plan.temperature is None else f" at T {plan.temperature:g}"
+    return f"allocation {plan.allocation}{temperature}, "
 
 
 def _clipping(plan: Plan, decided: dict[str, Bound]) -> list[str]:

@@ -13,7 +13,7 @@ from gora.files import read_json
 from gora.manifest import sha256_of
 from gora.models.weight_files import StoredWeights, WeightsNote
 from gora.plan import Plan
-from gora.recipe.derived import AUTOMATIC, by_key, micro_batch_size, rank_bounds
+from gora.recipe.derived import AUTOMATIC, allocation_rule, by_key, micro_batch_size, rank_bounds
 from gora.recipe.document import read_document
 from gora.recipe.schema import Recipe
 from gora.runs.folder import PROVENANCE, RunFolder
@@ -141,6 +141,8 @@ def plan_differences(plan: Plan, recipe: Recipe) -> list[str]:
         "gora.rank_max": (plan.rank_max, bounds.largest),
         "gora.importance": (plan.importance, recipe.gora.importance),
         "gora.budget": (plan.budget, recipe.gora.budget),
+        "gora.allocation": (plan.allocation, recipe.gora.allocation),
+        "gora.temperature": (plan.rule.temperature, allocation_rule(recipe.gora).temperature),
         "seed": (plan.seed, recipe.seed),
         "gora.steps": (plan.steps, recipe.gora.steps),
         "gora.micro_batch_size": (plan.micro_batch_size, micro_batch_size(recipe)),

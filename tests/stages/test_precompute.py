@@ -65,6 +65,7 @@ def test_a_plan_from_kept_gradients_is_the_plan_of_the_pass(kept, tmp_path):
         ["gora.importance=nuclear-product"],
         ["gora.init_a=gradient"],
         ["gora.rank_min=0", "gora.rank_max=unbounded", "gora.budget=parameters"],
+        ["gora.allocation=softmax", "gora.temperature=0.1"],
     ],
 )
 def test_another_plan_from_kept_gradients_is_the_plan_of_another_pass(kept, tmp_path, change):
