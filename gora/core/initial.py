@@ -83,22 +83,35 @@ def leading_directions(gradient: Tensor, rank: int) -> Tensor:
     """Leading right singular vectors of G as the rows of A, float32 (r, in), on the gradient's device.
 
     Each row has length 1/sqrt(3), which rows drawn by `draw_a` have on average. Not of the paper: a random A lets B
-    hold only what of G lies in r random directions, this one the best approximation of rank r. By subspace iteration
-    from the same matrix every time, the greatest entry of each row positive.
+    hold only what of G lies in r random directions, this one the best approximation of rank r.
 
     Args:
         gradient: G, the mean gradient, (out, in).
         rank: r, at most the smaller side of G.
     """
-    width = min(2 * rank, *gradient.shape)
-    drawn = torch.randn(gradient.shape[0], width, generator=torch.Generator().manual_seed(0))
-    single, basis = gradient.float(), drawn.to(gradient.device)
+    return (leading_components(gradient, rank)[2] / math.sqrt(3)).float().contiguous()
+
+
+def leading_components(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Leading singular triplets of a matrix, float64 on its device: U (out, count), S (count), V^T (count, in).
+
+    By subspace iteration from the same matrix every time, the greatest entry of each row of V^T positive.
+
+    Args:
+        matrix: (out, in).
+        count: how many, at most its smaller side.
+    """
+    width = min(2 * count, *matrix.shape)
+    drawn = torch.randn(matrix.shape[0], width, generator=torch.Generator().manual_seed(0))
+    single, basis = matrix.float(), drawn.to(matrix.device)
     for _ in range(_SUBSPACE_ITERATIONS):
         basis = torch.linalg.qr(single @ torch.linalg.qr(single.T @ basis).Q).Q
-    # In float64, so that the rows are orthogonal also where hardly anything of G is left.
-    rows = torch.linalg.svd(basis.double().T @ gradient.double(), full_matrices=False).Vh[:rank]
-    greatest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
-    return (rows * greatest.sign() / math.sqrt(3)).float().contiguous()
+    # In float64, so that the rows are orthogonal also where hardly anything of the matrix is left.
+    wide = basis.double()
+    left, values, rows = torch.linalg.svd(wide.T @ matrix.double(), full_matrices=False)
+    rows = rows[:count]
+    signs = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)).sign()
+    return wide @ left[:, :count] * signs.T, values[:count], rows * signs
 
 
 def step_along(gradient: Tensor, directions: Tensor, gamma: float, alpha: float) -> Tensor:

@@ -155,7 +155,7 @@ def plan_differences(plan: Plan, recipe: Recipe) -> list[str]:
 def _differing(recipe: dict[str, Any], now: Recipe) -> list[str]:
     """A setting that the older recipe does not have counts as its default: it may be new in this gora."""
     try:
-        old, new = (_effective(each) for each in (Recipe.model_validate(recipe), now))
+        old, new = (_effective(each) for each in (Recipe.model_validate(_named_as_now(recipe)), now))
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors()]
         raise InputError("This run's recipe is not valid for this version of gora.", problems) from None
@@ -165,6 +165,18 @@ def _differing(recipe: dict[str, Any], now: Recipe) -> list[str]:
         for key in keys
         if old.get(key) != new.get(key)
     ]
+
+
+def _named_as_now(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A run's recipe with the names that its method has now.
+
+    What is `lora-ga-peft` was `lora-ga` until recipes had `gora.allocation`, which every recipe of a run spells out.
+    """
+    adapter, settings = recipe.get("adapter"), recipe.get("gora")
+    earlier = isinstance(settings, dict) and "allocation" not in settings
+    if earlier and isinstance(adapter, dict) and adapter.get("method") == "lora-ga":
+        return {**recipe, "adapter": {**adapter, "method": "lora-ga-peft"}}
+    return recipe
 
 
 def _effective(recipe: Recipe) -> dict[str, Any]:
