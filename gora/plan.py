@@ -103,6 +103,10 @@ class Plan(_Record):
     seed: int
     gamma: float
     init_a: str = "random"
+    step: str = "gradient"
+    """What gamma is a fraction of."""
+    scale: str = "mean"
+    balance: bool = False
     alpha: float
     reference_rank: int
     rank_min: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -12,7 +12,7 @@ from gora import __version__
 from gora.core.initial import Start, scaling
 from gora.core.ranks import allocate, allocate_parameters
 from gora.errors import GoraError
-from gora.gradients.statistics import Statistics
+from gora.gradients.statistics import Norm, Statistics
 from gora.models.experts import member_names
 from gora.plan import DataIdentity, Factors, ModelIdentity, ModulePlan, Plan
 from gora.recipe.derived import allocation_rule, rank_bounds
@@ -21,6 +21,7 @@ from gora.runtime.console import output
 from gora.runtime.progress import Meter
 
 _BUDGET_MET = 0.005
+_NORM_OF_STEP: Mapping[str, Norm] = {"weight": "frobenius", "weight-spectral": "spectral"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,16 @@ def make_plan(
         )
         for group, value, rank in zip(groups, importances, ranks, strict=True)
     )
-    factors = _factors(groups, ranks, statistics, Start(recipe.seed, settings.gamma, adapter.alpha, settings.init_a))
+    start = Start(
+        seed=recipe.seed,
+        gamma=settings.gamma,
+        alpha=adapter.alpha,
+        init_a=settings.init_a,
+        step=settings.step,
+        scale=settings.scale,
+        balance=settings.balance,
+    )
+    factors = _factors(groups, ranks, statistics, start)
     plan = Plan(
         gora_version=__version__,
         model=inputs.model,
@@ -120,6 +130,9 @@ def make_plan(
         seed=recipe.seed,
         gamma=settings.gamma,
         init_a=settings.init_a,
+        step=settings.step,
+        scale=settings.scale,
+        balance=settings.balance,
         alpha=adapter.alpha,
         reference_rank=adapter.rank,
         rank_min=bounds.smallest,
@@ -159,7 +172,7 @@ def _factors(groups: Sequence[_Group], ranks: Sequence[int], statistics: Statist
     factors: Factors = {}
     with Meter(output, "values", len(adapted)) as meter:
         for group, rank in adapted:
-            pairs = [statistics.factors(name, rank, start) for name in group.members]
+            pairs = [statistics.factors(name, rank, _of_layer(start, name, statistics)) for name in group.members]
             if group.experts is None:
                 (factors[group.name],) = pairs
             else:
@@ -167,3 +180,9 @@ def _factors(groups: Sequence[_Group], ranks: Sequence[int], statistics: Statist
                 factors[group.name] = torch.stack(each_a), torch.stack(each_b)
             meter.advance()
     return factors
+
+
+def _of_layer(start: Start, name: str, statistics: Statistics) -> Start:
+    """With the norm of the layer's weight, where the step is measured against it."""
+    kind = _NORM_OF_STEP.get(start.step)
+    return start if kind is None else replace(start, weight_norm=statistics.weight_norm(name, kind))

@@ -126,6 +126,13 @@ def _resolved(written: int | str, value: int) -> str:
 
 
 @_rule
+def _balance(recipe: Recipe) -> Iterator[Contradiction]:
+    if recipe.gora.balance and recipe.gora.init_a == "random" and facts_of(recipe.adapter.method).needs_plan:
+        text = "a random A has no singular values to share; use init_a: gradient or sign, or balance: false"
+        yield Contradiction(("gora.balance", "gora.init_a"), text)
+
+
+@_rule
 def _dora(recipe: Recipe) -> Iterator[Contradiction]:
     adapter = recipe.adapter
     if adapter.dora and not facts_of(adapter.method).supports_dora:

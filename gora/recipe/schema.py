@@ -163,8 +163,19 @@ class GoraSection(Section):
     it."""
     gamma: Annotated[float, Field(ge=0)] = 0.05
     """First step as a fraction of the gradient: 0.05 at rank 8, 0.01 at 32, 0.005 at 128; 0 keeps the base model."""
-    init_a: Literal["random", "gradient"] = "random"
-    """A: drawn at random, as in the paper, or `gradient`, the leading directions of each layer's gradient."""
+    step: Literal["gradient", "spectral", "weight", "weight-spectral"] = "gradient"
+    """What gamma is a fraction of: the norm of each layer's `gradient`, as in the paper; 1 for all, by spectral norm
+    (`spectral`; LoRA-One has 0.044 at rank 8); or each layer's `weight`, by Frobenius or by spectral norm
+    (`weight-spectral`)."""
+    scale: Literal["mean", "exact"] = "mean"
+    """Whether a step against the gradient with a random A has its size on average, as in the paper, or in each layer
+    (`exact`); every other step has it in each layer."""
+    init_a: Literal["random", "gradient", "sign"] = "random"
+    """A: drawn at random, as in the paper; `gradient`, the leading directions of each layer's gradient; or `sign`,
+    those of the gradient's signs, which is what Adam's first step follows."""
+    balance: bool = False
+    """Share the singular values of the first step between A and B, instead of rows of A as long as random ones; for
+    init_a gradient and sign."""
     rank_min: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Smallest rank; auto is half the reference rank; with 0 a layer may get no adapter."""
     rank_max: Positive | Literal["auto", "unbounded"] = "auto"
@@ -179,8 +190,9 @@ class GoraSection(Section):
     offload: Literal["auto", "none", "cpu"] = "auto"
     """Where gradient sums live: `auto` on the GPU while they fit beside the activations, else in pinned host memory,
     where an engine that offloads has them anyway."""
-    importance: Literal["sensitivity", "nuclear-gradient", "nuclear-product"] = "sensitivity"
-    """Importance of a layer: mean |W * G|, nuclear norm of G, or nuclear norm of W * G."""
+    importance: Literal["sensitivity", "nuclear-gradient", "nuclear-product", "effective-rank"] = "sensitivity"
+    """Importance of a layer: mean |W * G|, nuclear norm of G or of W * G, or how many directions G has
+    (`effective-rank`)."""
 
 
 class TrainSection(Section):

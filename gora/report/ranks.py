@@ -87,8 +87,7 @@ def _facts(plan: Plan, decided: dict[str, Bound]) -> Table:
         "settings",
         f"gamma {plan.gamma:g}, alpha {plan.alpha:g}, reference rank {plan.reference_rank}, "
         f"r_min {plan.rank_min}, r_max {_r_max(plan)}, importance {plan.importance}, budget {plan.budget}, "
-        f"{_allocation(plan)}"
-        f"A {'drawn at random' if plan.init_a == 'random' else 'along the gradient'}",
+        f"{_allocation(plan)}{_start(plan)}",
     )
     for number, sentence in enumerate(_clipping(plan, decided)):
         facts.add_row("" if number else "clipped", Text(sentence))
@@ -112,6 +111,26 @@ def _allocation(plan: Plan) -> str:
         return ""
     temperature = "" if plan.temperature is None else f" at T {plan.temperature:g}"
     return f"allocation {plan.allocation}{temperature}, "
+
+
+_DIRECTIONS = {
+    "random": "drawn at random",
+    "gradient": "along the gradient",
+    "sign": "along the signs of the gradient",
+}
+_STEPS = {
+    "gradient": "",
+    "spectral": ", gamma is the spectral norm of a layer's step",
+    "weight": ", gamma is of the norm of a layer's weight",
+    "weight-spectral": ", gamma is of the spectral norm of a layer's weight",
+}
+
+
+def _start(plan: Plan) -> str:
+    """Where A comes from, and what differs from the paper's step."""
+    exact = ", in exact size" if plan.scale == "exact" and plan.step == "gradient" and plan.init_a == "random" else ""
+    balanced = ", balanced with B" if plan.balance else ""
+    return f"A {_DIRECTIONS.get(plan.init_a, plan.init_a)}{balanced}{_STEPS.get(plan.step, '')}{exact}"
 
 
 def _clipping(plan: Plan, decided: dict[str, Bound]) -> list[str]:

@@ -169,6 +169,10 @@ def _refuse_what_needs_whole_gradients(recipe: Recipe, keep: ArchiveType | None)
         wanted.append("--keep-gradients: there is nothing to keep")
     if settings.init_a != "random":
         wanted.append(f"gora.init_a: {settings.init_a}; random does not need them")
+    if settings.scale == "exact":
+        wanted.append("gora.scale: exact; mean does not need them")
+    if settings.step != "gradient":
+        wanted.append(f"gora.step: {settings.step}; gradient does not need them")
     if settings.importance != "sensitivity":
         wanted.append(f"gora.importance: {settings.importance}; sensitivity does not need them")
     if settings.rank_max == "unbounded":

@@ -66,6 +66,8 @@ def test_a_plan_from_kept_gradients_is_the_plan_of_the_pass(kept, tmp_path):
         ["gora.init_a=gradient"],
         ["gora.rank_min=0", "gora.rank_max=unbounded", "gora.budget=parameters"],
         ["gora.allocation=softmax", "gora.temperature=0.1"],
+        ["gora.step=weight-spectral", "gora.importance=effective-rank"],
+        ["gora.step=weight", "gora.init_a=sign", "gora.balance=true"],
     ],
 )
 def test_another_plan_from_kept_gradients_is_the_plan_of_another_pass(kept, tmp_path, change):
