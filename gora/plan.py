@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gora.core.ranks import Allocation, Rule
 from gora.errors import InputError
@@ -91,6 +91,22 @@ class ModulePlan(_Record):
         return self.size * sum(self.shape)
 
 
+class Decision(_Record):
+    """What was decided, and on what grounds."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True, serialize_by_alias=True
+    )
+
+    value: Any
+    """Anything JSON can say."""
+    origin: Literal["recipe", "preset", "measured"] = Field(validation_alias="from", serialization_alias="from")
+    """Under `from` in the document."""
+    why: str = ""
+    curve: tuple[tuple[float, float], ...] = ()
+    """What was tried, and its loss, in order of what was tried."""
+
+
 class Plan(_Record):
     """A rank and a scaling for every target layer, and where they come from."""
 
@@ -117,6 +133,8 @@ class Plan(_Record):
     allocation: Allocation = "proportional"
     temperature: float | None = None
     """Of allocation softmax."""
+    decisions: dict[str, Decision] = {}
+    """What was not taken as the recipe has it, by setting such as `gora.gamma`."""
     modules: tuple[ModulePlan, ...]
 
     @model_validator(mode="after")
@@ -125,6 +143,17 @@ class Plan(_Record):
         if len(set(names)) != len(names):
             raise ValueError("a module is named twice")
         return self
+
+    def asked(self, setting: str, made: Any, wanted: Any) -> Any:
+        """What the plan was made with, as a recipe would have it: `auto` where that was asked for and is still.
+
+        Args:
+            setting: dotted key.
+            made: the value in the plan.
+            wanted: the value in the recipe.
+        """
+        measured = setting in self.decisions and self.decisions[setting].origin == "measured"
+        return "auto" if measured and wanted == "auto" else made
 
     @property
     def rule(self) -> Rule:

@@ -84,7 +84,8 @@ def shared_passes(trials: Iterable[Trial], destination: Path) -> list[SharedPass
     """The passes of all runs that need a plan and are not the only one with their gradients."""
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
-        if METHODS[trial.recipe.adapter.method].needs_plan:
+        # A first step is tried on the model, which a plan from kept gradients is made without.
+        if METHODS[trial.recipe.adapter.method].needs_plan and trial.recipe.gora.gamma != "auto":
             groups.setdefault(_identity(trial.recipe), []).append(trial)
     return [
         SharedPass(RunFolder(destination / "gradients" / f"seed={group[0].seed}-{identity}"), tuple(group))

@@ -14,13 +14,15 @@ from gora.core.ranks import allocate, allocate_parameters
 from gora.errors import GoraError
 from gora.gradients.statistics import Norm, Statistics
 from gora.models.experts import member_names
-from gora.plan import DataIdentity, Factors, ModelIdentity, ModulePlan, Plan
-from gora.recipe.derived import allocation_rule, rank_bounds
-from gora.recipe.schema import Recipe
+from gora.plan import DataIdentity, Decision, Factors, ModelIdentity, ModulePlan, Plan
+from gora.recipe.derived import allocation_rule, first_gamma, rank_bounds
+from gora.recipe.schema import GoraSection, Recipe
 from gora.runtime.console import output
 from gora.runtime.progress import Meter
 
 _BUDGET_MET = 0.005
+_DECIDED = ("allocation", "importance", "init_a", "step", "gamma", "steps")
+"""Settings that a plan says first, whoever decided them."""
 _NORM_OF_STEP: Mapping[str, Norm] = {"weight": "frobenius", "weight-spectral": "spectral"}
 
 
@@ -63,7 +65,11 @@ class _Group:
 
 
 def make_plan(
-    recipe: Recipe, inputs: PassInputs, shapes: Mapping[str, tuple[int, int]], statistics: Statistics
+    recipe: Recipe,
+    inputs: PassInputs,
+    shapes: Mapping[str, tuple[int, int]],
+    statistics: Statistics,
+    measured: Mapping[str, Decision] | None = None,
 ) -> tuple[Plan, Factors]:
     """Ranks, scaling, A and B of every target.
 
@@ -74,11 +80,13 @@ def make_plan(
         inputs: what the statistics are of.
         shapes: (out, in) of every linear layer and of every expert.
         statistics: answers about their mean gradients.
+        measured: what was decided for settings that the recipe leaves open; a gamma that is still open begins its
+            search.
 
     Raises:
         GoraError: no gradient reaches any target.
     """
-    settings, adapter = recipe.gora, recipe.adapter
+    settings, adapter, measured = recipe.gora, recipe.adapter, measured or {}
     groups = _groups(shapes, inputs.experts)
     importances = [
         math.fsum(statistics.importance(name, settings.importance) for name in group.members) for group in groups
@@ -111,9 +119,10 @@ def make_plan(
         )
         for group, value, rank in zip(groups, importances, ranks, strict=True)
     )
+    gamma = float(measured["gora.gamma"].value) if "gora.gamma" in measured else first_gamma(settings)
     start = Start(
         seed=recipe.seed,
-        gamma=settings.gamma,
+        gamma=gamma,
         alpha=adapter.alpha,
         init_a=settings.init_a,
         step=settings.step,
@@ -128,7 +137,7 @@ def make_plan(
         steps=inputs.steps,
         micro_batch_size=inputs.micro_batch_size,
         seed=recipe.seed,
-        gamma=settings.gamma,
+        gamma=gamma,
         init_a=settings.init_a,
         step=settings.step,
         scale=settings.scale,
@@ -141,10 +150,17 @@ def make_plan(
         budget=settings.budget,
         allocation=rule.allocation,
         temperature=rule.temperature if rule.allocation == "softmax" else None,
+        decisions={**_as_asked(settings), **measured},
         modules=modules,
     )
     _say_budget(plan)
     return plan, factors
+
+
+def _as_asked(settings: GoraSection) -> dict[str, Decision]:
+    """What the recipe itself decides about ranks, start and the pass."""
+    values = {f"gora.{name}": getattr(settings, name) for name in _DECIDED}
+    return {key: Decision(value=value, origin="recipe") for key, value in values.items() if value != "auto"}
 
 
 def _say_budget(plan: Plan) -> None:

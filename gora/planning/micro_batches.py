@@ -11,6 +11,9 @@ from gora.models.rows_apart import keeps_apart
 from gora.recipe.derived import micro_batch_size
 from gora.runs.context import RunContext
 
+HELD_BACK = 4
+"""Micro-batches that the gradients do not see, to try the first step on."""
+
 
 class MicroBatches:
     """The micro-batches of the gradient pass: rows drawn with the seed, the same at every call.
@@ -31,9 +34,7 @@ class MicroBatches:
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """One micro-batch on the device."""
-        rows = [self._context.data.train[row] for row in self._rows(index)]
-        batch = self._context.collate(self._model, rows) if self._model else self._context.collator(rows)
-        return self._context.move(batch)
+        return self._on_device([self._context.data.train[row] for row in self._rows(index)])
 
     def fixed(self, index: int) -> dict[str, Tensor]:
         """One micro-batch padded to the longest of all, without a mask.
@@ -44,6 +45,13 @@ class MicroBatches:
         rows = self._context.data.train
         batch = self._context.collator([rows[row] for row in self._rows(index)], width=self._width())
         return self._context.move({key: batch[key] for key in ("input_ids", "labels")})
+
+    def held_back(self, index: int) -> dict[str, Tensor]:
+        """One of `HELD_BACK` micro-batches on the device, of the rows that would come after those of the pass."""
+        train = self._context.data.train
+        order = draw_rows(len(train), (self.steps + HELD_BACK) * self.size, self._context.recipe.seed)
+        begin = (self.steps + index) * self.size
+        return self._on_device([train[row] for row in order[begin : begin + self.size]])
 
     def tokens(self, index: int) -> int:
         """Its tokens, padding excluded."""
@@ -70,3 +78,7 @@ class MicroBatches:
 
     def _rows(self, index: int) -> list[int]:
         return self._order[index * self.size : (index + 1) * self.size]
+
+    def _on_device(self, rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+        batch = self._context.collate(self._model, rows) if self._model else self._context.collator(rows)
+        return self._context.move(batch)

@@ -26,6 +26,14 @@ def allocation_rule(settings: GoraSection) -> Rule:
     return Rule(settings.allocation)
 
 
+_FIRST_TRIED = {"gradient": 0.05, "spectral": 0.05, "weight": 0.01, "weight-spectral": 0.05}
+
+
+def first_gamma(settings: GoraSection) -> float:
+    """gamma, or what a search for it begins with, by what it is a fraction of."""
+    return _FIRST_TRIED[settings.step] if settings.gamma == "auto" else settings.gamma
+
+
 def micro_batch_size(recipe: Recipe) -> int:
     """Rows in one micro-batch of the gradient pass; `auto` has to be settled before."""
     return _settled("gora.micro_batch_size", recipe.gora.micro_batch_size or recipe.train.micro_batch_size)

@@ -126,6 +126,13 @@ def _resolved(written: int | str, value: int) -> str:
 
 
 @_rule
+def _gamma(recipe: Recipe) -> Iterator[Contradiction]:
+    if recipe.gora.gamma == "auto" and recipe.adapter.experts and facts_of(recipe.adapter.method).needs_plan:
+        text = "auto cannot try a first step on fused experts; give a number, or experts: false"
+        yield Contradiction(("gora.gamma", "adapter.experts"), text)
+
+
+@_rule
 def _balance(recipe: Recipe) -> Iterator[Contradiction]:
     if recipe.gora.balance and recipe.gora.init_a == "random" and facts_of(recipe.adapter.method).needs_plan:
         text = "a random A has no singular values to share; use init_a: gradient or sign, or balance: false"

@@ -161,8 +161,9 @@ class GoraSection(Section):
     micro_batch_size: Positive | Literal["auto"] | None = None
     """Rows in each of those micro-batches; null takes `train.micro_batch_size`, `auto` fewer where memory asks for
     it."""
-    gamma: Annotated[float, Field(ge=0)] = 0.05
-    """First step as a fraction of the gradient: 0.05 at rank 8, 0.01 at 32, 0.005 at 128; 0 keeps the base model."""
+    gamma: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.05
+    """First step as a fraction of the gradient: 0.05 at rank 8, 0.01 at 32, 0.005 at 128; 0 keeps the base model;
+    `auto` is the best of at most 15 that are tried on four micro-batches held back, 0 where none beats the base."""
     step: Literal["gradient", "spectral", "weight", "weight-spectral"] = "gradient"
     """What gamma is a fraction of: the norm of each layer's `gradient`, as in the paper; 1 for all, by spectral norm
     (`spectral`; LoRA-One has 0.044 at rank 8); or each layer's `weight`, by Frobenius or by spectral norm

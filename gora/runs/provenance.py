@@ -135,7 +135,7 @@ def plan_differences(plan: Plan, recipe: Recipe) -> list[str]:
     pairs = {
         "adapter.rank": (plan.reference_rank, recipe.adapter.rank),
         "adapter.alpha": (plan.alpha, recipe.adapter.alpha),
-        "gora.gamma": (plan.gamma, recipe.gora.gamma),
+        "gora.gamma": (plan.asked("gora.gamma", plan.gamma, recipe.gora.gamma), recipe.gora.gamma),
         "gora.step": (plan.step, recipe.gora.step),
         "gora.scale": (plan.scale, recipe.gora.scale),
         "gora.init_a": (plan.init_a, recipe.gora.init_a),

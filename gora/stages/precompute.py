@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from torch import nn
+
 from gora.errors import InputError
 from gora.files import delete, write_text
 from gora.gradients.archive import ArchivedStatistics, ArchiveType, archive_gradients
@@ -16,6 +18,7 @@ from gora.models.sharding import shard_weights
 from gora.models.targets import weight_shape
 from gora.plan import DataIdentity, Factors, ModelIdentity, Plan, write_plan
 from gora.planning.decisions import PassInputs, make_plan
+from gora.planning.first_step import compare_start, search_gamma
 from gora.planning.gradient_pass import Collected
 from gora.planning.memory_advice import explaining_memory
 from gora.planning.placement import check_memory
@@ -94,7 +97,7 @@ def precompute_in(context: RunContext, *, low_memory: bool = False, keep: Archiv
         summed = time.monotonic()
         shapes = {name: weight_shape(matrix) for name, matrix in matrices_of(targets).items()}
         inputs = _inputs(context, identity, targets)
-        plan, factors = make_plan(context.recipe, inputs, shapes, collected.statistics)
+        plan, factors = _with_first_step(context, model, inputs, shapes, collected)
         _report_sampling(collected, shapes)
         if keep and not isinstance(collected.statistics, SampledStatistics):
             archive_gradients(folder.gradients, collected.statistics, shapes, keep, _as_json(inputs), write=world.main)
@@ -114,6 +117,24 @@ def precompute_in(context: RunContext, *, low_memory: bool = False, keep: Archiv
         )
         output.say(f"plan      {folder.plan}")
     return Precomputed(plan=plan, path=folder.plan, seconds=time.monotonic() - begin)
+
+
+def _with_first_step(
+    context: RunContext,
+    model: nn.Module,
+    inputs: PassInputs,
+    shapes: Mapping[str, tuple[int, int]],
+    collected: Collected,
+) -> tuple[Plan, Factors]:
+    """The plan, with a gamma that is looked for where the recipe leaves it open; what the first step does is said."""
+    recipe, statistics = context.recipe, collected.statistics
+    plan, factors = make_plan(recipe, inputs, shapes, statistics)
+    if recipe.gora.gamma == "auto":
+        found = search_gamma(context, model, plan, factors)
+        plan, factors = make_plan(recipe, inputs, shapes, statistics, {"gora.gamma": found})
+    elif plan.gamma and not inputs.experts:
+        compare_start(context, model, plan, factors)
+    return plan, factors
 
 
 def plan_from_gradients(recipe: Recipe, gradients: Path, *, mode: Mode = "new") -> Precomputed:
@@ -136,6 +157,8 @@ def plan_from_gradients_in(context: RunContext, gradients: Path) -> Precomputed:
     """As `plan_from_gradients`, in a run that is open and may be written to; process 0 makes the plan."""
     begin = time.monotonic()
     folder, recipe = context.folder, context.recipe
+    if recipe.gora.gamma == "auto":
+        raise InputError("gora.gamma: auto tries first steps on the model, which --from-gradients is without.")
     with output.logging_to(folder.log, "precompute"):
         statistics = ArchivedStatistics(gradients)
         inputs = _from_json(statistics.inputs)
