@@ -69,6 +69,8 @@ class ModulePlan(_Record):
     """alpha / sqrt(rank); 0 for rank 0."""
     gradient_norm: float
     """Frobenius norm of the mean gradient."""
+    signal: float | None = None
+    """Which share of that norm is signal and not noise, from 0 to 1; None where it is not known."""
 
     @property
     def size(self) -> int:

@@ -84,8 +84,10 @@ def shared_passes(trials: Iterable[Trial], destination: Path) -> list[SharedPass
     """The passes of all runs that need a plan and are not the only one with their gradients."""
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
-        # A first step is tried on the model, which a plan from kept gradients is made without.
-        if METHODS[trial.recipe.adapter.method].needs_plan and trial.recipe.gora.gamma != "auto":
+        # A first step is tried on the model, which a plan from kept gradients is made without; and a pass that ends by
+        # itself may end elsewhere with other settings.
+        settings = trial.recipe.gora
+        if METHODS[trial.recipe.adapter.method].needs_plan and "auto" not in (settings.gamma, settings.steps):
             groups.setdefault(_identity(trial.recipe), []).append(trial)
     return [
         SharedPass(RunFolder(destination / "gradients" / f"seed={group[0].seed}-{identity}"), tuple(group))

@@ -33,10 +33,12 @@ class PassInputs:
     Attributes:
         model: the base model.
         data: the training rows.
-        steps: N, micro-batches asked for.
+        steps: N, micro-batches asked for, or run where they were found to be enough.
         micro_batch_size: rows in each.
         seed: which rows, in which order.
         experts: how many experts each group has that gets one rank, by its name.
+        stopped: why there were no more micro-batches; empty where all were run that were asked for.
+        signal: see `Collected`.
     """
 
     model: ModelIdentity
@@ -45,6 +47,8 @@ class PassInputs:
     micro_batch_size: int
     seed: int
     experts: Mapping[str, int] = field(default_factory=dict)
+    stopped: str = ""
+    signal: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +96,9 @@ def make_plan(
         math.fsum(statistics.importance(name, settings.importance) for name in group.members) for group in groups
     ]
     bounds, rule = rank_bounds(settings, adapter), allocation_rule(settings)
-    choose_ranks = allocate_parameters if settings.budget == "parameters" else allocate
     try:
         ranks = choose_ranks(
-            importances,
-            [group.shape for group in groups],
-            adapter.rank,
-            bounds,
-            [len(group.members) for group in groups],
-            rule,
+            recipe, importances, [group.shape for group in groups], [len(group.members) for group in groups]
         )
     except ValueError as error:
         raise GoraError(f"No ranks can be chosen: {error}.") from None
@@ -116,6 +114,7 @@ def make_plan(
             rank=rank,
             scaling=scaling(adapter.alpha, rank) if rank else 0.0,
             gradient_norm=math.hypot(*(statistics.gradient_norm(name) for name in group.members)),
+            signal=inputs.signal.get(group.name),
         )
         for group, value, rank in zip(groups, importances, ranks, strict=True)
     )
@@ -150,7 +149,7 @@ def make_plan(
         budget=settings.budget,
         allocation=rule.allocation,
         temperature=rule.temperature if rule.allocation == "softmax" else None,
-        decisions={**_as_asked(settings), **measured},
+        decisions={**_as_asked(settings), **_of_pass(settings, inputs), **measured},
         modules=modules,
     )
     _say_budget(plan)
@@ -163,6 +162,14 @@ def _as_asked(settings: GoraSection) -> dict[str, Decision]:
     return {key: Decision(value=value, origin="recipe") for key, value in values.items() if value != "auto"}
 
 
+def _of_pass(settings: GoraSection, inputs: PassInputs) -> dict[str, Decision]:
+    """How many micro-batches there were, where the recipe left it open."""
+    if settings.steps != "auto":
+        return {}
+    why = inputs.stopped or "nothing had settled before"
+    return {"gora.steps": Decision(value=inputs.steps, origin="measured", why=why)}
+
+
 def _say_budget(plan: Plan) -> None:
     """Whole ranks and bounds do not let every count be met; where it was asked for, a miss is said."""
     miss = plan.parameters / plan.lora_parameters - 1 if plan.lora_parameters else 0.0
@@ -172,6 +179,19 @@ def _say_budget(plan: Plan) -> None:
             f"{plan.reference_rank} ({plan.lora_parameters:,}), the nearest that whole ranks from {plan.rank_min} to "
             f"{plan.rank_max or 'the width of a layer'} come to. Widen the bounds (gora.rank_min, gora.rank_max)."
         )
+
+
+def choose_ranks(
+    recipe: Recipe, importances: Sequence[float], shapes: Sequence[tuple[int, int]], sizes: Sequence[int] = ()
+) -> list[int]:
+    """The ranks that a recipe gives to importances; see `allocate`.
+
+    Raises:
+        ValueError: the importances say nothing.
+    """
+    choose = allocate_parameters if recipe.gora.budget == "parameters" else allocate
+    bounds, rule = rank_bounds(recipe.gora, recipe.adapter), allocation_rule(recipe.gora)
+    return choose(importances, shapes, recipe.adapter.rank, bounds, sizes, rule)
 
 
 def _groups(shapes: Mapping[str, tuple[int, int]], experts: Mapping[str, int]) -> list[_Group]:

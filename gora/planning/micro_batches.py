@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gora.data import draw_rows
 from gora.models.rows_apart import keeps_apart
-from gora.recipe.derived import micro_batch_size
+from gora.recipe.derived import gradient_steps, micro_batch_size
 from gora.runs.context import RunContext
 
 HELD_BACK = 4
@@ -26,7 +26,7 @@ class MicroBatches:
     def __init__(self, context: RunContext, model: nn.Module | None = None) -> None:
         self._context, self._model = context, model
         self.size = micro_batch_size(context.recipe)
-        self.steps = context.recipe.gora.steps
+        self.steps = gradient_steps(context.recipe)
         self.indices = range(context.world.index, self.steps, context.world.size)
         """Which of them this process runs: they are dealt out in turn."""
         self.rounds = math.ceil(self.steps / context.world.size)

@@ -34,6 +34,15 @@ def first_gamma(settings: GoraSection) -> float:
     return _FIRST_TRIED[settings.step] if settings.gamma == "auto" else settings.gamma
 
 
+MOST_STEPS = 64
+"""N of the paper, which `gora.steps: auto` never exceeds."""
+
+
+def gradient_steps(recipe: Recipe) -> int:
+    """Micro-batches of the gradient pass, at most."""
+    return MOST_STEPS if recipe.gora.steps == "auto" else recipe.gora.steps
+
+
 def micro_batch_size(recipe: Recipe) -> int:
     """Rows in one micro-batch of the gradient pass; `auto` has to be settled before."""
     return _settled("gora.micro_batch_size", recipe.gora.micro_batch_size or recipe.train.micro_batch_size)

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import PurePath
 
 from gora.errors import InputError
-from gora.recipe.derived import automatic, micro_batch_size, rank_bounds, training_micro_batch_size
+from gora.recipe.derived import automatic, gradient_steps, micro_batch_size, rank_bounds, training_micro_batch_size
 from gora.recipe.method_facts import METHOD_FACTS, facts_of
 from gora.recipe.schema import DataSection, Recipe, SourceSection, TrainSection
 
@@ -126,10 +126,15 @@ def _resolved(written: int | str, value: int) -> str:
 
 
 @_rule
-def _gamma(recipe: Recipe) -> Iterator[Contradiction]:
-    if recipe.gora.gamma == "auto" and recipe.adapter.experts and facts_of(recipe.adapter.method).needs_plan:
+def _automatic_start(recipe: Recipe) -> Iterator[Contradiction]:
+    if not (recipe.adapter.experts and facts_of(recipe.adapter.method).needs_plan):
+        return
+    if recipe.gora.gamma == "auto":
         text = "auto cannot try a first step on fused experts; give a number, or experts: false"
         yield Contradiction(("gora.gamma", "adapter.experts"), text)
+    if recipe.gora.steps == "auto":
+        text = "auto waits for every expert by itself, which few rows reach; give a number, or experts: false"
+        yield Contradiction(("gora.steps", "adapter.experts"), text)
 
 
 @_rule
@@ -272,7 +277,7 @@ def _sizes(recipe: Recipe) -> Iterator[Contradiction]:
     """Sizes that no run has, and that would fill the memory before anything is refused."""
     # `auto` is at most the rows of a step.
     size = recipe.train.batch_size if "gora.micro_batch_size" in automatic(recipe) else micro_batch_size(recipe)
-    rows = recipe.gora.steps * size
+    rows = gradient_steps(recipe) * size
     if facts_of(recipe.adapter.method).needs_plan and rows > _MOST_ROWS:
         text = f"the gradient pass would draw {rows:,} rows, and may draw {_MOST_ROWS:,}; lower one of the two"
         yield Contradiction(("gora.steps", "gora.micro_batch_size", "train.micro_batch_size"), text)

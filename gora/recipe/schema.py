@@ -156,8 +156,13 @@ class AdapterSection(Section):
 class GoraSection(Section):
     """How gradients become ranks and initial values (arXiv 2502.12171)."""
 
-    steps: Positive = 64
-    """N: micro-batches whose gradients are averaged."""
+    steps: Positive | Literal["auto"] = 64
+    """N: micro-batches whose gradients are averaged; `auto` stops as soon as `settled` says, at 64 at the latest."""
+    settled: Literal["importance", "start"] = "importance"
+    """What has to settle with steps auto: every layer's `importance` with another micro-batch, as in the paper, or
+    ranks and first step (`start`) with twice as many, which is stricter."""
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Relative change that counts as none with steps auto."""
     micro_batch_size: Positive | Literal["auto"] | None = None
     """Rows in each of those micro-batches; null takes `train.micro_batch_size`, `auto` fewer where memory asks for
     it."""

@@ -147,7 +147,7 @@ def plan_differences(plan: Plan, recipe: Recipe) -> list[str]:
         "gora.allocation": (plan.allocation, recipe.gora.allocation),
         "gora.temperature": (plan.rule.temperature, allocation_rule(recipe.gora).temperature),
         "seed": (plan.seed, recipe.seed),
-        "gora.steps": (plan.steps, recipe.gora.steps),
+        "gora.steps": (plan.asked("gora.steps", plan.steps, recipe.gora.steps), recipe.gora.steps),
         "gora.micro_batch_size": (plan.micro_batch_size, micro_batch_size(recipe)),
     }
     return [

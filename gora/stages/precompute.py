@@ -25,7 +25,7 @@ from gora.planning.placement import check_memory
 from gora.planning.room import collect_within_memory
 from gora.planning.sizes import GRADIENTS, settle_sizes
 from gora.recipe import dump_recipe
-from gora.recipe.derived import automatic, micro_batch_size
+from gora.recipe.derived import automatic, gradient_steps, micro_batch_size
 from gora.recipe.schema import Recipe
 from gora.report.ranks import rank_report
 from gora.runs.context import RunContext
@@ -96,7 +96,7 @@ def precompute_in(context: RunContext, *, low_memory: bool = False, keep: Archiv
         context, collected = collect_within_memory(context, model, targets, identity, low_memory=low_memory)
         summed = time.monotonic()
         shapes = {name: weight_shape(matrix) for name, matrix in matrices_of(targets).items()}
-        inputs = _inputs(context, identity, targets)
+        inputs = _inputs(context, identity, targets, collected)
         plan, factors = _with_first_step(context, model, inputs, shapes, collected)
         _report_sampling(collected, shapes)
         if keep and not isinstance(collected.statistics, SampledStatistics):
@@ -194,6 +194,8 @@ def _refuse_what_needs_whole_gradients(recipe: Recipe, keep: ArchiveType | None)
         wanted.append(f"gora.init_a: {settings.init_a}; random does not need them")
     if settings.scale == "exact":
         wanted.append("gora.scale: exact; mean does not need them")
+    if settings.steps == "auto":
+        wanted.append("gora.steps: auto; a number does not need them")
     if settings.step != "gradient":
         wanted.append(f"gora.step: {settings.step}; gradient does not need them")
     if settings.importance != "sensitivity":
@@ -204,15 +206,19 @@ def _refuse_what_needs_whole_gradients(recipe: Recipe, keep: ArchiveType | None)
         raise InputError("--low-memory never has whole gradients. Leave it out, or change what needs them.", wanted)
 
 
-def _inputs(context: RunContext, model: ModelIdentity, targets: Mapping[str, Target]) -> PassInputs:
+def _inputs(
+    context: RunContext, model: ModelIdentity, targets: Mapping[str, Target], collected: Collected
+) -> PassInputs:
     recipe = context.recipe
     return PassInputs(
         model=model,
         data=DataIdentity(fingerprint=context.data.fingerprint),
-        steps=recipe.gora.steps,
+        steps=collected.steps,
         micro_batch_size=micro_batch_size(recipe),
         seed=recipe.seed,
         experts=expert_counts(targets),
+        stopped=collected.stopped,
+        signal=collected.signal,
     )
 
 
@@ -229,12 +235,17 @@ def _from_json(document: Mapping[str, object]) -> PassInputs:
 def _refuse_other_pass(recipe: Recipe, gradients: Path, inputs: PassInputs) -> None:
     pairs = {
         "seed": (inputs.seed, recipe.seed),
-        "gora.steps": (inputs.steps, recipe.gora.steps),
+        "gora.steps": (inputs.steps, inputs.steps if _same_end(recipe, inputs) else recipe.gora.steps),
         "gora.micro_batch_size": (inputs.micro_batch_size, micro_batch_size(recipe)),
         "adapter.experts": (bool(inputs.experts), recipe.adapter.experts),
     }
     if differing := [f"{key}: {old} there, {new} in the recipe" for key, (old, new) in pairs.items() if old != new]:
         raise InputError(f"{gradients} holds the gradients of another pass.", differing)
+
+
+def _same_end(recipe: Recipe, inputs: PassInputs) -> bool:
+    """Whether a pass that ends by itself would have ended where the kept one did, as far as they tell."""
+    return recipe.gora.steps == "auto" and (bool(inputs.stopped) or inputs.steps == gradient_steps(recipe))
 
 
 def _report_sampling(collected: Collected, shapes: Mapping[str, tuple[int, int]]) -> None:
