@@ -75,7 +75,9 @@ def search_gamma(context: RunContext, model: nn.Module, plan: Plan, factors: Fac
     with trying_steps(context, model, plan, factors) as loss_at:
         found = least_along(loss_at, plan.gamma)
     say_start({"base": found.base, "start": found.least}, found.value)
-    return Decision(value=found.value, origin="measured", why=_why(found, _rows(context)), curve=found.curve)
+    return Decision(
+        value=found.value, origin="measured", why=_why(found, _rows(context, plan.steps)), curve=found.curve
+    )
 
 
 def compare_start(context: RunContext, model: nn.Module, plan: Plan, factors: Factors) -> dict[str, float]:
@@ -100,10 +102,11 @@ def say_start(losses: dict[str, float], gamma: float) -> None:
         )
 
 
-def _rows(context: RunContext) -> str:
+def _rows(context: RunContext, steps: int) -> str:
     batches = MicroBatches(context)
-    seen = (batches.steps + HELD_BACK) * batches.size > len(context.data.train)
-    return f"{HELD_BACK} micro-batches" + (", some of whose rows the gradients have seen" if seen else " held back")
+    seen = batches.held_back_and_seen(steps)
+    told = f", but the gradients have seen {seen} of their {HELD_BACK * batches.size} rows" if seen else ""
+    return f"{HELD_BACK} micro-batches held back{told}"
 
 
 def _why(found: Found, rows: str) -> str:

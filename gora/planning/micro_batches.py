@@ -48,10 +48,12 @@ class MicroBatches:
 
     def held_back(self, index: int) -> dict[str, Tensor]:
         """One of `HELD_BACK` micro-batches on the device, of the rows that would come after those of the pass."""
-        train = self._context.data.train
-        order = draw_rows(len(train), (self.steps + HELD_BACK) * self.size, self._context.recipe.seed)
-        begin = (self.steps + index) * self.size
-        return self._on_device([train[row] for row in order[begin : begin + self.size]])
+        rows = self._held_rows()[index * self.size : (index + 1) * self.size]
+        return self._on_device([self._context.data.train[row] for row in rows])
+
+    def held_back_and_seen(self, steps: int) -> int:
+        """How many rows that are held back are also among those of the first micro-batches of the pass."""
+        return len(set(self._held_rows()) & set(self._order[: steps * self.size]))
 
     def tokens(self, index: int) -> int:
         """Its tokens, padding excluded."""
@@ -72,6 +74,10 @@ class MicroBatches:
     def most_tokens(self) -> int:
         """Tokens of a padded micro-batch, padding included."""
         return self.size * self._width()
+
+    def _held_rows(self) -> list[int]:
+        count = (self.steps + HELD_BACK) * self.size
+        return draw_rows(len(self._context.data.train), count, self._context.recipe.seed)[self.steps * self.size :]
 
     def _width(self) -> int:
         return max(self._context.data.train.lengths[row] for row in self._order)

@@ -108,6 +108,15 @@ def test_held_back_rows_are_not_those_of_the_gradients(tmp_path):
 
     assert len(held) == HELD_BACK * batches.size
     assert not {text(row) for row in seen} & {text(row) for row in held}
+    assert batches.held_back_and_seen(batches.steps) == 0
+
+
+def test_rows_that_have_to_be_held_back_and_seen_are_counted(tmp_path):
+    context = opened(recipe(tmp_path / "run", "data.train.max_rows=10"))
+    batches, rows = MicroBatches(context), len(context.data.train)
+    assert rows < 2 * (4 + HELD_BACK)
+    assert batches.held_back_and_seen(4) >= 2 * (4 + HELD_BACK) - rows
+    assert batches.held_back_and_seen(0) == 0
 
 
 def test_a_step_that_is_too_large_is_said_with_what_to_set_and_one_that_helps_is_not(tmp_path, gora_here):
