@@ -58,6 +58,10 @@ class Projection:
         drawn = draw_a(key, min(_WIDTH, *shape), shape[1], self._seed).to(self._device)
         return total.float() @ drawn.T
 
+    def in_features(self, key: str) -> int:
+        """Inputs of the layer of a key."""
+        return self._shapes[key][1]
+
     def of_all(self, sums: Sums) -> dict[str, Tensor]:
         """The projected sums of all keys that are here, up to date."""
         sums.settle(now=True)
@@ -81,3 +85,20 @@ def signal_share(half: Tensor, whole: Tensor, counted_half: int, counted: int) -
     if not total:
         return 0.0
     return math.sqrt(min(1.0, max(0.0, (first * second).sum().item() / total)))
+
+
+def above_noise(half: Tensor, whole: Tensor, counted_half: int, counted: int, in_features: int) -> float:
+    """Sum of those singular values of the mean gradient that are above all of its noise, estimated from projections.
+
+    The difference of the means of two halves holds no signal; in the right proportion it is as large as the noise of
+    the mean of all.
+
+    Args:
+        half, whole, counted_half, counted: see `signal_share`.
+        in_features: inputs of the layer, by which a projection is shorter.
+    """
+    rest = counted - counted_half
+    difference = half.double() / counted_half - (whole - half).double() / rest
+    floor = torch.linalg.matrix_norm(difference * (math.sqrt(counted_half * rest) / counted), ord=2)
+    values = torch.linalg.svdvals(whole.double() / counted)
+    return values[values > floor].sum().item() * math.sqrt(3 * in_features / whole.shape[1])

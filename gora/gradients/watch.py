@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from torch import Tensor
 
 from gora.core.importance import Importance, importance
 from gora.core.settling import importances_settled, start_settled
-from gora.gradients.halves import Projection, signal_share
+from gora.gradients.halves import Projection, above_noise, signal_share
 from gora.gradients.progress import Progress
 from gora.gradients.sharded import Link
 from gora.gradients.sums import Sums
@@ -190,13 +190,30 @@ def both_halves(
             yield key, half, whole
 
 
-def signal_shares(gathered: Gathered, projection: Projection, progress: Progress, sums: Sums) -> dict[str, float]:
-    """Which share of the norm of every layer's mean gradient is signal; empty where no half was kept."""
+@dataclass(frozen=True, kw_only=True)
+class Signal:
+    """What two halves tell of the mean gradient of every layer; empty where they are not known.
+
+    Attributes:
+        share: which share of its norm is signal, see `signal_share`.
+        above: the singular values above its noise, see `above_noise`.
+    """
+
+    share: Mapping[str, float] = field(default_factory=dict)
+    above: Mapping[str, float] = field(default_factory=dict)
+
+
+def signal_of(gathered: Gathered, projection: Projection, progress: Progress, sums: Sums) -> Signal:
+    """Compare the kept half with the rest, over all processes."""
     half_counted, counted = gathered.count(progress.half_counted), gathered.count(progress.counted)
     if not half_counted or counted <= half_counted:
-        return {}
-    shares = {
-        key: signal_share(half, whole, half_counted, counted)
-        for key, half, whole in both_halves(gathered, projection, progress, sums)
-    }
-    return gathered.merged({name: shares[key] for name, key in gathered.keys.items() if key in shares})
+        return Signal()
+    share, above = {}, {}
+    for key, half, whole in both_halves(gathered, projection, progress, sums):
+        share[key] = signal_share(half, whole, half_counted, counted)
+        above[key] = above_noise(half, whole, half_counted, counted, projection.in_features(key))
+    shares, values = (
+        gathered.merged({name: found[key] for name, key in gathered.keys.items() if key in found})
+        for found in (share, above)
+    )
+    return Signal(share=shares, above=values)

@@ -11,7 +11,7 @@ import torch
 from gora import __version__
 from gora.core.initial import Start, scaling
 from gora.core.ranks import allocate, allocate_parameters
-from gora.errors import GoraError
+from gora.errors import GoraError, InputError
 from gora.gradients.statistics import Norm, Statistics
 from gora.models.experts import member_names
 from gora.plan import DataIdentity, Decision, Factors, ModelIdentity, ModulePlan, Plan
@@ -38,7 +38,7 @@ class PassInputs:
         seed: which rows, in which order.
         experts: how many experts each group has that gets one rank, by its name.
         stopped: why there were no more micro-batches; empty where all were run that were asked for.
-        signal: see `Collected`.
+        signal, above_noise: `share` and `above` of `Signal`.
     """
 
     model: ModelIdentity
@@ -49,6 +49,7 @@ class PassInputs:
     experts: Mapping[str, int] = field(default_factory=dict)
     stopped: str = ""
     signal: Mapping[str, float] = field(default_factory=dict)
+    above_noise: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +89,12 @@ def make_plan(
             search.
 
     Raises:
-        GoraError: no gradient reaches any target.
+        GoraError: no gradient reaches any target, or nothing of them is above their noise.
+        InputError: an importance is asked for that cannot be had of these gradients.
     """
     settings, adapter, measured = recipe.gora, recipe.adapter, measured or {}
     groups = _groups(shapes, inputs.experts)
-    importances = [
-        math.fsum(statistics.importance(name, settings.importance) for name in group.members) for group in groups
-    ]
+    importances = [_importance(group, settings, inputs, statistics) for group in groups]
     bounds, rule = rank_bounds(settings, adapter), allocation_rule(settings)
     try:
         ranks = choose_ranks(
@@ -179,6 +179,18 @@ def _say_budget(plan: Plan) -> None:
             f"{plan.reference_rank} ({plan.lora_parameters:,}), the nearest that whole ranks from {plan.rank_min} to "
             f"{plan.rank_max or 'the width of a layer'} come to. Widen the bounds (gora.rank_min, gora.rank_max)."
         )
+
+
+def _importance(group: _Group, settings: GoraSection, inputs: PassInputs, statistics: Statistics) -> float:
+    kind = settings.importance
+    if kind != "above-noise":
+        return math.fsum(statistics.importance(name, kind) for name in group.members)
+    if group.name not in inputs.above_noise:
+        raise InputError(
+            "gora.importance: above-noise compares two halves of the gradients, which were not kept here. It needs two "
+            "micro-batches at least, and gradients that this gora has collected."
+        )
+    return inputs.above_noise[group.name]
 
 
 def choose_ranks(

@@ -23,7 +23,7 @@ from gora.gradients.sampled import SampledStatistics
 from gora.gradients.sharded import reduce_to_owners
 from gora.gradients.statistics import SummedStatistics
 from gora.gradients.sums import DeviceSums, Sums
-from gora.gradients.watch import Gathered, HalfWatch, NoWatch, SettlingWatch, Watch, signal_shares
+from gora.gradients.watch import Gathered, HalfWatch, NoWatch, SettlingWatch, Signal, Watch, signal_of
 from gora.models.checkpointing import recomputing_activations
 from gora.models.experts import Matrix, Target, matrices_of
 from gora.models.targets import weight_of, weight_shape
@@ -51,7 +51,7 @@ class Collected:
         facts: what was done where and how fast, for `results.json`.
         steps: micro-batches that were run, those included that were left out.
         stopped: why no more were; empty where all were run that were asked for.
-        signal: which share of the norm of each layer's mean gradient is signal, from two halves; empty where unknown.
+        signal: what of the mean gradients is signal and not noise.
         seconds: time of the micro-batches and of the sum over processes, without the trial pass before them.
     """
 
@@ -61,7 +61,7 @@ class Collected:
     facts: dict[str, Any]
     steps: int
     stopped: str
-    signal: dict[str, float]
+    signal: Signal
 
 
 def collect_gradients(
@@ -106,7 +106,7 @@ def collect_gradients(
         checkpoint = pass_checkpoint(context, identity, request, pace, sharded=sharded, low_memory=low_memory)
         start = time.monotonic()
         progress, rate = _run(context, attachment, batches, placed.sums, pace, checkpoint, watch)
-    signal = {} if isinstance(watch, NoWatch) else signal_shares(gathered, projection, progress, placed.sums)
+    signal = Signal() if isinstance(watch, NoWatch) else signal_of(gathered, projection, progress, placed.sums)
     counted, left_out = _all_together(context, progress)
     for index, reason in sorted(left_out.items()):
         output.warn(f"micro-batch {index} is left out: {reason}")

@@ -126,6 +126,19 @@ def _resolved(written: int | str, value: int) -> str:
 
 
 @_rule
+def _above_noise(recipe: Recipe) -> Iterator[Contradiction]:
+    """Halves are known when the pass is over, and not kept of experts."""
+    if recipe.gora.importance != "above-noise" or not facts_of(recipe.adapter.method).needs_plan:
+        return
+    if recipe.gora.steps == "auto":
+        text = "above-noise compares halves of a whole pass, which auto would have to end; give gora.steps a number"
+        yield Contradiction(("gora.importance", "gora.steps"), text)
+    if recipe.adapter.experts:
+        text = "halves of the gradients of experts are not kept; use another importance, or experts: false"
+        yield Contradiction(("gora.importance", "adapter.experts"), text)
+
+
+@_rule
 def _automatic_start(recipe: Recipe) -> Iterator[Contradiction]:
     if not (recipe.adapter.experts and facts_of(recipe.adapter.method).needs_plan):
         return

@@ -196,9 +196,11 @@ class GoraSection(Section):
     offload: Literal["auto", "none", "cpu"] = "auto"
     """Where gradient sums live: `auto` on the GPU while they fit beside the activations, else in pinned host memory,
     where an engine that offloads has them anyway."""
-    importance: Literal["sensitivity", "nuclear-gradient", "nuclear-product", "effective-rank"] = "sensitivity"
-    """Importance of a layer: mean |W * G|, nuclear norm of G or of W * G, or how many directions G has
-    (`effective-rank`)."""
+    importance: Literal["sensitivity", "nuclear-gradient", "nuclear-product", "effective-rank", "above-noise"] = (
+        "sensitivity"
+    )
+    """Importance of a layer: mean |W * G|, nuclear norm of G or of W * G, how many directions G has (`effective-rank`),
+    or the sum of those singular values of G that are above the noise between two halves of the micro-batches."""
 
 
 class TrainSection(Section):

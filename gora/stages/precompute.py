@@ -218,7 +218,8 @@ def _inputs(
         seed=recipe.seed,
         experts=expert_counts(targets),
         stopped=collected.stopped,
-        signal=collected.signal,
+        signal=collected.signal.share,
+        above_noise=collected.signal.above,
     )
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from gora.core.ranks import RankBounds, allocate
-from gora.gradients.halves import Projection, at_half, at_power, signal_share
+from gora.gradients.halves import Projection, above_noise, at_half, at_power, signal_share
 from gora.gradients.progress import Progress
 from gora.gradients.sharded import assign_owners
 from gora.gradients.sums import DeviceSums
-from gora.gradients.watch import Gathered, HalfWatch, SettlingWatch, signal_shares
+from gora.gradients.watch import Gathered, HalfWatch, SettlingWatch, signal_of
 
 SHAPES = {"first": (48, 40), "second": (64, 96), "third": (40, 40)}
 CPU = torch.device("cpu")
@@ -85,7 +85,7 @@ def collect(kind, rule, processes=1, most=MOST):
                 sums.add_matrix(name, gradient(kind, name, progress.cursor * processes + number))
             progress.cursor += 1
             progress.stopped = watch.look(progress, sums)
-        found[number] = progress.cursor * processes, signal_shares(gathered, projection, progress, sums)
+        found[number] = progress.cursor * processes, signal_of(gathered, projection, progress, sums)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(processes)]
     for thread in threads:
@@ -118,13 +118,27 @@ def test_nothing_but_noise_never_has_a_settled_start():
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_share_of_signal_is_that_of_the_gradients_that_were_made(processes):
-    counted, shares = collect("stationary", "start", processes)
+    counted, signal = collect("stationary", "start", processes)
     for name, (rows, columns) in SHAPES.items():
         power = 3 * rows * columns
         expected = (power / (power + rows * columns / counted)) ** 0.5
-        assert shares[name] == pytest.approx(expected, abs=0.1)
-    _, shares = collect("noise", "start", processes)
-    assert all(share < 0.5 for share in shares.values())
+        assert signal.share[name] == pytest.approx(expected, abs=0.1)
+    _, signal = collect("noise", "start", processes)
+    assert all(share < 0.5 for share in signal.share.values())
+
+
+def test_singular_values_above_the_noise_are_those_of_the_signal():
+    """Of a matrix of rank 3 in noise that is as large as its smallest value; of noise alone there are none or hardly any."""
+    drawn = torch.Generator().manual_seed(7)
+    left, right = (torch.linalg.qr(torch.randn(size, 3, generator=drawn)).Q for size in (200, 400))
+    signal = left @ torch.diag(torch.tensor([30.0, 20.0, 0.5])) @ right.T
+    projection = Projection({"layer": (200, 400)}, 0, CPU)
+    halves = [8 * signal + 8**0.5 * 0.1 * torch.randn(200, 400, generator=drawn) for _ in range(2)]
+    kept, whole = projection("layer", halves[0]), projection("layer", halves[0] + halves[1])
+    assert above_noise(kept, whole, 8, 16, 400) == pytest.approx(50, rel=0.15)
+    noise = [projection("layer", torch.randn(200, 400, generator=drawn)) for _ in range(2)]
+    total = torch.linalg.svdvals(noise[0] + noise[1]).sum() / 16
+    assert above_noise(noise[0], noise[0] + noise[1], 8, 16, 400) < 0.5 * total * (3 * 400 / 32) ** 0.5
 
 
 def test_a_share_is_between_nothing_and_all():

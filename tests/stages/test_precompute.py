@@ -66,6 +66,7 @@ def test_a_plan_from_kept_gradients_is_the_plan_of_the_pass(kept, tmp_path):
         ["gora.init_a=gradient"],
         ["gora.rank_min=0", "gora.rank_max=unbounded", "gora.budget=parameters"],
         ["gora.allocation=softmax", "gora.temperature=0.1"],
+        ["gora.importance=above-noise", "gora.allocation=sqrt"],
         ["gora.step=weight-spectral", "gora.importance=effective-rank"],
         ["gora.step=weight", "gora.init_a=sign", "gora.balance=true"],
     ],
@@ -89,6 +90,14 @@ def test_what_needs_whole_gradients_is_refused_with_low_memory_before_anything_b
         "gora.rank_max",
     ]
     assert not any(tmp_path.iterdir())
+
+
+def test_an_importance_of_halves_needs_halves(tmp_path):
+    with pytest.raises(InputError, match="compares two halves of the gradients"):
+        precompute(recipe(tmp_path / "run", "gora.importance=above-noise", "gora.steps=1"))
+    with pytest.raises(InputError) as refused:
+        recipe(tmp_path / "run", "gora.importance=above-noise", "gora.steps=auto")
+    assert any("give gora.steps a number" in problem for problem in refused.value.problems)
 
 
 def test_gradients_kept_in_bfloat16_are_as_good_as_bfloat16_is(kept, tmp_path):
