@@ -213,6 +213,9 @@ def _watch(
         return HalfWatch(projection, lambda rounds: at_half(rounds, processes, steps))
     shapes = {name: weight_shape(module) for name, module in targets.items()}
 
+    kind = recipe.gora.importance
+    assert kind != "above-noise", "which the recipe refuses together with steps auto"
+
     def ranks_of(importances: Mapping[str, float]) -> dict[str, int]:
         ranks = choose_ranks(recipe, [importances[name] for name in shapes], list(shapes.values()))
         return dict(zip(shapes, ranks, strict=True))
@@ -222,7 +225,7 @@ def _watch(
         projection,
         gathered,
         lambda name: weight_of(targets[name]),
-        recipe.gora.importance,
+        kind,
         recipe.gora.settled,
         recipe.gora.tolerance,
         ranks_of,

@@ -12,6 +12,7 @@ from gora.recipe.method_facts import MethodName
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Head = Literal["language", "classification"]
+ImportanceKind = Literal["sensitivity", "nuclear-gradient", "nuclear-product", "effective-rank", "above-noise"]
 Turn = Literal["system", "developer", "user", "assistant", "tool"]
 
 
@@ -196,9 +197,7 @@ class GoraSection(Section):
     offload: Literal["auto", "none", "cpu"] = "auto"
     """Where gradient sums live: `auto` on the GPU while they fit beside the activations, else in pinned host memory,
     where an engine that offloads has them anyway."""
-    importance: Literal["sensitivity", "nuclear-gradient", "nuclear-product", "effective-rank", "above-noise"] = (
-        "sensitivity"
-    )
+    importance: ImportanceKind = "sensitivity"
     """Importance of a layer: mean |W * G|, nuclear norm of G or of W * G, how many directions G has (`effective-rank`),
     or the sum of those singular values of G that are above the noise between two halves of the micro-batches."""
 

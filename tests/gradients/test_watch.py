@@ -128,7 +128,7 @@ def test_the_share_of_signal_is_that_of_the_gradients_that_were_made(processes):
 
 
 def test_singular_values_above_the_noise_are_those_of_the_signal():
-    """Of a matrix of rank 3 in noise that is as large as its smallest value; of noise alone there are none or hardly any."""
+    """Of a matrix of rank 3 in noise as large as its smallest value; of noise alone hardly any."""
     drawn = torch.Generator().manual_seed(7)
     left, right = (torch.linalg.qr(torch.randn(size, 3, generator=drawn)).Q for size in (200, 400))
     signal = left @ torch.diag(torch.tensor([30.0, 20.0, 0.5])) @ right.T
