@@ -18,6 +18,7 @@ from gora.runtime.console import output
 
 LossAt = Callable[[float], float]
 _CLEARLY = 1.001
+_PART = 16
 
 
 @dataclass
@@ -28,7 +29,9 @@ class _Size:
 
 
 @contextmanager
-def trying_steps(context: RunContext, model: nn.Module, plan: Plan, factors: Factors) -> Iterator[LossAt]:
+def trying_steps(
+    context: RunContext, model: nn.Module, plan: Plan, factors: Factors, batches_used: int = HELD_BACK
+) -> Iterator[LossAt]:
     """Inside the block: the mean loss of the held-back micro-batches with the plan's B at another gamma.
 
     B is linear in gamma, so that a value costs a forward pass. Every process asks for the same values.
@@ -38,6 +41,7 @@ def trying_steps(context: RunContext, model: nn.Module, plan: Plan, factors: Fac
         model: the base model, which stays as it is.
         plan: of layers only; its own gamma is above zero.
         factors: its A and B.
+        batches_used: how many of the held-back micro-batches a loss is the mean of.
     """
     size = _Size()
     batches = MicroBatches(context, model)
@@ -52,12 +56,12 @@ def trying_steps(context: RunContext, model: nn.Module, plan: Plan, factors: Fac
         def loss_at(gamma: float) -> float:
             size.times = gamma / plan.gamma
             total = 0.0
-            for turn in range(math.ceil(HELD_BACK / context.world.size)):
+            for turn in range(math.ceil(batches_used / context.world.size)):
                 index = turn * context.world.size + context.world.index
                 # Where weights are shared out, a process without a micro-batch takes part in the others' passes.
-                value = loss_of(batches.held_back(index % HELD_BACK)).item()
-                total += value if index < HELD_BACK else 0.0
-            return context.world.total(total) / HELD_BACK
+                value = loss_of(batches.held_back(index % batches_used)).item()
+                total += value if index < batches_used else 0.0
+            return context.world.total(total) / batches_used
 
         model.eval()
         try:
@@ -74,27 +78,33 @@ def search_gamma(context: RunContext, model: nn.Module, plan: Plan, factors: Fac
     """
     with trying_steps(context, model, plan, factors) as loss_at:
         found = least_along(loss_at, plan.gamma)
-    say_start({"base": found.base, "start": found.least}, found.value)
+    say_start({"base": found.base, "start": found.least}, found.value, HELD_BACK)
     return Decision(
         value=found.value, origin="measured", why=_why(found, _rows(context, plan.steps)), curve=found.curve
     )
 
 
 def compare_start(context: RunContext, model: nn.Module, plan: Plan, factors: Factors) -> dict[str, float]:
-    """Loss on the held-back micro-batches of the `base` model and with the plan's `start`; said, with what to do."""
-    with trying_steps(context, model, plan, factors) as loss_at:
+    """Loss on held-back micro-batches of the `base` model and with the plan's `start`; said, with what to do.
+
+    Of so few micro-batches that it takes a small part of the time of the pass.
+    """
+    used = max(1, min(HELD_BACK, plan.steps // _PART))
+    with trying_steps(context, model, plan, factors, used) as loss_at:
         losses = {"base": loss_at(0.0), "start": loss_at(plan.gamma)}
-    say_start(losses, plan.gamma)
+    say_start(losses, plan.gamma, used)
     return losses
 
 
-def say_start(losses: dict[str, float], gamma: float) -> None:
-    """Both losses, and a warning where the first step alone makes the model worse."""
+def say_start(losses: dict[str, float], gamma: float, batches: int) -> None:
+    """Both losses, over so many micro-batches, and a warning where the first step alone makes the model worse."""
     if not gamma:
         output.say(f"start     no first step beats the base model's loss, {losses['base']:.4f}: B is zero (gamma 0)")
         return
     told = f"{losses['base']:.4f} with the base model, {losses['start']:.4f} with the first step"
-    output.say(f"start     loss {told} (gamma {gamma:g}), on {HELD_BACK} held-back micro-batches")
+    output.say(
+        f"start     loss {told} (gamma {gamma:g}), on {batches} held-back micro-batch{'' if batches == 1 else 'es'}"
+    )
     if not losses["start"] <= _CLEARLY * losses["base"]:
         output.warn(
             f"The first step raises the loss from {losses['base']:.4f} to {losses['start']:.4f}: gamma {gamma:g} is "

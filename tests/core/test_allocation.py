@@ -3,11 +3,12 @@
 import math
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gora.core.ranks import RankBounds, Rule, adapter_parameters, allocate, allocate_parameters, shares_of
 
+EVERY = settings(deadline=None, derandomize=True, database=None)
 RULES = [Rule(), Rule("equal"), Rule("sqrt"), Rule("softmax"), Rule("softmax", 2.0)]
 CHOICES = [allocate, allocate_parameters]
 SIDES = st.sampled_from([24, 64, 96, 256, 688])
@@ -28,6 +29,7 @@ def layers(draw, same_shape=False):
 
 
 @pytest.mark.parametrize("choose", CHOICES)
+@EVERY
 @given(found=layers(), rule=st.sampled_from(RULES))
 def test_every_rank_is_within_its_bounds_and_its_matrix(choose, found, rule):
     importances, shapes, reference, bounds = found
@@ -37,6 +39,7 @@ def test_every_rank_is_within_its_bounds_and_its_matrix(choose, found, rule):
 
 
 @pytest.mark.parametrize("choose", CHOICES)
+@EVERY
 @given(found=layers(), rule=st.sampled_from(RULES), data=st.data())
 def test_permuting_layers_permutes_ranks(choose, found, rule, data):
     importances, shapes, *rest = found
@@ -47,6 +50,7 @@ def test_permuting_layers_permutes_ranks(choose, found, rule, data):
 
 
 @pytest.mark.parametrize("choose", CHOICES)
+@EVERY
 @given(found=layers(), rule=st.sampled_from(RULES), factor=st.floats(1e-8, 1e8))
 def test_scaling_all_gradients_changes_no_rank(choose, found, rule, factor):
     importances, *rest = found
@@ -54,6 +58,7 @@ def test_scaling_all_gradients_changes_no_rank(choose, found, rule, factor):
 
 
 @pytest.mark.parametrize("choose", CHOICES)
+@EVERY
 @given(found=layers(same_shape=True), rule=st.sampled_from(RULES))
 def test_among_equal_shapes_more_importance_never_gets_less_rank(choose, found, rule):
     importances, *rest = found
@@ -62,6 +67,7 @@ def test_among_equal_shapes_more_importance_never_gets_less_rank(choose, found, 
     assert ordered == sorted(ordered)
 
 
+@EVERY
 @given(found=layers(), rule=st.sampled_from(RULES))
 def test_the_parameter_budget_is_met_but_for_what_whole_ranks_leave(found, rule):
     """Within half a percent, or all layers are on a bound, or nearer than one rank of layers that go up together."""

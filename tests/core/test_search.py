@@ -3,10 +3,12 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gora.core.search import least_along
+
+EVERY = settings(deadline=None, derandomize=True, database=None)
 
 
 class Looks:
@@ -25,6 +27,7 @@ def bowl(best, depth=1.0, power=2):
     return lambda value: 3 - depth * (1 - abs(value / best - 1) ** power)
 
 
+@EVERY
 @given(
     best=st.floats(-5, 2).map(lambda exponent: 10**exponent),
     first=st.sampled_from([0.05, 1.0]),
@@ -42,6 +45,7 @@ def test_the_value_is_within_one_bracket_of_a_dense_grid_s_with_fifteen_looks(be
     assert list(found.curve) == sorted(found.curve)
 
 
+@EVERY
 @given(best=st.floats(-3, 0.5).map(lambda exponent: 10**exponent))
 def test_a_value_near_the_first_is_found_to_a_factor_of_one_and_a_half(best):
     found = least_along(bowl(best), 0.05)

@@ -58,7 +58,7 @@ def test_gamma_is_within_one_bracket_of_a_dense_grid_and_starts_below_the_base(s
     place = tried.index(made.plan.gamma)
     context = opened(asked)
     with trying_steps(context, context.load_model(), made.plan, read_factors(made.path, made.plan)) as loss_at:
-        grid = [made.plan.gamma * 1.15**step for step in range(-12, 13)]
+        grid = [made.plan.gamma * 1.3**step for step in range(-6, 7)]
         dense = min(grid, key=loss_at)
         for value, loss in decision.curve[: place + 1 : place]:
             assert loss_at(value) == pytest.approx(loss, rel=1e-5)
