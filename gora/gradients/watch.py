@@ -206,7 +206,9 @@ class Signal:
 def signal_of(gathered: Gathered, projection: Projection, progress: Progress, sums: Sums) -> Signal:
     """Compare the kept half with the rest, over all processes."""
     half_counted, counted = gathered.count(progress.half_counted), gathered.count(progress.counted)
-    if not half_counted or counted <= half_counted:
+    # A pass that an earlier gora began, and this one has resumed behind its half, lacks it in some processes or all.
+    lacking = gathered.count(int(set(progress.half) != set(sums.keys())))
+    if lacking or not half_counted or counted <= half_counted:
         return Signal()
     share, above = {}, {}
     for key, half, whole in both_halves(gathered, projection, progress, sums):

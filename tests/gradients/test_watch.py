@@ -141,6 +141,15 @@ def test_singular_values_above_the_noise_are_those_of_the_signal():
     assert above_noise(noise[0], noise[0] + noise[1], 8, 16, 400) < 0.5 * total * (3 * 400 / 32) ** 0.5
 
 
+def test_without_a_half_nothing_is_said_of_signal():
+    gathered, projection = Gathered(keys={name: name for name in SHAPES}, owners={}), Projection(SHAPES, 0, CPU)
+    sums, progress = DeviceSums(SHAPES, CPU), Progress(cursor=4)
+    assert not signal_of(gathered, projection, progress, sums).share
+    HalfWatch(projection, lambda rounds: True).look(progress, sums)
+    progress.cursor += 1
+    assert signal_of(gathered, projection, progress, sums).share == dict.fromkeys(SHAPES, 0.0)
+
+
 def test_a_share_is_between_nothing_and_all():
     same = torch.randn(12, 8)
     assert signal_share(same, 2 * same, 1, 2) == pytest.approx(1)
