@@ -24,7 +24,7 @@ class Watch(Protocol):
     """Is asked after every round."""
 
     def look(self, progress: Progress, sums: Sums) -> str:
-        """Note what is needed in the progress, and say why to stop; empty to go on."""
+        """Note what is needed in the progress, and say why to stop; empty to continue."""
         ...
 
 
@@ -32,7 +32,7 @@ class NoWatch:
     """Looks at nothing."""
 
     def look(self, progress: Progress, sums: Sums) -> str:
-        """Go on."""
+        """Continue."""
         return ""
 
 
