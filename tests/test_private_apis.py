@@ -593,7 +593,7 @@ PRIVATE = [
     Private(
         "PEFT _peft_loraga_grad",
         lora_ga_takes_a_gradient,
-        "the method lora-ga starts as plain LoRA, without a word",
+        "the method lora-ga-peft starts as plain LoRA, without a word",
     ),
     Private(
         "peft.utils.other.get_pattern_key",

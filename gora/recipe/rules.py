@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from gora.errors import InputError
 from gora.recipe import data_rules  # noqa: F401 - its rules join the others
 from gora.recipe.contradiction import RULES, Contradiction, rule
-from gora.recipe.derived import automatic, micro_batch_size, rank_bounds, training_micro_batch_size
+from gora.recipe.derived import automatic, gradient_steps, micro_batch_size, rank_bounds, training_micro_batch_size
 from gora.recipe.method_facts import METHOD_FACTS, facts_of
 from gora.recipe.schema import Recipe, TrainSection
 
@@ -83,6 +83,38 @@ def _resolved(written: int | str, value: int) -> str:
 
 
 @rule
+def _above_noise(recipe: Recipe) -> Iterator[Contradiction]:
+    """Halves are known when the pass is over, and not kept of experts."""
+    if recipe.gora.importance != "above-noise" or not facts_of(recipe.adapter.method).needs_plan:
+        return
+    if recipe.gora.steps == "auto":
+        text = "above-noise compares halves of a whole pass, which auto would have to end; give gora.steps a number"
+        yield Contradiction(("gora.importance", "gora.steps"), text)
+    if recipe.adapter.experts:
+        text = "halves of the gradients of experts are not kept; use another importance, or experts: false"
+        yield Contradiction(("gora.importance", "adapter.experts"), text)
+
+
+@rule
+def _automatic_start(recipe: Recipe) -> Iterator[Contradiction]:
+    if not (recipe.adapter.experts and facts_of(recipe.adapter.method).needs_plan):
+        return
+    if recipe.gora.gamma == "auto":
+        text = "auto cannot try a first step on fused experts; give a number, or experts: false"
+        yield Contradiction(("gora.gamma", "adapter.experts"), text)
+    if recipe.gora.steps == "auto":
+        text = "auto waits for every expert by itself, which few rows reach; give a number, or experts: false"
+        yield Contradiction(("gora.steps", "adapter.experts"), text)
+
+
+@rule
+def _balance(recipe: Recipe) -> Iterator[Contradiction]:
+    if recipe.gora.balance and recipe.gora.init_a == "random" and facts_of(recipe.adapter.method).needs_plan:
+        text = "a random A has no singular values to share; use init_a: gradient or sign, or balance: false"
+        yield Contradiction(("gora.balance", "gora.init_a"), text)
+
+
+@rule
 def _dora(recipe: Recipe) -> Iterator[Contradiction]:
     adapter = recipe.adapter
     if adapter.dora and not facts_of(adapter.method).supports_dora:
@@ -124,7 +156,7 @@ def _sizes(recipe: Recipe) -> Iterator[Contradiction]:
     """Sizes that no run has, and that would fill the memory before anything is refused."""
     # `auto` is at most the rows of a step.
     size = recipe.train.batch_size if "gora.micro_batch_size" in automatic(recipe) else micro_batch_size(recipe)
-    rows = recipe.gora.steps * size
+    rows = gradient_steps(recipe) * size
     if facts_of(recipe.adapter.method).needs_plan and rows > _MOST_ROWS:
         text = f"the gradient pass would draw {rows:,} rows, and may draw {_MOST_ROWS:,}; lower one of the two"
         yield Contradiction(("gora.steps", "gora.micro_batch_size", "train.micro_batch_size"), text)

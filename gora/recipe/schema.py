@@ -26,6 +26,8 @@ __all__ = [
     "TrainSection",
 ]
 
+ImportanceKind = Literal["sensitivity", "nuclear-gradient", "nuclear-product", "effective-rank", "above-noise"]
+
 
 class ModelSection(Section):
     """The base model, which is never changed."""
@@ -78,25 +80,48 @@ class AdapterSection(Section):
 class GoraSection(Section):
     """How gradients become ranks and initial values (arXiv 2502.12171)."""
 
-    steps: Positive = 64
-    """N: micro-batches whose gradients are averaged."""
+    steps: Positive | Literal["auto"] = 64
+    """N: micro-batches whose gradients are averaged; `auto` stops as soon as `settled` says, at 64 at the latest."""
+    settled: Literal["importance", "start"] = "importance"
+    """What has to settle with steps auto: every layer's `importance` with another micro-batch, as in the paper, or
+    ranks and first step (`start`) with twice as many, which is stricter."""
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Relative change that counts as none with steps auto."""
     micro_batch_size: Positive | Literal["auto"] | None = None
     """Rows in each of those micro-batches; null takes `train.micro_batch_size`, `auto` fewer where memory asks for
     it."""
-    gamma: Annotated[float, Field(ge=0)] = 0.05
-    """First step as a fraction of the gradient: 0.05 at rank 8, 0.01 at 32, 0.005 at 128; 0 keeps the base model."""
-    init_a: Literal["random", "gradient"] = "random"
-    """A: drawn at random, as in the paper, or `gradient`, the leading directions of each layer's gradient."""
+    gamma: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.05
+    """First step as a fraction of the gradient: 0.05 at rank 8, 0.01 at 32, 0.005 at 128; 0 keeps the base model;
+    `auto` is the best of at most 15 that are tried on four micro-batches held back, 0 where none beats the base."""
+    step: Literal["gradient", "spectral", "weight", "weight-spectral"] = "gradient"
+    """What gamma is a fraction of: the norm of each layer's `gradient`, as in the paper; 1 for all, by spectral norm
+    (`spectral`; LoRA-One has 0.044 at rank 8); or each layer's `weight`, by Frobenius or by spectral norm
+    (`weight-spectral`)."""
+    scale: Literal["mean", "exact"] = "mean"
+    """Whether a step against the gradient with a random A has its size on average, as in the paper, or in each layer
+    (`exact`); every other step has it in each layer."""
+    init_a: Literal["random", "gradient", "sign"] = "random"
+    """A: drawn at random, as in the paper; `gradient`, the leading directions of each layer's gradient; or `sign`,
+    those of the gradient's signs, which is what Adam's first step follows."""
+    balance: bool = False
+    """Share the singular values of the first step between A and B, instead of rows of A as long as random ones; for
+    init_a gradient and sign."""
     rank_min: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Smallest rank; auto is half the reference rank; with 0 a layer may get no adapter."""
     rank_max: Positive | Literal["auto", "unbounded"] = "auto"
     """Largest rank; auto is four times the reference rank."""
     budget: Literal["paper", "parameters"] = "paper"
     """`paper`: the paper's equation, whose sum clipping may change; `parameters`: nearest to LoRA's parameter count."""
+    allocation: Literal["proportional", "equal", "sqrt", "softmax"] = "proportional"
+    """How importances share out the budget: `proportional`, as in the paper; `equal` ranks; by the root of the
+    importance (`sqrt`); or `softmax` of importances brought to 0 to 1, at `temperature`."""
+    temperature: Annotated[float, Field(gt=0)] = 0.5
+    """T of allocation softmax: the most important layer gets e^(1/T) times the share of the least, 7.4 times at 0.5."""
     offload: Literal["auto", "none", "cpu"] = "auto"
     """Where gradient sums live: `auto` on the GPU while they fit beside the activations, else in pinned host memory."""
-    importance: Literal["sensitivity", "nuclear-gradient", "nuclear-product"] = "sensitivity"
-    """Importance of a layer: mean |W * G|, nuclear norm of G, or nuclear norm of W * G."""
+    importance: ImportanceKind = "sensitivity"
+    """Importance of a layer: mean |W * G|, nuclear norm of G or of W * G, how many directions G has (`effective-rank`),
+    or the sum of those singular values of G that are above the noise between two halves of the micro-batches."""
 
 
 class TrainSection(Section):

@@ -174,7 +174,7 @@ def _start(context: RunContext, opened: _Opened) -> Wrapped:
     """The model with its adapter, and a folder that holds nothing of an earlier training."""
     folder, resumed = context.folder, opened.checkpoint is not None
     start = wrap_model(context, opened.plan, steps=opened.steps, resumed=resumed)
-    if warning := start_warning(start.losses, context.recipe, planned=opened.plan is not None):
+    if warning := start_warning(start.losses, context.recipe, gamma=opened.plan.gamma if opened.plan else None):
         output.warn(warning)
     done = step_of(opened.checkpoint) if opened.checkpoint else 0
     context.world.from_main(lambda: check_room(folder, start.model, context.recipe.train, opened.steps - done))

@@ -91,9 +91,11 @@ def engine(name, folder):
 
 
 def directions(folder):
-    """A plan whose A follows the gradients: with whole sums in each process, and with shares of them."""
+    """Plans whose A, N or gamma follows the gradients: with whole sums in each process, and with shares of them."""
     for name, offload in (("along whole", "none"), ("along shared", "cpu")):
         precompute(recipe(folder / name, "gora.init_a=gradient", f"gora.offload={offload}"))
+    for name, offload in (("settled whole", "none"), ("settled shared", "cpu")):
+        precompute(recipe(folder / name, "gora.steps=auto", "gora.gamma=auto", f"gora.offload={offload}"))
 
 
 def poison():

@@ -173,6 +173,19 @@ def test_an_a_along_the_gradient_is_that_of_one_process(scenarios, one, tmp_path
         assert (factor_b @ factor_a - other_b @ other_a).norm() <= 1e-4 * (other_b @ other_a).norm()
 
 
+@pytest.mark.parametrize("name", ["settled whole", "settled shared"])
+def test_processes_agree_on_when_gradients_have_settled_and_on_the_first_step(scenarios, tmp_path, name):
+    alone = precompute(recipe(tmp_path / "one", "gora.steps=auto", "gora.gamma=auto"))
+    plan = read_plan(scenarios("directions") / name / "plan.safetensors")
+    assert plan.decisions["gora.steps"].origin == "measured"
+    assert 0 <= plan.steps - alone.plan.steps <= 1
+    assert plan.gamma == pytest.approx(alone.plan.gamma, rel=0.5)
+    found = dict(plan.decisions["gora.gamma"].curve)
+    assert found[0.0] == pytest.approx(dict(alone.plan.decisions["gora.gamma"].curve)[0.0], rel=1e-4)
+    for mine, other in zip(plan.modules, alone.plan.modules, strict=True):
+        assert mine.signal == pytest.approx(other.signal, abs=0.15)
+
+
 @pytest.mark.parametrize("name", ["whole", "shared"])
 def test_experts_get_the_plan_and_the_training_of_one_process(scenarios, name, tmp_path):
     folder = scenarios("experts") / "experts"

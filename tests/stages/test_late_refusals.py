@@ -39,7 +39,10 @@ def test_a_merge_that_would_fail_is_refused_before_anything_is_read_or_written(b
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("method", ["gora", "lora", "rslora", "lora+", "olora", "pissa", "milora", "lora-ga", "eva"])
+@pytest.mark.parametrize(
+    "method",
+    ["gora", "lora", "rslora", "lora+", "olora", "pissa", "milora", "lora-ga", "lora-ga-peft", "lora-one", "eva"],
+)
 def test_what_can_be_merged_is_not_refused(base, tmp_path, method):
     asked = recipe(tmp_path, adapter={"method": method})
     refuse_unmergeable(asked, find_model(asked.model))
