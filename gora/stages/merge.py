@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +37,10 @@ from gora.errors import GoraError, InputError
 from gora.files import publish
 from gora.models.fingerprint import base_weights, weights_fingerprint
 from gora.models.generation import settle_generation
-from gora.models.head import head_modules, in_head, settle_padding
+from gora.models.head import in_head, settle_padding
 from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
 from gora.models.new_tokens import embedding_rows
+from gora.models.probe import PROBE, TOLERANCES, probe_logits
 from gora.models.quantization import stored_quantization
 from gora.models.weight_files import read_stored_weights
 from gora.models.whole import not_loaded
@@ -49,15 +49,7 @@ from gora.runs.owner import is_owned, owning
 from gora.runtime.console import output
 from gora.runtime.quiet import quiet_libraries
 
-_PROBE = (
-    "The sum of 17 and 25 is",
-    "def median(values):\n    ordered = sorted(values)\n",
-    "Once upon a time, in a town by the sea, there lived an old man who",
-)
 _PROBED_TOKENS = 16
-# Shares of the largest logit that rounding cannot explain: a merge that is this far off has gone wrong.
-_TOLERANCE_FLOAT32 = 1e-3
-_TOLERANCE_BFLOAT16 = 0.1
 
 
 @dataclass(frozen=True)
@@ -188,7 +180,7 @@ class _MergeJob:
     def tolerance(self) -> float:
         """Largest difference of a logit that rounding can explain, as a share of the largest logit."""
         exact = self.settings.dtype == self.dtype == "float32"
-        return _TOLERANCE_FLOAT32 if exact else _TOLERANCE_BFLOAT16
+        return TOLERANCES["float32" if exact else "bfloat16"]
 
 
 def _merge(job: _MergeJob) -> tuple[PreTrainedModel, Tensor]:
@@ -254,24 +246,7 @@ def _probe(model: nn.Module, job: _MergeJob) -> Tensor:
     if not job.tokens:
         return probe_logits(model, job.tokenizer)
     told = " ".join(job.tokenizer.convert_ids_to_tokens(job.tokens[:_PROBED_TOKENS]))
-    return probe_logits(model, job.tokenizer, (*_PROBE, told))
-
-
-@torch.no_grad()
-def probe_logits(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] = _PROBE) -> Tensor:
-    """Logits for a few fixed texts, float32 on the CPU, one row a token; a classifier's one after the other."""
-    model.eval()
-    device = next(model.parameters()).device
-    # As in training: some models cannot begin a cache.
-    settings: dict[str, Any] = {} if head_modules(model) else {"use_cache": False}
-    rows = []
-    for text in texts:
-        batch = tokenizer(text, return_tensors="pt").to(device)
-        arguments: dict[str, Any] = {"input_ids": batch["input_ids"], **settings}
-        if model.config.is_encoder_decoder:  # type: ignore[union-attr]
-            arguments["labels"] = batch["input_ids"]
-        rows.append(model(**arguments).logits[0].float().cpu())
-    return torch.cat(rows)
+    return probe_logits(model, job.tokenizer, (*PROBE, told))
 
 
 def _probe_folder(path: Path, job: _MergeJob) -> Tensor:
