@@ -173,6 +173,19 @@ def configuration_differs_by_architecture_only() -> bool:
     return config_fingerprint(moved) == config_fingerprint(LlamaConfig())
 
 
+def names_in_files_are_translated() -> bool:
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    with torch.device("meta"):
+        sizes = {"vocab_size": 8, "hidden_size": 4, "intermediate_size": 4, "num_attention_heads": 2}
+        model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1))
+    known = all(isinstance(each, WeightConverter | WeightRenaming) for each in get_model_conversion_mapping(model))
+    found = rename_source_key("norm.weight", [], [], "model", model.state_dict())
+    return known and found == ("model.norm.weight", None)
+
+
 def families_map_to_classes() -> bool:
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -465,6 +478,11 @@ class Private:
 
 
 PRIVATE = [
+    Private(
+        "transformers rename_source_key",
+        names_in_files_are_translated,
+        "a merge loads every model as a whole, or takes a weight for another one",
+    ),
     Private(
         "transformers Trainer._run_epoch",
         trainer_runs_epochs,

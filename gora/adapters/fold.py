@@ -1,0 +1,71 @@
+"""Adding an adapter to base weights: in float32, rounded once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer, ParamWrapper
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+
+@torch.no_grad()
+def fold(wrapped: PeftModel) -> None:
+    """Add scaling B A to every adapted base weight, in float32, rounded to the weight's type once."""
+    for layer in wrapped.modules():
+        if isinstance(layer, LoraLayer):
+            base: Any = layer.get_base_layer()
+            weight: Any = getattr(base, layer.parameter_name) if isinstance(layer, ParamWrapper) else base.weight
+            weight.copy_(folded(layer, weight).to(weight.dtype))
+            if any(layer.lora_bias.values()):
+                base.bias.copy_(folded_bias(layer, base.bias).to(base.bias.dtype))
+
+
+@torch.no_grad()
+def folded(layer: Any, weight: Tensor) -> Tensor:
+    """A base weight with all active adapters of its layer.
+
+    Args:
+        layer: PEFT's layer round it; A and B in float32.
+        weight: of the base layer, in any type.
+
+    Returns:
+        The weight plus the sum of scaling B A, in float32. With DoRA, its rows (the columns of a Conv1D) have the
+        trained magnitudes.
+    """
+    exact = weight.float()
+    result = exact
+    for name in layer.active_adapters:
+        if name in layer.scaling:
+            delta: Tensor = layer.get_delta_weight(name).float()
+            result = result + delta.to(exact.device)
+    for name in layer.active_adapters:
+        if name in layer.lora_magnitude_vector:
+            outputs = 0 if isinstance(layer.get_base_layer(), Conv1D) else 1
+            magnitude = layer.lora_magnitude_vector[name].weight.float()
+            norm = torch.linalg.norm(result, dim=outputs)
+            result = (magnitude / norm).unsqueeze(outputs) * result
+    return result
+
+
+@torch.no_grad()
+def folded_bias(layer: Any, bias: Tensor) -> Tensor:
+    """A base bias plus scaling times the biases of B, in float32."""
+    result = bias.float()
+    for name in layer.active_adapters:
+        if layer.lora_bias.get(name):
+            result = result + (layer.lora_B[name].bias * layer.scaling[name]).float().to(result.device)
+    return result
+
+
+def adapted_weights(wrapped: PeftModel) -> dict[str, Any]:
+    """PEFT's layer round every adapted base weight, by the weight's name in the model that is not wrapped."""
+    found: dict[str, Any] = {}
+    for name, layer in wrapped.get_base_model().named_modules():
+        if isinstance(layer, LoraLayer):
+            own = layer.parameter_name if isinstance(layer, ParamWrapper) else "weight"
+            inner = ".".join(part for part in name.split(".") if part != "base_layer")
+            found[f"{inner}.{own}"] = layer
+    return found
