@@ -35,12 +35,11 @@ def folded(layer: Any, weight: Tensor) -> Tensor:
         The weight plus the sum of scaling B A, in float32. With DoRA, its rows (the columns of a Conv1D) have the
         trained magnitudes.
     """
-    exact = weight.float()
-    result = exact
+    result = weight.to(torch.float32, copy=True)
     for name in layer.active_adapters:
         if name in layer.scaling:
             delta: Tensor = layer.get_delta_weight(name).float()
-            result = result + delta.to(exact.device)
+            result.add_(delta.to(result.device))
     for name in layer.active_adapters:
         if name in layer.lora_magnitude_vector:
             outputs = 0 if isinstance(layer.get_base_layer(), Conv1D) else 1

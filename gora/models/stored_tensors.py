@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -33,6 +35,7 @@ _TYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
+_AT_A_TIME = 2
 _INDEX = "model.safetensors.index.json"
 
 
@@ -61,14 +64,16 @@ class StoredTensor:
 
     def read(self) -> Tensor:
         """Its values, on the CPU, in memory of their own: nothing of the file stays mapped."""
-        content = bytearray(self.bytes)
-        with open(self.path, "rb") as file:
+        values = torch.empty(self.shape, dtype=self.dtype)
+        with open(self.path, "rb", buffering=0) as file:
             file.seek(self.start)
-            if file.readinto(content) != len(content):
-                raise OSError(f"{self.path} became shorter while it was read.")
-        if not content:
-            return torch.empty(self.shape, dtype=self.dtype)
-        return torch.frombuffer(content, dtype=self.dtype).view(self.shape)
+            left = _bytes_of(values)
+            while left:
+                count = file.readinto(left)
+                if not count:
+                    raise OSError(f"{self.path} became shorter while it was read.")
+                left = left[count:]
+        return values
 
 
 def stored_tensors(source: Source) -> list[StoredTensor] | None:
@@ -133,7 +138,7 @@ def write_again(
     change: Callable[[StoredTensor], Tensor | None],
     done: Callable[[int], None],
 ) -> None:
-    """Write a checkpoint's files again, tensor by tensor: in memory is one of them at a time.
+    """Write a checkpoint's files again, tensor by tensor: in memory are a few of them at a time.
 
     Args:
         stored: all tensors, file by file.
@@ -154,14 +159,26 @@ def write_again(
         name = path.name if len(by_file) > 1 else "model.safetensors"
         with open(folder / name, "wb") as file:
             file.write(_header(path, tensors, dtype))
-            for tensor in tensors:
-                file.write(_content(tensor, dtype, change))
+            contents = _in_order(lambda tensor: _content(tensor, dtype, change), tensors)
+            for tensor, content in zip(tensors, contents, strict=True):
+                file.write(content)
                 done(tensor.bytes)
                 places[tensor.name] = name
                 total += prod(tensor.shape) * _type_of(tensor, dtype).itemsize
     if len(by_file) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         write_json(folder / _INDEX, index)
+
+
+def _in_order(make: Callable[[StoredTensor], memoryview], tensors: Sequence[StoredTensor]) -> Iterator[memoryview]:
+    """What is made of each tensor, in order, a few of them ahead and side by side."""
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        ahead = deque(pool.submit(make, tensor) for tensor in tensors[:_AT_A_TIME])
+        for tensor in [*tensors[_AT_A_TIME:], *[None] * len(ahead)]:
+            content = ahead.popleft().result()
+            if tensor is not None:
+                ahead.append(pool.submit(make, tensor))
+            yield content
 
 
 def written_bytes(stored: Iterable[StoredTensor], dtype: torch.dtype) -> int:
@@ -173,15 +190,17 @@ def _type_of(tensor: StoredTensor, dtype: torch.dtype) -> torch.dtype:
     return dtype if tensor.dtype.is_floating_point else tensor.dtype
 
 
-def _content(
-    tensor: StoredTensor, dtype: torch.dtype, change: Callable[[StoredTensor], Tensor | None]
-) -> bytes | memoryview:
+def _content(tensor: StoredTensor, dtype: torch.dtype, change: Callable[[StoredTensor], Tensor | None]) -> memoryview:
     values = change(tensor)
     exact = tensor.read() if values is None else values
     rounded = exact.to(_type_of(tensor, dtype)).cpu().contiguous()
     if rounded.dtype == torch.float16 and not rounded.isfinite().all() and exact.isfinite().all():
         raise OverflowError(f"{tensor.name} holds values that float16 does not reach")
-    return rounded.reshape(-1).view(torch.uint8).numpy().data
+    return _bytes_of(rounded)
+
+
+def _bytes_of(values: Tensor) -> memoryview:
+    return values.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _header(path: Path, tensors: list[StoredTensor], dtype: torch.dtype) -> bytes:

@@ -284,7 +284,7 @@ def _bytes_of(merged: StreamedMerge | PreTrainedModel, job: _MergeJob) -> int:
 
 def _probe_streamed(model: nn.Module, job: _MergeJob) -> Tensor:
     # One text: every weight is read once.
-    return probe_logits(model, job.tokenizer, ("\n".join(PROBE),))
+    return probe_logits(model, job.tokenizer, PROBE[-1:])
 
 
 def _probe_written(path: Path, job: _MergeJob) -> Tensor:
