@@ -37,14 +37,7 @@ def made(tmp_path_factory):
             value.mul_(3)
     model.save_pretrained(folder / "base")
     AutoTokenizer.from_pretrained(TINY).save_pretrained(folder / "base")
-    kinds = (
-        "self_attn.q_proj",
-        "self_attn.k_proj",
-        "self_attn.v_proj",
-        "self_attn.o_proj",
-        "mlp.up_proj",
-        "mlp.down_proj",
-    )
+    kinds = [f"self_attn.{kind}_proj" for kind in "qkvo"] + ["mlp.up_proj", "mlp.down_proj"]
     names = [f"model.layers.{block}.{kind}" for block in range(3) for kind in kinds]
     ranks = {name: (0, 4, 1, 16, 8, 3, 4)[number % 7] for number, name in enumerate(names)}
     config = LoraConfig(
