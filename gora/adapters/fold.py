@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer, ParamWrapper
+from peft.tuners.lora import Linear, LoraLayer, ParamWrapper
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
@@ -38,8 +38,7 @@ def folded(layer: Any, weight: Tensor) -> Tensor:
     result = weight.to(torch.float32, copy=True)
     for name in layer.active_adapters:
         if name in layer.scaling:
-            delta: Tensor = layer.get_delta_weight(name).float()
-            result.add_(delta.to(result.device))
+            result.add_(_update(layer, name).to(result.device))
     for name in layer.active_adapters:
         if name in layer.lora_magnitude_vector:
             outputs = 0 if isinstance(layer.get_base_layer(), Conv1D) else 1
@@ -47,6 +46,17 @@ def folded(layer: Any, weight: Tensor) -> Tensor:
             norm = torch.linalg.norm(result, dim=outputs)
             result = (magnitude / norm).unsqueeze(outputs) * result
     return result
+
+
+def _update(layer: Any, name: str) -> Tensor:
+    """Scaling B A of one adapter in float32, as PEFT computes it; of a linear layer without its copy of the product."""
+    if type(layer) is not Linear:
+        delta: Tensor = layer.get_delta_weight(name).float()
+        return delta
+    held: Any = layer
+    factor_a, factor_b = held.lora_A[name].weight.float(), held.lora_B[name].weight.float()
+    product: Tensor = (factor_b @ factor_a).mul_(held.scaling[name])
+    return product.T if held.fan_in_fan_out else product
 
 
 @torch.no_grad()

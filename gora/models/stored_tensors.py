@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
+from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +64,12 @@ class StoredTensor:
         return prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> Tensor:
-        """Its values, on the CPU, in memory of their own: nothing of the file stays mapped."""
-        values = torch.empty(self.shape, dtype=self.dtype)
-        with open(self.path, "rb", buffering=0) as file:
-            file.seek(self.start)
-            left = _bytes_of(values)
-            while left:
-                count = file.readinto(left)
-                if not count:
-                    raise OSError(f"{self.path} became shorter while it was read.")
-                left = left[count:]
-        return values
+        """Its values, on the CPU: mapped from the file, privately, for as long as the tensor lives."""
+        if not self.bytes:
+            return torch.empty(self.shape, dtype=self.dtype)
+        with open(self.path, "rb") as file:
+            content = mmap(file.fileno(), 0, access=ACCESS_COPY)
+        return torch.frombuffer(content, dtype=self.dtype, count=prod(self.shape), offset=self.start).view(self.shape)
 
 
 def stored_tensors(source: Source) -> list[StoredTensor] | None:

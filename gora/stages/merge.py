@@ -34,6 +34,7 @@ from gora.adapters.load import (
 from gora.adapters.mergeable import incomplete_merge, unmergeable_base
 from gora.adapters.new_tokens import fold_tokens, token_ids
 from gora.adapters.save import ADAPTER_NOTE, BaseNote
+from gora.adapters.serving import model_commands
 from gora.adapters.streamed_merge import StreamedMerge
 from gora.data import padding_id
 from gora.errors import GoraError, InputError
@@ -129,6 +130,8 @@ def merge(
         f"merged    {destination}: {job.dtype}; largest difference of a logit to the adapter "
         f"{result.largest_difference:.2g} (largest logit {result.largest_logit:.3g})"
     )
+    if job.source.causal:
+        output.say("\n".join(f"serve     {command}" for command in model_commands(destination)))
     return result
 
 

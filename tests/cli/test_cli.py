@@ -168,6 +168,7 @@ def test_a_run_leaves_every_file_of_the_design_and_says_what_is_next(ran):
     assert f"{losses['base']:.4f} with the base model, {losses['final']:.4f} with the adapter" in done.stdout
     assert losses["final"] < losses["base"]
     assert "gora inspect-ranks runs/quickstart/plan.safetensors" in done.stdout
+    assert re.search("^serve     vllm serve .*runs/quickstart/merged$", done.stdout, re.MULTILINE)
 
 
 def test_the_terminal_is_free_of_the_libraries_own_lines(ran):
