@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from gora.core.ranks import Allocation, Rule
 from gora.errors import InputError
 from gora.files import parse_json, publish
 
@@ -68,6 +69,8 @@ class ModulePlan(_Record):
     """alpha / sqrt(rank); 0 for rank 0."""
     gradient_norm: float
     """Frobenius norm of the mean gradient."""
+    signal: float | None = None
+    """Which share of that norm is signal and not noise, from 0 to 1; None where it is not known."""
 
     @property
     def size(self) -> int:
@@ -90,6 +93,22 @@ class ModulePlan(_Record):
         return self.size * sum(self.shape)
 
 
+class Decision(_Record):
+    """What was decided, and on what grounds."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True, serialize_by_alias=True
+    )
+
+    value: Any
+    """Anything JSON can say."""
+    origin: Literal["recipe", "preset", "measured"] = Field(validation_alias="from", serialization_alias="from")
+    """Under `from` in the document."""
+    why: str = ""
+    curve: tuple[tuple[float, float], ...] = ()
+    """What was tried, and its loss, in order of what was tried."""
+
+
 class Plan(_Record):
     """A rank and a scaling for every target layer, and where they come from."""
 
@@ -102,6 +121,10 @@ class Plan(_Record):
     seed: int
     gamma: float
     init_a: str = "random"
+    step: str = "gradient"
+    """What gamma is a fraction of."""
+    scale: str = "mean"
+    balance: bool = False
     alpha: float
     reference_rank: int
     rank_min: int
@@ -109,6 +132,11 @@ class Plan(_Record):
     """None is unbounded."""
     importance: str
     budget: str
+    allocation: Allocation = "proportional"
+    temperature: float | None = None
+    """Of allocation softmax."""
+    decisions: dict[str, Decision] = {}
+    """What was not taken as the recipe has it, by setting such as `gora.gamma`."""
     modules: tuple[ModulePlan, ...]
 
     @model_validator(mode="after")
@@ -117,6 +145,22 @@ class Plan(_Record):
         if len(set(names)) != len(names):
             raise ValueError("a module is named twice")
         return self
+
+    def asked(self, setting: str, made: Any, wanted: Any) -> Any:
+        """What the plan was made with, as a recipe would have it: `auto` where that was asked for and is still.
+
+        Args:
+            setting: dotted key.
+            made: the value in the plan.
+            wanted: the value in the recipe.
+        """
+        measured = setting in self.decisions and self.decisions[setting].origin == "measured"
+        return "auto" if measured and wanted == "auto" else made
+
+    @property
+    def rule(self) -> Rule:
+        """How importances became shares of the budget."""
+        return Rule(self.allocation) if self.temperature is None else Rule(self.allocation, self.temperature)
 
     @property
     def adapted(self) -> tuple[ModulePlan, ...]:

@@ -89,7 +89,7 @@ def test_the_file_follows_the_published_format(tmp_path):
     assert document["format_version"] == 2
     assert document["rank_max"] is None
     assert {"model", "data", "steps", "seed", "gamma", "alpha", "reference_rank", "rank_min"} <= document.keys()
-    fields = {"name", "shape", "experts", "importance", "advantage", "rank", "scaling", "gradient_norm"}
+    fields = {"name", "shape", "experts", "importance", "advantage", "rank", "scaling", "gradient_norm", "signal"}
     assert document["modules"][0].keys() == fields
 
 

@@ -59,6 +59,21 @@ def names_of(model: nn.Module) -> str:
 # --- transformers -----------------------------------------------------------------------------------------------------
 
 
+def checkpoints_names_become_those_of_the_model() -> bool:
+    from transformers import MixtralConfig, MixtralForCausalLM
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    with torch.device("meta"):
+        model = MixtralForCausalLM(MixtralConfig(hidden_size=32, intermediate_size=8, num_hidden_layers=1))
+    changes = get_model_conversion_mapping(model)
+    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+    converters = [change for change in changes if isinstance(change, WeightConverter)]
+    stored = "model.layers.0.block_sparse_moe.experts.0.w1.weight"
+    own = model.state_dict()
+    return rename_source_key(stored, renamings, converters, model.base_model_prefix, own)[0] in own
+
+
 def trainer_runs_epochs() -> bool:
     from transformers import Trainer
 
@@ -171,19 +186,6 @@ def configuration_differs_by_architecture_only() -> bool:
     moved = LlamaConfig(attn_implementation="eager", dtype="bfloat16")
     moved._name_or_path = "elsewhere"
     return config_fingerprint(moved) == config_fingerprint(LlamaConfig())
-
-
-def names_in_files_are_translated() -> bool:
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    with torch.device("meta"):
-        sizes = {"vocab_size": 8, "hidden_size": 4, "intermediate_size": 4, "num_attention_heads": 2}
-        model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1))
-    known = all(isinstance(each, WeightConverter | WeightRenaming) for each in get_model_conversion_mapping(model))
-    found = rename_source_key("norm.weight", [], [], "model", model.state_dict())
-    return known and found == ("model.norm.weight", None)
 
 
 def families_map_to_classes() -> bool:
@@ -479,9 +481,9 @@ class Private:
 
 PRIVATE = [
     Private(
-        "transformers rename_source_key",
-        names_in_files_are_translated,
-        "a merge loads every model as a whole, or takes a weight for another one",
+        "transformers get_model_conversion_mapping and rename_source_key",
+        checkpoints_names_become_those_of_the_model,
+        "what a checkpoint holds beyond its model is not seen before training, and a merge loses it or is refused",
     ),
     Private(
         "transformers Trainer._run_epoch",
@@ -591,7 +593,7 @@ PRIVATE = [
     Private(
         "PEFT _peft_loraga_grad",
         lora_ga_takes_a_gradient,
-        "the method lora-ga starts as plain LoRA, without a word",
+        "the method lora-ga-peft starts as plain LoRA, without a word",
     ),
     Private(
         "peft.utils.other.get_pattern_key",

@@ -25,10 +25,10 @@ def refuse_unmergeable(recipe: Recipe, source: Source) -> None:
             f"--merge: an adapter of {method.title} cannot be folded into weights. Leave --merge out, or give another "
             "adapter.method."
         )
-    if streamable_model(source) is None and (lost := not_loaded(source)):
-        raise InputError(f"--merge: {incomplete_merge(recipe.model.name, lost)}")
     if (stored := stored_quantization(source.config)) is not None:
         raise InputError(f"--merge: {unmergeable_base(recipe.model.name, stored)}")
+    if streamable_model(source) is None and (lost := not_loaded(source)):
+        raise InputError(f"--merge: {incomplete_merge(recipe.model.name, lost)}")
 
 
 def incomplete_merge(name: str, lost: list[str]) -> str:

@@ -1,6 +1,5 @@
 """gora inspect-ranks"""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,24 +8,18 @@ import typer
 
 def inspect_ranks_command(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file, or a run folder that holds one.")],
+    other: Annotated[
+        Path | None, typer.Argument(metavar="[OTHER]", help="A second plan, to compare with the first rank by rank.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Write a picture: FILE.png or FILE.svg.")
     ] = None,
 ) -> None:
-    """Show the rank of every layer."""
-    from gora.plan import read_plan
-    from gora.report.ranks import rank_data, rank_report
-    from gora.runtime.console import output
+    """Show what a plan decided and the rank of every layer, or compare two plans."""
+    from gora.report.plan_views import show_plan, show_two_plans
 
-    document = read_plan(plan / "plan.safetensors" if plan.is_dir() else plan)
-    if plot is not None:
-        from gora.report.plot import plot_ranks
-
-        plot_ranks(document, plot)
-    if as_json:
-        typer.echo(json.dumps(rank_data(document), indent=2))
+    if other is not None:
+        show_two_plans(plan, other, as_json=as_json, plot=plot)
     else:
-        output.say(rank_report(document))
-    if plot is not None:
-        typer.echo(f"picture   {plot}", err=as_json)
+        show_plan(plan, as_json=as_json, plot=plot)

@@ -30,10 +30,15 @@ _AFTER = {
     "adapter.alpha",
     "adapter.dropout",
     "gora.gamma",
+    "gora.step",
+    "gora.scale",
     "gora.init_a",
+    "gora.balance",
     "gora.rank_min",
     "gora.rank_max",
     "gora.budget",
+    "gora.allocation",
+    "gora.temperature",
     "gora.importance",
 }
 _BEFORE_IN_TRAIN = {"train.micro_batch_size", "train.precision", "train.activation_checkpointing"}
@@ -79,7 +84,10 @@ def shared_passes(trials: Iterable[Trial], destination: Path) -> list[SharedPass
     """The passes of all runs that need a plan and are not the only one with their gradients."""
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
-        if METHODS[trial.recipe.adapter.method].needs_plan:
+        # A first step is tried on the model, which a plan from kept gradients is made without; and a pass that ends by
+        # itself may end elsewhere with other settings.
+        settings = trial.recipe.gora
+        if METHODS[trial.recipe.adapter.method].needs_plan and "auto" not in (settings.gamma, settings.steps):
             groups.setdefault(_identity(trial.recipe), []).append(trial)
     return [
         SharedPass(RunFolder(destination / "gradients" / f"seed={group[0].seed}-{identity}"), tuple(group))

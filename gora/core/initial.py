@@ -12,7 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-InitA = Literal["random", "gradient"]
+InitA = Literal["random", "gradient", "sign"]
+Step = Literal["gradient", "spectral", "weight", "weight-spectral"]
+Scale = Literal["mean", "exact"]
 _SUBSPACE_ITERATIONS = 6
 
 
@@ -22,15 +24,26 @@ class Start:
 
     Attributes:
         seed: seed of A.
-        gamma: size of the first step relative to the gradient.
+        gamma: size of the first step relative to what `step` names.
         alpha: scaling numerator.
-        init_a: A drawn at random, as in the paper, or in the leading directions of the gradient.
+        init_a: A drawn at random, as in the paper, or in the leading directions of the gradient or of its signs.
+        step: what the first step of a layer, s B A, is measured against: its gradient, |s B A|_F = gamma |G|_F;
+            nothing, |s B A|_2 = gamma in every layer (`spectral`); or its weight, |s B A|_F = gamma |W|_F (`weight`)
+            or |s B A|_2 = gamma |W|_2 (`weight-spectral`).
+        scale: whether a step against the gradient with a random A has its size on average (`mean`, as in the paper) or
+            in each layer (`exact`); every other step is exact.
+        balance: whether A and B share the singular values of the step, where A is not drawn.
+        weight_norm: the norm of the layer's W that the step is measured against, where it is.
     """
 
     seed: int
     gamma: float
     alpha: float
     init_a: InitA = "random"
+    step: Step = "gradient"
+    scale: Scale = "mean"
+    balance: bool = False
+    weight_norm: float | None = None
 
 
 class SingularFactorError(ValueError):
@@ -48,9 +61,50 @@ def initial_values(name: str, gradient: Tensor, rank: int, start: Start) -> tupl
     """
     if start.init_a == "random":
         factor_a = draw_a(name, rank, gradient.shape[1], start.seed)
-        return factor_a, solve_b(gradient, factor_a, start.gamma, start.alpha).cpu()
-    directions = leading_directions(gradient, rank)
-    return directions.cpu(), step_along(gradient, directions, start.gamma, start.alpha).cpu()
+        factor_b = solve_b(gradient, factor_a, start.gamma, start.alpha)
+        if start.step == "gradient" and start.scale == "mean":
+            return factor_a, factor_b.cpu()
+    else:
+        factor_a = leading_directions(gradient if start.init_a == "gradient" else gradient.sign(), rank)
+        factor_b = step_along(gradient, factor_a, start.gamma, start.alpha)
+        if start.step == "gradient" and not start.balance:
+            return factor_a.cpu(), factor_b.cpu()
+    factor_a, factor_b = sized(factor_a, factor_b, _wanted_size(gradient, start), start)
+    return factor_a.cpu(), factor_b.cpu()
+
+
+def sized(factor_a: Tensor, factor_b: Tensor, size: float, start: Start) -> tuple[Tensor, Tensor]:
+    """The same step in another size, float32; A changes only where it is to be balanced with B.
+
+    Args:
+        factor_a: A, (r, in), rows linearly independent.
+        factor_b: B, (out, r).
+        size: norm of s B A that is wanted.
+        start: says which norm, and whether A and B share the singular values of B A.
+    """
+    # With A^T = Q R, B A = (B R^T) Q^T has the norms and left singular vectors of a narrow matrix.
+    turned, triangle = torch.linalg.qr(factor_a.to(factor_b.device, torch.float64).T)
+    narrow = factor_b.double() @ triangle.T
+    order = 2 if start.step in ("spectral", "weight-spectral") else "fro"
+    now = scaling(start.alpha, len(factor_a)) * torch.linalg.matrix_norm(narrow, ord=order)
+    if not size or not now:
+        return factor_a, torch.zeros_like(factor_b)
+    if not start.balance:
+        return factor_a, (factor_b.double() * (size / now)).float()
+    left, values, right = torch.linalg.svd(narrow * (size / now), full_matrices=False)
+    roots = values.sqrt()
+    return (roots[:, None] * (right @ turned.T)).float().contiguous(), (left * roots).float().contiguous()
+
+
+def _wanted_size(gradient: Tensor, start: Start) -> float:
+    if start.step == "gradient":
+        return start.gamma * gradient.double().norm().item()
+    if start.step == "spectral":
+        # Where no gradient comes, there is no direction to step in.
+        return start.gamma
+    if start.weight_norm is None:
+        raise ValueError(f"a step of kind {start.step} needs the norm of the weight")
+    return start.gamma * start.weight_norm
 
 
 def scaling(alpha: float, rank: int) -> float:
@@ -83,22 +137,35 @@ def leading_directions(gradient: Tensor, rank: int) -> Tensor:
     """Leading right singular vectors of G as the rows of A, float32 (r, in), on the gradient's device.
 
     Each row has length 1/sqrt(3), which rows drawn by `draw_a` have on average. Not of the paper: a random A lets B
-    hold only what of G lies in r random directions, this one the best approximation of rank r. By subspace iteration
-    from the same matrix every time, the greatest entry of each row positive.
+    hold only what of G lies in r random directions, this one the best approximation of rank r.
 
     Args:
         gradient: G, the mean gradient, (out, in).
         rank: r, at most the smaller side of G.
     """
-    width = min(2 * rank, *gradient.shape)
-    drawn = torch.randn(gradient.shape[0], width, generator=torch.Generator().manual_seed(0))
-    single, basis = gradient.float(), drawn.to(gradient.device)
+    return (leading_components(gradient, rank)[2] / math.sqrt(3)).float().contiguous()
+
+
+def leading_components(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Leading singular triplets of a matrix, float64 on its device: U (out, count), S (count), V^T (count, in).
+
+    By subspace iteration from the same matrix every time, the greatest entry of each row of V^T positive.
+
+    Args:
+        matrix: (out, in).
+        count: how many, at most its smaller side.
+    """
+    width = min(2 * count, *matrix.shape)
+    drawn = torch.randn(matrix.shape[0], width, generator=torch.Generator().manual_seed(0))
+    single, basis = matrix.float(), drawn.to(matrix.device)
     for _ in range(_SUBSPACE_ITERATIONS):
         basis = torch.linalg.qr(single @ torch.linalg.qr(single.T @ basis).Q).Q
-    # In float64, so that the rows are orthogonal also where hardly anything of G is left.
-    rows = torch.linalg.svd(basis.double().T @ gradient.double(), full_matrices=False).Vh[:rank]
-    greatest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
-    return (rows * greatest.sign() / math.sqrt(3)).float().contiguous()
+    # In float64, so that the rows are orthogonal also where hardly anything of the matrix is left.
+    wide = basis.double()
+    left, values, rows = torch.linalg.svd(wide.T @ matrix.double(), full_matrices=False)
+    rows = rows[:count]
+    signs = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)).sign()
+    return wide @ left[:, :count] * signs.T, values[:count], rows * signs
 
 
 def step_along(gradient: Tensor, directions: Tensor, gamma: float, alpha: float) -> Tensor:

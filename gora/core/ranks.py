@@ -1,10 +1,33 @@
-"""Ranks from importances (paper, section 3.2): a shared budget is handed out in proportion to advantage."""
+"""Ranks from importances (paper, section 3.2): a shared budget, in proportion to advantage or tempered."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 Shape = tuple[int, int]
+Allocation = Literal["proportional", "equal", "sqrt", "softmax"]
+_NEARLY_HALF = 1e-9
+"""So much below a half is a half: gradients of another size change the last digits of a share, and no rank."""
+_EQUAL = 1e-9
+"""Shares that differ by less, relatively, differ by rounding: a softmax would tell them apart as any others."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How importances become shares of the budget.
+
+    Attributes:
+        allocation: `proportional` to the importance, as in the paper; `equal` ranks; in proportion to its root
+            (`sqrt`); or `softmax` of the importances between 0 for the least and 1 for the greatest.
+        temperature: T of the softmax, which gives the most important layer e^(1/T) times what the least gets.
+    """
+
+    allocation: Allocation = "proportional"
+    temperature: float = 0.5
+
+
+PAPER = Rule()
 
 
 @dataclass(frozen=True)
@@ -40,6 +63,7 @@ def allocate(
     reference_rank: int,
     bounds: RankBounds,
     sizes: Sequence[int] = (),
+    rule: Rule = PAPER,
 ) -> list[int]:
     """Ranks as in the paper: r_l = clip(round(b a_l / sqrt(m_l + n_l)), r_min, r_max), halves up.
 
@@ -52,12 +76,49 @@ def allocate(
         reference_rank: r_ref.
         bounds: r_min and r_max.
         sizes: how many matrices share each rank; empty where every layer has one.
+        rule: what takes the place of a_l, if not the paper's.
 
     Raises:
         ValueError: see `advantages`.
     """
-    wanted = unclipped_ranks(advantages(importances), shapes, reference_rank, sizes)
+    wanted = unclipped_ranks(shares_of(importances, shapes, rule, sizes), shapes, reference_rank, sizes)
     return [bounds.clip(rank, shape) for rank, shape in zip(wanted, shapes, strict=True)]
+
+
+def shares_of(
+    importances: Sequence[float], shapes: Sequence[Shape], rule: Rule = PAPER, sizes: Sequence[int] = ()
+) -> list[float]:
+    """Share of each layer in the budget, of a group that of all its members.
+
+    Args:
+        importances, shapes, sizes: see `allocate`.
+        rule: how shares follow from importances.
+
+    Raises:
+        ValueError: see `advantages`.
+    """
+    proportional = advantages(importances)
+    if rule.allocation == "proportional":
+        return proportional
+    if rule.allocation == "equal":
+        weights = _costs(shapes, sizes)
+    else:
+        members = sizes or [1] * len(shapes)
+        # What a member of a group is worth is tempered, and the group gets as many times as much.
+        each = [share / size for share, size in zip(proportional, members, strict=True)]
+        weights = [size * value for size, value in zip(members, _tempered(each, rule), strict=True)]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
+
+
+def _tempered(shares: Sequence[float], rule: Rule) -> list[float]:
+    if rule.allocation == "sqrt":
+        return [math.sqrt(share) for share in shares]
+    least, spread = min(shares), max(shares) - min(shares)
+    if spread <= _EQUAL * max(shares):
+        return [1.0] * len(shares)
+    # From e^(-1/T) to 1, so that a low temperature does not overflow.
+    return [math.exp(((share - least) / spread - 1) / rule.temperature) for share in shares]
 
 
 def unclipped_ranks(
@@ -66,7 +127,7 @@ def unclipped_ranks(
     """The paper's ranks before the bounds: round(b a_l / sqrt(m_l + n_l)), halves up.
 
     Args:
-        shares: a_l, see `advantages`.
+        shares: a_l, see `shares_of`.
         shapes: (m_l, n_l) of each layer, in either order.
         reference_rank: r_ref.
         sizes: see `allocate`.
@@ -81,16 +142,17 @@ def allocate_parameters(
     reference_rank: int,
     bounds: RankBounds,
     sizes: Sequence[int] = (),
+    rule: Rule = PAPER,
 ) -> list[int]:
     """As `allocate`, with b chosen so that the trainable parameters come nearest to LoRA's at r_ref.
 
     Clipping and rounding make the count of `allocate` drift from the aim; here b is found by bisection, in which the
-    count never falls when b grows.
+    count never falls when b grows. What is left over is less than one rank of the layers that would be next.
 
     Raises:
         ValueError: see `advantages`.
     """
-    shares, costs = advantages(importances), _costs(shapes, sizes)
+    shares, costs = shares_of(importances, shapes, rule, sizes), _costs(shapes, sizes)
     aim = adapter_parameters(shapes, [reference_rank] * len(shapes), sizes)
 
     def ranks_at(budget: float) -> list[int]:
@@ -138,4 +200,4 @@ def _unclipped(budget: float, shares: Sequence[float], costs: Sequence[float]) -
 
 
 def _round_half_up(value: float) -> int:
-    return math.floor(value + 0.5) if math.isfinite(value) else 2**62
+    return math.floor(value + 0.5 + _NEARLY_HALF) if math.isfinite(value) else 2**62

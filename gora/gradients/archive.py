@@ -16,11 +16,12 @@ from gora import manifest
 from gora.core.importance import Importance, importance
 from gora.core.initial import Start, initial_values
 from gora.errors import InputError
-from gora.gradients.statistics import WholeStatistics
+from gora.gradients.statistics import Norm, WholeStatistics
 from gora.gradients.storage import read_document, read_shard, write_shards
 
 ArchiveType = Literal["bf16", "fp32"]
 _TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_NORMS: tuple[Norm, ...] = ("frobenius", "spectral")
 _WEIGHTED: tuple[Importance, ...] = ("sensitivity", "nuclear-product")
 
 
@@ -47,6 +48,7 @@ def archive_gradients(
         name: {
             "shape": list(shape),
             "norm": statistics.gradient_norm(name),
+            "weight_norms": {kind: statistics.weight_norm(name, kind) for kind in _NORMS},
             **{weighted: statistics.importance(name, weighted) for weighted in _WEIGHTED},
         }
         for name, shape in names.items()
@@ -98,6 +100,20 @@ class ArchivedStatistics:
     def gradient_norm(self, name: str) -> float:
         """See `Statistics`."""
         return float(self._layers[name]["norm"])
+
+    def weight_norm(self, name: str, kind: Norm) -> float:
+        """See `Statistics`.
+
+        Raises:
+            InputError: an earlier gora has kept the gradients, without norms of weights.
+        """
+        try:
+            return float(self._layers[name]["weight_norms"][kind])
+        except (KeyError, TypeError, ValueError):
+            raise InputError(
+                f"{self._folder} does not say how large the weights are, which gora.step needs. Make it again with "
+                "`gora precompute --keep-gradients`."
+            ) from None
 
     def factors(self, name: str, rank: int, start: Start) -> tuple[Tensor, Tensor]:
         """See `Statistics`."""

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from gora import manifest
 from gora.disk import size_of
 from gora.errors import InputError
-from gora.gradients.collect import Progress
+from gora.gradients.progress import Progress
 from gora.gradients.storage import read_document, read_shards, write_shards
 from gora.gradients.sums import Sums
 
+_CPU = torch.device("cpu")
 _SECONDS_BETWEEN = 180.0
 # Saving may take a twentieth of the time at most, however large the sums are.
 _TIMES_AS_LONG = 20.0
+_HALF = "half:"
+"""In front of the key of what is kept of the first half; no layer is called so."""
 
 
 class NoCheckpoint:
@@ -44,6 +49,7 @@ class PassCheckpoint:
         identity: what the collection is of; sums of another one are refused.
         stop: the signal that asks to stop, or None.
         interrupt: raises the end of the collection, told of the signal and of how many micro-batches are saved.
+        device: where what is kept of the first half goes.
     """
 
     def __init__(
@@ -52,7 +58,9 @@ class PassCheckpoint:
         identity: dict[str, Any],
         stop: Callable[[], int | None],
         interrupt: Callable[[int, int], None],
+        device: torch.device = _CPU,
     ) -> None:
+        self._device = device
         self._folder, self._identity = folder, identity
         self._stop, self._interrupt = stop, interrupt
         self._pause = _SECONDS_BETWEEN
@@ -65,8 +73,11 @@ class PassCheckpoint:
     def save(self, sums: Sums, progress: Progress) -> None:
         """Publish sums and progress; then end the collection if a stop is asked for."""
         start = time.monotonic()
-        document = {"identity": self._identity, "progress": asdict(progress)}
-        saved = ((key, sums.read(key)) for key in sums.keys())  # noqa: SIM118
+        said = {"cursor": progress.cursor, "left_out": progress.left_out, "idle": progress.idle}
+        watched = {"seen": progress.seen, "half_counted": progress.half_counted, "cosine": progress.cosine}
+        document = {"identity": self._identity, "progress": said | watched}
+        halves = ((f"{_HALF}{key}", half) for key, half in progress.half.items())
+        saved = chain(((key, sums.read(key)) for key in sums.keys()), halves)  # noqa: SIM118
         # The next one takes as much as the one before, which stays until then.
         write_shards(self._folder, saved, document, needed=size_of(self._folder) or None)
         self._last = time.monotonic()
@@ -87,9 +98,13 @@ class PassCheckpoint:
         manifest.verify(self._folder, "Start the gradient pass over with --overwrite.")
         document = read_document(self._folder)
         self._refuse_stranger(document.get("identity"))
+        progress = self._progress(document)
         for key, tensor in read_shards(self._folder):
-            sums.write(key, tensor)
-        return self._progress(document)
+            if key.startswith(_HALF):
+                progress.half[key.removeprefix(_HALF)] = tensor.to(self._device)
+            else:
+                sums.write(key, tensor)
+        return progress
 
     def saved_rounds(self) -> int:
         """How many rounds are in the sums that were saved last."""
@@ -99,7 +114,17 @@ class PassCheckpoint:
         try:
             saved = document["progress"]
             left_out = {int(index): str(reason) for index, reason in saved["left_out"].items()}
-            return Progress(int(saved["cursor"]), left_out, int(saved["idle"]))
+            # An earlier gora has saved no more than these three.
+            seen = {int(count): dict(found) for count, found in saved.get("seen", {}).items()}
+            half_counted = int(saved.get("half_counted", 0))
+            return Progress(
+                cursor=int(saved["cursor"]),
+                left_out=left_out,
+                idle=int(saved["idle"]),
+                seen=seen,
+                half_counted=half_counted,
+                cosine=float(saved.get("cosine", 1.0)),
+            )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(
                 f"{self._folder} does not say how far the gradient pass had come ({error!r}). Start it over with "

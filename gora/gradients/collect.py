@@ -17,7 +17,9 @@ from gora.errors import GoraError
 from gora.gradients.attach import Attachment
 from gora.gradients.losses import Losses
 from gora.gradients.probe import Probe
+from gora.gradients.progress import Progress
 from gora.gradients.sums import Sums, all_finite
+from gora.gradients.watch import NoWatch, Watch
 
 Batch = Mapping[str, Tensor]
 _TOLERATED = 0.1
@@ -30,26 +32,6 @@ class Step:
     index: int
     loss: float
     """Mean loss over the micro-batch's supervised tokens."""
-
-
-@dataclass
-class Progress:
-    """How far a collection has come: what is saved beside the sums.
-
-    Attributes:
-        cursor: how many rounds have been made.
-        left_out: micro-batches that hold NaN or infinity, with the reason.
-        idle: rounds in which there was no micro-batch for this process.
-    """
-
-    cursor: int = 0
-    left_out: dict[int, str] = field(default_factory=dict)
-    idle: int = 0
-
-    @property
-    def counted(self) -> int:
-        """How many micro-batches of this process were looked at and not left out."""
-        return self.cursor - self.idle - len(self.left_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +93,7 @@ class Collection:
         rows_of: names the rows of a micro-batch, for messages.
         recorder: records a faster way to run the micro-batch of an index, which adds it and gives its loss. May fail
             with a RuntimeError; None where there is no such way.
+        watch: is asked after every round whether to stop.
     """
 
     attachment: Attachment
@@ -122,6 +105,7 @@ class Collection:
     on_step: Callable[[Step], Any] = lambda step: None
     rows_of: Callable[[int], str] = "micro-batch {}".format
     recorder: Callable[[], Callable[[int], Tensor]] | None = None
+    watch: Watch = field(default_factory=NoWatch)
 
     def run(self) -> Progress:
         """Collect over all micro-batches.
@@ -158,11 +142,17 @@ class Collection:
             progress.cursor += 1
             self.sums.settle()
             self._refuse_not_finite(not self._tell(losses.ready()))
+            if self._enough(progress):
+                break
             if self.pace.agree(self.checkpoint.due()):
                 self._finish(losses)
                 self.checkpoint.save(self.sums, progress)
         self._finish(losses)
         return progress
+
+    def _enough(self, progress: Progress) -> bool:
+        progress.stopped = self.watch.look(progress, self.sums)
+        return bool(progress.stopped)
 
     def _refuse_passing_by(self) -> None:
         if self.pace.computes_together:
@@ -243,6 +233,8 @@ class Collection:
                 self._add(index, Losses())
             progress.cursor += 1
             self.sums.settle()
+            if self._enough(progress):
+                break
             if self.pace.agree(self.checkpoint.due()):
                 self.sums.settle(now=True)
                 self.checkpoint.save(self.sums, progress)

@@ -10,7 +10,7 @@ from torch import Tensor
 from gora.core.importance import Importance, importance
 from gora.core.initial import Start
 from gora.gradients.sharded import Link
-from gora.gradients.statistics import SummedStatistics
+from gora.gradients.statistics import Norm, SummedStatistics, norm_of
 from gora.gradients.sums import Shape
 
 
@@ -63,6 +63,10 @@ class DistributedStatistics:
                 {layer: self._own.gradient_norm(layer) for layer in self._shapes if self._owns(layer)}
             )
         return self._norms[name]
+
+    def weight_norm(self, name: str, kind: Norm) -> float:
+        """See `Statistics`. Every process has the weight, or gathers it: none waits for another's answer."""
+        return norm_of(self._weight_of(name), kind)
 
     def factors(self, name: str, rank: int, start: Start) -> tuple[Tensor, Tensor]:
         """See `Statistics`."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gora.core.importance import Importance
 from gora.core.initial import Start, draw_a, solve_projected
+from gora.gradients.statistics import Norm, norm_of
 from gora.gradients.sums import DeviceSums, Shape
 
 
@@ -107,6 +108,10 @@ class SampledStatistics:
         key = self._keys[name]
         sampled = self.sums.read(f"{key}:rows")
         return sampled.norm().item() / self.counted * math.sqrt(self._shapes[key][0] / len(sampled))
+
+    def weight_norm(self, name: str, kind: Norm) -> float:
+        """See `Statistics`."""
+        return norm_of(self._weight_of(name), kind)
 
     def factors(self, name: str, rank: int, start: Start) -> tuple[Tensor, Tensor]:
         """See `Statistics`. Layers that share a weight share A too."""

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 from gora.core.importance import Importance, importance
-from gora.core.initial import Start, initial_values
+from gora.core.initial import Start, initial_values, leading_components
 from gora.gradients.sums import Sums
+
+Norm = Literal["frobenius", "spectral"]
+
+
+def norm_of(weight: Tensor, kind: Norm) -> float:
+    """Norm of a weight, (out, in); the spectral one by subspace iteration, to about a percent from below."""
+    if kind == "frobenius":
+        return weight.float().norm().item()
+    return leading_components(weight.float(), min(8, *weight.shape))[1][0].item()
 
 
 class Statistics(Protocol):
@@ -21,6 +30,10 @@ class Statistics(Protocol):
 
     def gradient_norm(self, name: str) -> float:
         """Frobenius norm of G."""
+        ...
+
+    def weight_norm(self, name: str, kind: Norm) -> float:
+        """Norm of W."""
         ...
 
     def factors(self, name: str, rank: int, start: Start) -> tuple[Tensor, Tensor]:
@@ -62,6 +75,10 @@ class SummedStatistics:
     def gradient_norm(self, name: str) -> float:
         """See `Statistics`."""
         return self.sums.read(self._keys[name]).norm().item() / self.counted
+
+    def weight_norm(self, name: str, kind: Norm) -> float:
+        """See `Statistics`."""
+        return norm_of(self._weight_of(name), kind)
 
     def factors(self, name: str, rank: int, start: Start) -> tuple[Tensor, Tensor]:
         """See `Statistics`."""

@@ -7,7 +7,8 @@ from gora.gradients.checkpoint import PassCheckpoint
 from gora.gradients.collect import Pace
 from gora.gradients.storage import read_document
 from gora.plan import ModelIdentity
-from gora.recipe.derived import micro_batch_size
+from gora.recipe.derived import gradient_steps, micro_batch_size
+from gora.recipe.schema import Recipe
 from gora.runs.context import RunContext
 from gora.runtime.interrupt import StopRequest
 
@@ -37,12 +38,12 @@ def pass_checkpoint(
     low_memory: bool,
 ) -> PassCheckpoint:
     """What saves the sums of a pass, and brings back those of an unfinished one."""
-    world, steps, folder = context.world, context.recipe.gora.steps, context.folder
+    world, steps, folder = context.world, gradient_steps(context.recipe), context.folder
     identity = {
         "model": model.config,
         "weights": model.weights,
         "data": context.data.fingerprint,
-        "steps": steps,
+        **_steps(context.recipe),
         "micro_batch_size": micro_batch_size(context.recipe),
         "seed": context.recipe.seed,
         "precision": context.precision,
@@ -63,9 +64,23 @@ def pass_checkpoint(
         # Processes in step stop together, also where the signal has not yet reached all of them.
         return world.most(request.number or 0) or None if in_step else request.number
 
-    checkpoint = PassCheckpoint(folder.pass_checkpoint_of(world.index, world.size), identity, stop, interrupt)
+    checkpoint = PassCheckpoint(
+        folder.pass_checkpoint_of(world.index, world.size), identity, stop, interrupt, context.device
+    )
     if in_step and len(set(world.gather(checkpoint.saved_rounds()))) > 1:
         raise InputError(
             f"{folder.pass_checkpoint} was being written when the run ended, and is incomplete. Add --overwrite."
         )
     return checkpoint
+
+
+def _steps(recipe: Recipe) -> dict[str, object]:
+    """How many micro-batches are summed, and what decides when it is enough."""
+    settings = recipe.gora
+    if settings.steps != "auto":
+        return {"steps": settings.steps}
+    decided_by = ("settled", "tolerance", "importance")
+    ranks = ("allocation", "temperature", "budget", "rank_min", "rank_max")
+    watched = decided_by + (ranks if settings.settled == "start" else ())
+    rank = {"rank": recipe.adapter.rank} if settings.settled == "start" else {}
+    return {"steps": "auto", **{name: getattr(settings, name) for name in watched}, **rank}

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from gora import __version__
 from gora.core.initial import Start, scaling
 from gora.core.ranks import allocate, allocate_parameters
-from gora.errors import GoraError
-from gora.gradients.statistics import Statistics
+from gora.errors import GoraError, InputError
+from gora.gradients.statistics import Norm, Statistics
 from gora.models.experts import member_names
-from gora.plan import DataIdentity, Factors, ModelIdentity, ModulePlan, Plan
-from gora.recipe.derived import rank_bounds
-from gora.recipe.schema import Recipe
+from gora.plan import DataIdentity, Decision, Factors, ModelIdentity, ModulePlan, Plan
+from gora.recipe.derived import allocation_rule, first_gamma, rank_bounds
+from gora.recipe.schema import GoraSection, Recipe
 from gora.runtime.console import output
 from gora.runtime.progress import Meter
+
+_BUDGET_MET = 0.005
+_DECIDED = ("allocation", "importance", "init_a", "step", "gamma", "steps")
+"""Settings that a plan says first, whoever decided them."""
+_NORM_OF_STEP: Mapping[str, Norm] = {"weight": "frobenius", "weight-spectral": "spectral"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +33,12 @@ class PassInputs:
     Attributes:
         model: the base model.
         data: the training rows.
-        steps: N, micro-batches asked for.
+        steps: N, micro-batches asked for, or run where they were found to be enough.
         micro_batch_size: rows in each.
         seed: which rows, in which order.
         experts: how many experts each group has that gets one rank, by its name.
+        stopped: why there were no more micro-batches; empty where all were run that were asked for.
+        signal, above_noise: `share` and `above` of `Signal`.
     """
 
     model: ModelIdentity
@@ -40,6 +47,9 @@ class PassInputs:
     micro_batch_size: int
     seed: int
     experts: Mapping[str, int] = field(default_factory=dict)
+    stopped: str = ""
+    signal: Mapping[str, float] = field(default_factory=dict)
+    above_noise: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +70,11 @@ class _Group:
 
 
 def make_plan(
-    recipe: Recipe, inputs: PassInputs, shapes: Mapping[str, tuple[int, int]], statistics: Statistics
+    recipe: Recipe,
+    inputs: PassInputs,
+    shapes: Mapping[str, tuple[int, int]],
+    statistics: Statistics,
+    measured: Mapping[str, Decision] | None = None,
 ) -> tuple[Plan, Factors]:
     """Ranks, scaling, A and B of every target.
 
@@ -71,24 +85,20 @@ def make_plan(
         inputs: what the statistics are of.
         shapes: (out, in) of every linear layer and of every expert.
         statistics: answers about their mean gradients.
+        measured: what was decided for settings that the recipe leaves open; a gamma that is still open begins its
+            search.
 
     Raises:
-        GoraError: no gradient reaches any target.
+        GoraError: no gradient reaches any target, or nothing of them is above their noise.
+        InputError: an importance is asked for that cannot be had of these gradients.
     """
-    settings, adapter = recipe.gora, recipe.adapter
+    settings, adapter, measured = recipe.gora, recipe.adapter, measured or {}
     groups = _groups(shapes, inputs.experts)
-    importances = [
-        math.fsum(statistics.importance(name, settings.importance) for name in group.members) for group in groups
-    ]
-    bounds = rank_bounds(settings, adapter)
-    choose_ranks = allocate_parameters if settings.budget == "parameters" else allocate
+    importances = [_importance(group, settings, inputs, statistics) for group in groups]
+    bounds, rule = rank_bounds(settings, adapter), allocation_rule(settings)
     try:
         ranks = choose_ranks(
-            importances,
-            [group.shape for group in groups],
-            adapter.rank,
-            bounds,
-            [len(group.members) for group in groups],
+            recipe, importances, [group.shape for group in groups], [len(group.members) for group in groups]
         )
     except ValueError as error:
         raise GoraError(f"No ranks can be chosen: {error}.") from None
@@ -104,10 +114,21 @@ def make_plan(
             rank=rank,
             scaling=scaling(adapter.alpha, rank) if rank else 0.0,
             gradient_norm=math.hypot(*(statistics.gradient_norm(name) for name in group.members)),
+            signal=inputs.signal.get(group.name),
         )
         for group, value, rank in zip(groups, importances, ranks, strict=True)
     )
-    factors = _factors(groups, ranks, statistics, Start(recipe.seed, settings.gamma, adapter.alpha, settings.init_a))
+    gamma = float(measured["gora.gamma"].value) if "gora.gamma" in measured else first_gamma(settings)
+    start = Start(
+        seed=recipe.seed,
+        gamma=gamma,
+        alpha=adapter.alpha,
+        init_a=settings.init_a,
+        step=settings.step,
+        scale=settings.scale,
+        balance=settings.balance,
+    )
+    factors = _factors(groups, ranks, statistics, start)
     plan = Plan(
         gora_version=__version__,
         model=inputs.model,
@@ -115,17 +136,74 @@ def make_plan(
         steps=inputs.steps,
         micro_batch_size=inputs.micro_batch_size,
         seed=recipe.seed,
-        gamma=settings.gamma,
+        gamma=gamma,
         init_a=settings.init_a,
+        step=settings.step,
+        scale=settings.scale,
+        balance=settings.balance,
         alpha=adapter.alpha,
         reference_rank=adapter.rank,
         rank_min=bounds.smallest,
         rank_max=bounds.largest,
         importance=settings.importance,
         budget=settings.budget,
+        allocation=rule.allocation,
+        temperature=rule.temperature if rule.allocation == "softmax" else None,
+        decisions={**_as_asked(settings), **_of_pass(settings, inputs), **measured},
         modules=modules,
     )
+    _say_budget(plan)
     return plan, factors
+
+
+def _as_asked(settings: GoraSection) -> dict[str, Decision]:
+    """What the recipe itself decides about ranks, start and the pass."""
+    values = {f"gora.{name}": getattr(settings, name) for name in _DECIDED}
+    return {key: Decision(value=value, origin="recipe") for key, value in values.items() if value != "auto"}
+
+
+def _of_pass(settings: GoraSection, inputs: PassInputs) -> dict[str, Decision]:
+    """How many micro-batches there were, where the recipe left it open."""
+    if settings.steps != "auto":
+        return {}
+    why = inputs.stopped or "nothing had settled before"
+    return {"gora.steps": Decision(value=inputs.steps, origin="measured", why=why)}
+
+
+def _say_budget(plan: Plan) -> None:
+    """Whole ranks and bounds do not let every count be met; where it was asked for, a miss is said."""
+    miss = plan.parameters / plan.lora_parameters - 1 if plan.lora_parameters else 0.0
+    if plan.budget == "parameters" and abs(miss) > _BUDGET_MET:
+        output.warn(
+            f"{plan.parameters:,} parameters are {abs(miss):.1%} {'above' if miss > 0 else 'below'} LoRA's at rank "
+            f"{plan.reference_rank} ({plan.lora_parameters:,}), the nearest that whole ranks from {plan.rank_min} to "
+            f"{plan.rank_max or 'the width of a layer'} come to. Widen the bounds (gora.rank_min, gora.rank_max)."
+        )
+
+
+def _importance(group: _Group, settings: GoraSection, inputs: PassInputs, statistics: Statistics) -> float:
+    kind = settings.importance
+    if kind != "above-noise":
+        return math.fsum(statistics.importance(name, kind) for name in group.members)
+    if group.name not in inputs.above_noise:
+        raise InputError(
+            "gora.importance: above-noise compares two halves of the gradients, which were not kept here. It needs two "
+            "micro-batches at least, and gradients that this gora has collected."
+        )
+    return inputs.above_noise[group.name]
+
+
+def choose_ranks(
+    recipe: Recipe, importances: Sequence[float], shapes: Sequence[tuple[int, int]], sizes: Sequence[int] = ()
+) -> list[int]:
+    """The ranks that a recipe gives to importances; see `allocate`.
+
+    Raises:
+        ValueError: the importances say nothing.
+    """
+    choose = allocate_parameters if recipe.gora.budget == "parameters" else allocate
+    bounds, rule = rank_bounds(recipe.gora, recipe.adapter), allocation_rule(recipe.gora)
+    return choose(importances, shapes, recipe.adapter.rank, bounds, sizes, rule)
 
 
 def _groups(shapes: Mapping[str, tuple[int, int]], experts: Mapping[str, int]) -> list[_Group]:
@@ -142,7 +220,7 @@ def _factors(groups: Sequence[_Group], ranks: Sequence[int], statistics: Statist
     factors: Factors = {}
     with Meter(output, "values", len(adapted)) as meter:
         for group, rank in adapted:
-            pairs = [statistics.factors(name, rank, start) for name in group.members]
+            pairs = [statistics.factors(name, rank, _of_layer(start, name, statistics)) for name in group.members]
             if group.experts is None:
                 (factors[group.name],) = pairs
             else:
@@ -150,3 +228,9 @@ def _factors(groups: Sequence[_Group], ranks: Sequence[int], statistics: Statist
                 factors[group.name] = torch.stack(each_a), torch.stack(each_b)
             meter.advance()
     return factors
+
+
+def _of_layer(start: Start, name: str, statistics: Statistics) -> Start:
+    """With the norm of the layer's weight, where the step is measured against it."""
+    kind = _NORM_OF_STEP.get(start.step)
+    return start if kind is None else replace(start, weight_norm=statistics.weight_norm(name, kind))

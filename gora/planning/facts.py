@@ -15,7 +15,7 @@ from gora.models.targets import kind_of
 from gora.planning.memory_advice import Stage
 from gora.planning.workload import Workload, sharing_of
 from gora.recipe import accumulation_steps
-from gora.recipe.derived import micro_batch_size, recomputes_activations, training_micro_batch_size
+from gora.recipe.derived import gradient_steps, micro_batch_size, recomputes_activations, training_micro_batch_size
 from gora.runs.context import RunContext
 from gora.runtime.engine import NAMES, Engine
 
@@ -52,7 +52,9 @@ def row_facts(context: RunContext) -> dict[str, Any]:
     rows, counts = context.data.train, context.data.counts
     lengths = sorted(rows.lengths)
     shares = {name: lengths[min(len(lengths) - 1, len(lengths) * share // 100)] for name, share in _SHARES.items()}
+    mixture = rows.mixture
     return {
+        **({"per_epoch": mixture.per_epoch, "sources": [asdict(each) for each in mixture.shares]} if mixture else {}),
         "train": asdict(counts.train),
         "eval": asdict(counts.eval) if counts.eval else None,
         "summary": counts.summary(),
@@ -68,7 +70,7 @@ def pass_facts(context: RunContext) -> dict[str, Any]:
         "micro_batch_size": training_micro_batch_size(recipe.train),
         "accumulation": accumulation_steps(recipe.train, context.processes),
         "activation_checkpointing": recomputes_activations(recipe.train),
-        "gradient_micro_batches": recipe.gora.steps if METHODS[recipe.adapter.method].needs_plan else 0,
+        "gradient_micro_batches": gradient_steps(recipe) if METHODS[recipe.adapter.method].needs_plan else 0,
         "gradient_micro_batch_size": micro_batch_size(recipe),
     }
 

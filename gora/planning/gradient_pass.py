@@ -14,18 +14,22 @@ from torch import no_grad as without_gradients
 from gora.errors import InputError
 from gora.gradients.attach import Attachment
 from gora.gradients.checkpoint import PassCheckpoint
-from gora.gradients.collect import Collection, Pace, Progress, Step, refuse_too_many
+from gora.gradients.collect import Collection, Pace, Step, refuse_too_many
 from gora.gradients.distributed_statistics import DistributedStatistics
+from gora.gradients.halves import Projection, at_half, at_power
+from gora.gradients.progress import Progress
 from gora.gradients.replay import LONGEST, Replay
 from gora.gradients.sampled import SampledStatistics
 from gora.gradients.sharded import reduce_to_owners
 from gora.gradients.statistics import SummedStatistics
 from gora.gradients.sums import DeviceSums, Sums
+from gora.gradients.watch import Gathered, HalfWatch, NoWatch, SettlingWatch, Signal, Watch, signal_of
 from gora.models.checkpointing import recomputing_activations
 from gora.models.experts import Matrix, Target, matrices_of
 from gora.models.targets import weight_of, weight_shape
 from gora.plan import ModelIdentity
 from gora.planning.checkpoint import pass_checkpoint, saved_as_shards
+from gora.planning.decisions import choose_ranks
 from gora.planning.micro_batches import MicroBatches
 from gora.planning.placement import SumsPlacement, make_sampled_sums, make_sums
 from gora.recipe.derived import recomputes_activations
@@ -45,6 +49,9 @@ class Collected:
         statistics: answers about the mean gradients; the same in every process.
         counted: micro-batches in the mean.
         facts: what was done where and how fast, for `results.json`.
+        steps: micro-batches that were run, those included that were left out.
+        stopped: why no more were; empty where all were run that were asked for.
+        signal: what of the mean gradients is signal and not noise.
         seconds: time of the micro-batches and of the sum over processes, without the trial pass before them.
     """
 
@@ -52,6 +59,9 @@ class Collected:
     counted: int
     seconds: float
     facts: dict[str, Any]
+    steps: int
+    stopped: str
+    signal: Signal
 
 
 def collect_gradients(
@@ -70,9 +80,11 @@ def collect_gradients(
         InputError: saved sums are of another run.
     """
     batches = MicroBatches(context, model)
-    if batches.steps * batches.size > len(context.data.train):
+    if batches.steps * batches.size > context.data.train.per_epoch:
         asked = f"{batches.steps} micro-batches of {batches.size} rows"
-        output.warn(f"{asked} are asked for, {len(context.data.train)} rows are there: some are used more than once.")
+        output.warn(
+            f"{asked} are asked for, {context.data.train.per_epoch} rows are there: some are used more than once."
+        )
     matrices = matrices_of(targets)
     attachment = Attachment(model, matrices)
     if context.engine.shards_weights and not attachment.all_tapped:
@@ -90,16 +102,23 @@ def collect_gradients(
         else:
             placed = make_sums(context, attachment, matrices, batches, saved_as_shards(context))
         pace, sharded = _pace(context, batches, placed.sharded), placed.sharded
+        gathered = _gathered(context, attachment, placed)
+        projection = _projection(context, attachment, matrices)
+        watch = _watch(context, gathered, projection, matrices, batches.steps, low_memory=low_memory)
         checkpoint = pass_checkpoint(context, identity, request, pace, sharded=sharded, low_memory=low_memory)
         start = time.monotonic()
-        progress, rate = _run(context, attachment, batches, placed.sums, pace, checkpoint)
+        progress, rate = _run(context, attachment, batches, placed.sums, pace, checkpoint, watch)
+    signal = Signal() if isinstance(watch, NoWatch) else signal_of(gathered, projection, progress, placed.sums)
     counted, left_out = _all_together(context, progress)
     for index, reason in sorted(left_out.items()):
         output.warn(f"micro-batch {index} is left out: {reason}")
     refuse_too_many(left_out, batches.steps)
     processes = f" in {context.world.size} processes" if context.world.size > 1 else ""
+    steps = min(progress.cursor * context.world.size, batches.steps) if progress.stopped else batches.steps
     skipped = f", {len(left_out)} skipped as not finite" if left_out else ""
     output.say(f"gradients {counted} micro-batches of {batches.size} rows{processes}{skipped}, {rate:,.0f} tokens/s")
+    if progress.stopped:
+        output.say(f"enough    {progress.stopped}")
     if sampled is not None:
         for key in sampled.keys():  # noqa: SIM118 - a protocol, no dictionary
             total = sampled.read(key).clone()
@@ -114,7 +133,15 @@ def collect_gradients(
         "tokens_per_second": rate,
         "sums": placed.facts,
     }
-    return Collected(statistics=statistics, counted=counted, seconds=time.monotonic() - start, facts=facts)
+    return Collected(
+        statistics=statistics,
+        counted=counted,
+        seconds=time.monotonic() - start,
+        facts=facts,
+        steps=steps,
+        stopped=progress.stopped,
+        signal=signal,
+    )
 
 
 def _run(
@@ -124,6 +151,7 @@ def _run(
     sums: Sums,
     pace: Pace,
     checkpoint: PassCheckpoint,
+    watch: Watch,
 ) -> tuple[Progress, float]:
     """Run this process's micro-batches; the rate is that of all processes, in tokens a second."""
     loss_of = context.loss_of(attachment.model)
@@ -141,6 +169,7 @@ def _run(
             checkpoint=checkpoint,
             on_step=on_step,
             rows_of=batches.where,
+            watch=watch,
         )
         run.recorder = _recorder(context, attachment, batches, sums, loss_of)
         progress = run.run()
@@ -148,13 +177,60 @@ def _run(
 
 
 def _pace(context: RunContext, batches: MicroBatches, sharded: bool) -> Pace:
-    together = sharded or context.engine.shards_weights
+    # What has settled is settled over all processes.
+    together = sharded or context.engine.shards_weights or context.recipe.gora.steps == "auto"
     return Pace(
         indices=batches.indices,
         rounds=batches.rounds if together else len(batches.indices),
         total=batches.steps,
         agree=context.world.any if together else bool,
         computes_together=context.engine.shards_weights,
+    )
+
+
+def _gathered(context: RunContext, attachment: Attachment, placed: SumsPlacement) -> Gathered:
+    link = context.world if context.world.size > 1 else None
+    return Gathered(keys=attachment.keys, owners=placed.owners, link=link, whole=not placed.sharded)
+
+
+def _projection(context: RunContext, attachment: Attachment, targets: Mapping[str, Matrix]) -> Projection:
+    shapes = {attachment.keys[name]: weight_shape(module) for name, module in targets.items()}
+    return Projection(shapes, context.recipe.seed, context.device)
+
+
+def _watch(
+    context: RunContext,
+    gathered: Gathered,
+    projection: Projection,
+    targets: Mapping[str, Matrix],
+    steps: int,
+    *,
+    low_memory: bool,
+) -> Watch:
+    """What looks at the sums on the way; nothing where they are never whole, or of thousands of experts."""
+    recipe, processes = context.recipe, context.world.size
+    if low_memory or recipe.adapter.experts:
+        return NoWatch()
+    if recipe.gora.steps != "auto":
+        return HalfWatch(projection, lambda rounds: at_half(rounds, processes, steps))
+    shapes = {name: weight_shape(module) for name, module in targets.items()}
+
+    kind = recipe.gora.importance
+    assert kind != "above-noise", "which the recipe refuses together with steps auto"
+
+    def ranks_of(importances: Mapping[str, float]) -> dict[str, int]:
+        ranks = choose_ranks(recipe, [importances[name] for name in shapes], list(shapes.values()))
+        return dict(zip(shapes, ranks, strict=True))
+
+    return SettlingWatch(
+        HalfWatch(projection, lambda rounds: at_power(rounds, processes, steps)),
+        projection,
+        gathered,
+        lambda name: weight_of(targets[name]),
+        kind,
+        recipe.gora.settled,
+        recipe.gora.tolerance,
+        ranks_of,
     )
 
 

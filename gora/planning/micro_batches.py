@@ -8,12 +8,16 @@ from torch import Tensor, nn
 
 from gora.data import draw_rows
 from gora.models.rows_apart import keeps_apart
-from gora.recipe.derived import micro_batch_size
+from gora.recipe.derived import gradient_steps, micro_batch_size
 from gora.runs.context import RunContext
+
+HELD_BACK = 4
+"""Micro-batches that the gradients do not see, to try the first step on."""
 
 
 class MicroBatches:
-    """The micro-batches of the gradient pass: rows drawn with the seed, the same at every call.
+    """The micro-batches of the gradient pass: rows drawn with the seed, of a stream its first ones; the same at
+    every call.
 
     Args:
         context: gives rows, seed and sizes.
@@ -23,17 +27,15 @@ class MicroBatches:
     def __init__(self, context: RunContext, model: nn.Module | None = None) -> None:
         self._context, self._model = context, model
         self.size = micro_batch_size(context.recipe)
-        self.steps = context.recipe.gora.steps
+        self.steps = gradient_steps(context.recipe)
         self.indices = range(context.world.index, self.steps, context.world.size)
         """Which of them this process runs: they are dealt out in turn."""
         self.rounds = math.ceil(self.steps / context.world.size)
-        self._order = draw_rows(len(context.data.train), self.steps * self.size, context.recipe.seed)
+        self._order = self._drawn(self.steps * self.size)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """One micro-batch on the device."""
-        rows = [self._context.data.train[row] for row in self._rows(index)]
-        batch = self._context.collate(self._model, rows) if self._model else self._context.collator(rows)
-        return self._context.move(batch)
+        return self._on_device([self._context.data.train[row] for row in self._rows(index)])
 
     def fixed(self, index: int) -> dict[str, Tensor]:
         """One micro-batch padded to the longest of all, without a mask.
@@ -44,6 +46,15 @@ class MicroBatches:
         rows = self._context.data.train
         batch = self._context.collator([rows[row] for row in self._rows(index)], width=self._width())
         return self._context.move({key: batch[key] for key in ("input_ids", "labels")})
+
+    def held_back(self, index: int) -> dict[str, Tensor]:
+        """One of `HELD_BACK` micro-batches on the device, of the rows that would come after those of the pass."""
+        rows = self._held_rows()[index * self.size : (index + 1) * self.size]
+        return self._on_device([self._context.data.train[row] for row in rows])
+
+    def held_back_and_seen(self, steps: int) -> int:
+        """How many rows that are held back are also among those of the first micro-batches of the pass."""
+        return len(set(self._held_rows()) & set(self._order[: steps * self.size]))
 
     def tokens(self, index: int) -> int:
         """Its tokens, padding excluded."""
@@ -65,8 +76,22 @@ class MicroBatches:
         """Tokens of a padded micro-batch, padding included."""
         return self.size * self._width()
 
+    def _drawn(self, count: int) -> list[int]:
+        rows = self._context.data.train
+        if self._context.data.stream:
+            # They are shuffled: the first ones are those of the first steps.
+            return [index % len(rows) for index in range(count)]
+        return draw_rows(rows, count, self._context.recipe.seed)
+
+    def _held_rows(self) -> list[int]:
+        return self._drawn((self.steps + HELD_BACK) * self.size)[self.steps * self.size :]
+
     def _width(self) -> int:
         return max(self._context.data.train.lengths[row] for row in self._order)
 
     def _rows(self, index: int) -> list[int]:
         return self._order[index * self.size : (index + 1) * self.size]
+
+    def _on_device(self, rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+        batch = self._context.collate(self._model, rows) if self._model else self._context.collator(rows)
+        return self._context.move(batch)

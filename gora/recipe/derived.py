@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from gora.core.ranks import RankBounds
+from gora.core.ranks import RankBounds, Rule
 from gora.recipe.schema import AdapterSection, GoraSection, Recipe, TrainSection
 
 T = TypeVar("T")
@@ -17,6 +17,30 @@ def rank_bounds(settings: GoraSection, adapter: AdapterSection) -> RankBounds:
     if settings.rank_max == "unbounded":
         return RankBounds(smallest, None)
     return RankBounds(smallest, 4 * adapter.rank if settings.rank_max == "auto" else settings.rank_max)
+
+
+def allocation_rule(settings: GoraSection) -> Rule:
+    """How importances share out the budget; a temperature that is not used is that of the default."""
+    if settings.allocation == "softmax":
+        return Rule(settings.allocation, settings.temperature)
+    return Rule(settings.allocation)
+
+
+_FIRST_TRIED = {"gradient": 0.05, "spectral": 0.05, "weight": 0.01, "weight-spectral": 0.05}
+
+
+def first_gamma(settings: GoraSection) -> float:
+    """gamma, or what a search for it begins with, by what it is a fraction of."""
+    return _FIRST_TRIED[settings.step] if settings.gamma == "auto" else settings.gamma
+
+
+MOST_STEPS = 64
+"""N of the paper, which `gora.steps: auto` never exceeds."""
+
+
+def gradient_steps(recipe: Recipe) -> int:
+    """Micro-batches of the gradient pass, at most."""
+    return MOST_STEPS if recipe.gora.steps == "auto" else recipe.gora.steps
 
 
 def micro_batch_size(recipe: Recipe) -> int:
@@ -55,6 +79,11 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     return recipe.model_copy(
         update={name: getattr(recipe, name).model_copy(update=values) for name, values in sections.items()}
     )
+
+
+def with_distributed(recipe: Recipe, name: str) -> Recipe:
+    """The recipe with an engine."""
+    return recipe.model_copy(update={"distributed": name})
 
 
 def _settled(key: str, value: T | Literal["auto"]) -> T:

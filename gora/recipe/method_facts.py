@@ -97,7 +97,18 @@ METHOD_FACTS: tuple[MethodFacts, ...] = (
         name="lora-ga",
         title="LoRA-GA",
         paper="2407.05000",
-        summary="starts along the largest singular directions of gora's mean gradients, stable scaling (PEFT)",
+        summary="starts in the leading singular directions of gora's mean gradients, A and B of one length",
+    ),
+    MethodFacts(
+        name="lora-ga-peft",
+        title="LoRA-GA as in PEFT",
+        summary="LoRA-GA whose B carries the gradient's singular values, and is nearly zero (PEFT)",
+    ),
+    MethodFacts(
+        name="lora-one",
+        title="LoRA-One",
+        paper="2502.01235",
+        summary="starts as the best step of its rank against gora's mean gradients; scaling alpha / sqrt(rank)",
     ),
     MethodFacts(
         name="eva",

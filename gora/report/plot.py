@@ -1,4 +1,4 @@
-"""A picture of a plan: ranks of every block and kind, and what each kind costs beside LoRA."""
+"""A picture of a plan: ranks of every block and kind, what each kind costs beside LoRA, and curves of decisions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gora.errors import InputError
 from gora.files import publish
 from gora.plan import Plan
+from gora.report.curves import curves_of, draw_curve
 from gora.report.grid import Grid, arrange
 from gora.report.palette import VIRIDIS, ink_on
 from gora.report.summary import KindSummary, clipped, parameter_ratio, summarize_kinds
@@ -23,6 +24,8 @@ _WIDEST = 13.0
 """Inches of the heat map: columns of deeper models get narrower."""
 _PER_KIND = 0.32
 _BARS = 2.6
+_CURVES = 2.4
+"""Inches at the foot for the curves of decisions, where a plan has any."""
 _FITS_NUMBER = 0.2
 _SMALL = 7.5
 _INK, _PALE, _MISSING, _MARK = "#222222", "#767676", "#f2f2f2", "#d55e00"
@@ -85,7 +88,10 @@ def _draw(plan: Plan) -> Figure:
     map_width = min(max(_PER_LAYER * len(grid.rows), 2.0), _WIDEST)
     map_height = max(_PER_KIND * len(kinds), 0.9)
     # Everything is placed in inches, so that a small plan and a deep one get the same margins.
-    left, gap, right, above, below = 0.35 + 0.075 * max(map(len, grid.columns)), 0.25, 0.8, 0.85, 1.05
+    left, gap, right, above, foot = 0.35 + 0.075 * max(map(len, grid.columns)), 0.25, 0.8, 0.85, 1.05
+    curves = curves_of(plan)
+    lowest = _CURVES if curves else 0.0
+    below = lowest + foot
     width, height = left + map_width + gap + _BARS + right, below + map_height + above
     figure = Figure(figsize=(width, height), facecolor="white")
 
@@ -97,11 +103,14 @@ def _draw(plan: Plan) -> Figure:
     bars = axes(left + map_width + gap, below, _BARS, map_height)
     _draw_ranks(axes(left, below, map_width, map_height), plan, grid, colours, map_width / len(grid.rows))
     _draw_parameters(bars, kinds, plan.reference_rank)
-    _draw_scale(axes(left, 0.3, min(2.4, map_width), 0.1), colours, rank_zero=len(ranks) < len(plan.modules))
-    corner = ((left + map_width + gap) / width, 0.35 / height)
+    _draw_scale(axes(left, lowest + 0.3, min(2.4, map_width), 0.1), colours, rank_zero=len(ranks) < len(plan.modules))
+    corner = ((left + map_width + gap) / width, (lowest + 0.35) / height)
     figure.legend(*bars.get_legend_handles_labels(), loc="center left", bbox_to_anchor=corner, **_LEGEND)
     figure.text(0.12 / width, 1 - 0.3 / height, _title(plan), fontsize=12, fontweight="bold", parse_math=False)
     figure.text(0.12 / width, 1 - 0.53 / height, _subtitle(plan), color=_PALE)
+    share = (width - left - right) / max(len(curves), 1)
+    for number, (setting, decision) in enumerate(curves.items()):
+        draw_curve(axes(left + number * share, 0.6, min(share - 0.6, 4.0), lowest - 1.0), setting, decision)
     return figure
 
 

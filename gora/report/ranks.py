@@ -1,6 +1,6 @@
 """What a plan decided, for people (`rank_report`) and for programs (`rank_data`)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gora.plan import Plan
+from gora.report.decisions import decisions_table
 from gora.report.grid import arrange
 from gora.report.heatmap import HeatMap
 from gora.report.summary import Bound, KindSummary, clipped, parameter_ratio, summarize_kinds
@@ -19,16 +20,23 @@ _LEFT_OUT_BELOW = {74: ("\nparameters", "share\nof all"), 56: ("clipped\nr_min",
 """Columns that the table by kind gives up in a narrower terminal, so that none of its figures gets cut."""
 
 
-def rank_report(plan: Plan) -> Group:
-    """Ranks by layer and kind, a table by kind, the settings and the totals, to print on any console."""
+def rank_report(plan: Plan, taken: Mapping[str, Any] | None = None) -> Group:
+    """Decisions, ranks by layer and kind, a table by kind, the settings and the totals, to print on any console.
+
+    Args:
+        plan: the plan.
+        taken: tokens a second, seconds and memory of its gradient pass, where they are known.
+    """
     grid = arrange(module.name for module in plan.modules)
     decided = clipped(plan)
     return Group(
+        decisions_table(plan),
+        Text(),
         HeatMap(grid, {module.name: module.rank for module in plan.modules}),
         Text(),
         _KindTable(summarize_kinds(plan, grid, decided)),
         Text(),
-        _facts(plan, decided),
+        _facts(plan, decided, taken or {}),
     )
 
 
@@ -76,19 +84,23 @@ class _KindTable:
         yield table
 
 
-def _facts(plan: Plan, decided: dict[str, Bound]) -> Table:
+def _facts(plan: Plan, decided: dict[str, Bound], taken: Mapping[str, Any]) -> Table:
     """Settings and totals, under keys as wide as those that the stages print."""
     facts = Table.grid(padding=0)
     facts.add_column(width=10, no_wrap=True)
     facts.add_column(overflow="fold")
     facts.add_row("model", Text(plan.model.name))
     facts.add_row("gradients", f"{plan.steps} micro-batches of {plan.micro_batch_size}, seed {plan.seed}")
+    if taken:
+        facts.add_row("", _taken(taken))
     facts.add_row(
         "settings",
         f"gamma {plan.gamma:g}, alpha {plan.alpha:g}, reference rank {plan.reference_rank}, "
         f"r_min {plan.rank_min}, r_max {_r_max(plan)}, importance {plan.importance}, budget {plan.budget}, "
-        f"A {'drawn at random' if plan.init_a == 'random' else 'along the gradient'}",
+        f"{_allocation(plan)}{_start(plan)}",
     )
+    if told := _signal(plan):
+        facts.add_row("signal", Text(told))
     for number, sentence in enumerate(_clipping(plan, decided)):
         facts.add_row("" if number else "clipped", Text(sentence))
     for number, module in enumerate(module for module in plan.modules if module.experts is not None):
@@ -103,6 +115,54 @@ def _facts(plan: Plan, decided: dict[str, Bound]) -> Table:
     compared = "" if ratio is None else f", {ratio:.2f}x LoRA at rank {plan.reference_rank} ({plan.lora_parameters:,})"
     facts.add_row("trainable", f"{plan.parameters:,} parameters{compared}")
     return facts
+
+
+def _allocation(plan: Plan) -> str:
+    """How importances became ranks, where it is not the paper's rule."""
+    if plan.allocation == "proportional":
+        return ""
+    temperature = "" if plan.temperature is None else f" at T {plan.temperature:g}"
+    return f"allocation {plan.allocation}{temperature}, "
+
+
+_DIRECTIONS = {
+    "random": "drawn at random",
+    "gradient": "along the gradient",
+    "sign": "along the signs of the gradient",
+}
+_STEPS = {
+    "gradient": "",
+    "spectral": ", gamma is the spectral norm of a layer's step",
+    "weight": ", gamma is of the norm of a layer's weight",
+    "weight-spectral": ", gamma is of the spectral norm of a layer's weight",
+}
+
+
+def _start(plan: Plan) -> str:
+    """Where A comes from, and what differs from the paper's step."""
+    exact = ", in exact size" if plan.scale == "exact" and plan.step == "gradient" and plan.init_a == "random" else ""
+    balanced = ", balanced with B" if plan.balance else ""
+    return f"A {_DIRECTIONS.get(plan.init_a, plan.init_a)}{balanced}{_STEPS.get(plan.step, '')}{exact}"
+
+
+def _taken(taken: Mapping[str, Any]) -> str:
+    memory = ", ".join(f"{size / 1e9:.2f} GB on the {place}" for place, size in taken["peak_bytes"].items())
+    return (
+        f"{taken['tokens_per_second']:,.0f} tokens/s, {taken['seconds']['gradients']:.1f} s, in {taken['processes']} "
+        f"process{'' if taken['processes'] == 1 else 'es'} ({taken['engine']}); at most {memory}"
+    )
+
+
+def _signal(plan: Plan) -> str:
+    """How much of the gradients' norm is no noise; empty where it is not known."""
+    shares = sorted((module.signal, module.name) for module in plan.modules if module.signal is not None)
+    if not shares:
+        return ""
+    (least, name), middle, (most, _) = shares[0], shares[len(shares) // 2][0], shares[-1]
+    return (
+        f"{_percent(middle)} of the norm of a gradient in the middle, {_percent(least)} ({name}) to {_percent(most)}; "
+        "the rest is noise"
+    )
 
 
 def _clipping(plan: Plan, decided: dict[str, Bound]) -> list[str]:

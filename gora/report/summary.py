@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from gora.core.ranks import RankBounds, unclipped_ranks
+from gora.core.ranks import PAPER, RankBounds, shares_of, unclipped_ranks
 from gora.plan import ModulePlan, Plan
 from gora.report.grid import Grid
 
@@ -40,8 +40,16 @@ def parameter_ratio(plan: Plan) -> float | None:
 
 def wanted_ranks(plan: Plan) -> dict[str, int]:
     """Rank of each module before clipping under the budget of the paper; see `unclipped_ranks`."""
-    shares, shapes = [module.advantage for module in plan.modules], [module.shape for module in plan.modules]
-    ranks = unclipped_ranks(shares, shapes, plan.reference_rank, [module.size for module in plan.modules])
+    if not plan.modules:
+        return {}
+    shapes, sizes = [module.shape for module in plan.modules], [module.size for module in plan.modules]
+    # The shares of the paper's rule are in the plan.
+    shares = (
+        [module.advantage for module in plan.modules]
+        if plan.rule == PAPER
+        else shares_of([module.importance for module in plan.modules], shapes, plan.rule, sizes)
+    )
+    ranks = unclipped_ranks(shares, shapes, plan.reference_rank, sizes)
     return {module.name: rank for module, rank in zip(plan.modules, ranks, strict=True)}
 
 

@@ -13,7 +13,7 @@ from gora.files import read_json
 from gora.manifest import sha256_of
 from gora.models.weight_files import StoredWeights, WeightsNote
 from gora.plan import Plan
-from gora.recipe.derived import AUTOMATIC, by_key, micro_batch_size, rank_bounds
+from gora.recipe.derived import AUTOMATIC, allocation_rule, by_key, micro_batch_size, rank_bounds
 from gora.recipe.document import read_document
 from gora.recipe.schema import Recipe
 from gora.runs.folder import PROVENANCE, RunFolder
@@ -135,14 +135,19 @@ def plan_differences(plan: Plan, recipe: Recipe) -> list[str]:
     pairs = {
         "adapter.rank": (plan.reference_rank, recipe.adapter.rank),
         "adapter.alpha": (plan.alpha, recipe.adapter.alpha),
-        "gora.gamma": (plan.gamma, recipe.gora.gamma),
+        "gora.gamma": (plan.asked("gora.gamma", plan.gamma, recipe.gora.gamma), recipe.gora.gamma),
+        "gora.step": (plan.step, recipe.gora.step),
+        "gora.scale": (plan.scale, recipe.gora.scale),
         "gora.init_a": (plan.init_a, recipe.gora.init_a),
+        "gora.balance": (plan.balance, recipe.gora.balance),
         "gora.rank_min": (plan.rank_min, bounds.smallest),
         "gora.rank_max": (plan.rank_max, bounds.largest),
         "gora.importance": (plan.importance, recipe.gora.importance),
         "gora.budget": (plan.budget, recipe.gora.budget),
+        "gora.allocation": (plan.allocation, recipe.gora.allocation),
+        "gora.temperature": (plan.rule.temperature, allocation_rule(recipe.gora).temperature),
         "seed": (plan.seed, recipe.seed),
-        "gora.steps": (plan.steps, recipe.gora.steps),
+        "gora.steps": (plan.asked("gora.steps", plan.steps, recipe.gora.steps), recipe.gora.steps),
         "gora.micro_batch_size": (plan.micro_batch_size, micro_batch_size(recipe)),
     }
     return [
@@ -153,7 +158,7 @@ def plan_differences(plan: Plan, recipe: Recipe) -> list[str]:
 def _differing(recipe: dict[str, Any], now: Recipe) -> list[str]:
     """A setting that the older recipe does not have counts as its default: it may be new in this gora."""
     try:
-        old, new = (_effective(each) for each in (Recipe.model_validate(recipe), now))
+        old, new = (_effective(each) for each in (Recipe.model_validate(_named_as_now(recipe)), now))
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors()]
         raise InputError("This run's recipe is not valid for this version of gora.", problems) from None
@@ -163,6 +168,18 @@ def _differing(recipe: dict[str, Any], now: Recipe) -> list[str]:
         for key in keys
         if old.get(key) != new.get(key)
     ]
+
+
+def _named_as_now(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A run's recipe with the names that its method has now.
+
+    What is `lora-ga-peft` was `lora-ga` until recipes had `gora.allocation`, which every recipe of a run spells out.
+    """
+    adapter, settings = recipe.get("adapter"), recipe.get("gora")
+    earlier = isinstance(settings, dict) and "allocation" not in settings
+    if earlier and isinstance(adapter, dict) and adapter.get("method") == "lora-ga":
+        return {**recipe, "adapter": {**adapter, "method": "lora-ga-peft"}}
+    return recipe
 
 
 def _effective(recipe: Recipe) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from torch import nn
+
 from gora.errors import InputError
 from gora.files import delete, write_text
 from gora.gradients.archive import ArchivedStatistics, ArchiveType, archive_gradients
@@ -16,13 +18,14 @@ from gora.models.sharding import shard_weights
 from gora.models.targets import weight_shape
 from gora.plan import DataIdentity, Factors, ModelIdentity, Plan, write_plan
 from gora.planning.decisions import PassInputs, make_plan
+from gora.planning.first_step import compare_start, search_gamma
 from gora.planning.gradient_pass import Collected
 from gora.planning.memory_advice import explaining_memory
 from gora.planning.placement import check_memory
 from gora.planning.room import collect_within_memory
 from gora.planning.sizes import GRADIENTS, settle_sizes
 from gora.recipe import dump_recipe
-from gora.recipe.derived import automatic, micro_batch_size
+from gora.recipe.derived import automatic, gradient_steps, micro_batch_size
 from gora.recipe.schema import Recipe
 from gora.report.ranks import rank_report
 from gora.runs.context import RunContext
@@ -93,8 +96,8 @@ def precompute_in(context: RunContext, *, low_memory: bool = False, keep: Archiv
         context, collected = collect_within_memory(context, model, targets, identity, low_memory=low_memory)
         summed = time.monotonic()
         shapes = {name: weight_shape(matrix) for name, matrix in matrices_of(targets).items()}
-        inputs = _inputs(context, identity, targets)
-        plan, factors = make_plan(context.recipe, inputs, shapes, collected.statistics)
+        inputs = _inputs(context, identity, targets, collected)
+        plan, factors = _with_first_step(context, model, inputs, shapes, collected)
         _report_sampling(collected, shapes)
         if keep and not isinstance(collected.statistics, SampledStatistics):
             archive_gradients(folder.gradients, collected.statistics, shapes, keep, _as_json(inputs), write=world.main)
@@ -114,6 +117,24 @@ def precompute_in(context: RunContext, *, low_memory: bool = False, keep: Archiv
         )
         output.say(f"plan      {folder.plan}")
     return Precomputed(plan=plan, path=folder.plan, seconds=time.monotonic() - begin)
+
+
+def _with_first_step(
+    context: RunContext,
+    model: nn.Module,
+    inputs: PassInputs,
+    shapes: Mapping[str, tuple[int, int]],
+    collected: Collected,
+) -> tuple[Plan, Factors]:
+    """The plan, with a gamma that is looked for where the recipe leaves it open; what the first step does is said."""
+    recipe, statistics = context.recipe, collected.statistics
+    plan, factors = make_plan(recipe, inputs, shapes, statistics)
+    if recipe.gora.gamma == "auto":
+        found = search_gamma(context, model, plan, factors)
+        plan, factors = make_plan(recipe, inputs, shapes, statistics, {"gora.gamma": found})
+    elif plan.gamma and not inputs.experts:
+        compare_start(context, model, plan, factors)
+    return plan, factors
 
 
 def plan_from_gradients(recipe: Recipe, gradients: Path, *, mode: Mode = "new") -> Precomputed:
@@ -136,6 +157,8 @@ def plan_from_gradients_in(context: RunContext, gradients: Path) -> Precomputed:
     """As `plan_from_gradients`, in a run that is open and may be written to; process 0 makes the plan."""
     begin = time.monotonic()
     folder, recipe = context.folder, context.recipe
+    if recipe.gora.gamma == "auto":
+        raise InputError("gora.gamma: auto tries first steps on the model, which --from-gradients is without.")
     with output.logging_to(folder.log, "precompute"):
         statistics = ArchivedStatistics(gradients)
         inputs = _from_json(statistics.inputs)
@@ -169,6 +192,12 @@ def _refuse_what_needs_whole_gradients(recipe: Recipe, keep: ArchiveType | None)
         wanted.append("--keep-gradients: there is nothing to keep")
     if settings.init_a != "random":
         wanted.append(f"gora.init_a: {settings.init_a}; random does not need them")
+    if settings.scale == "exact":
+        wanted.append("gora.scale: exact; mean does not need them")
+    if settings.steps == "auto":
+        wanted.append("gora.steps: auto; a number does not need them")
+    if settings.step != "gradient":
+        wanted.append(f"gora.step: {settings.step}; gradient does not need them")
     if settings.importance != "sensitivity":
         wanted.append(f"gora.importance: {settings.importance}; sensitivity does not need them")
     if settings.rank_max == "unbounded":
@@ -177,15 +206,20 @@ def _refuse_what_needs_whole_gradients(recipe: Recipe, keep: ArchiveType | None)
         raise InputError("--low-memory never has whole gradients. Leave it out, or change what needs them.", wanted)
 
 
-def _inputs(context: RunContext, model: ModelIdentity, targets: Mapping[str, Target]) -> PassInputs:
+def _inputs(
+    context: RunContext, model: ModelIdentity, targets: Mapping[str, Target], collected: Collected
+) -> PassInputs:
     recipe = context.recipe
     return PassInputs(
         model=model,
         data=DataIdentity(fingerprint=context.data.fingerprint),
-        steps=recipe.gora.steps,
+        steps=collected.steps,
         micro_batch_size=micro_batch_size(recipe),
         seed=recipe.seed,
         experts=expert_counts(targets),
+        stopped=collected.stopped,
+        signal=collected.signal.share,
+        above_noise=collected.signal.above,
     )
 
 
@@ -202,12 +236,17 @@ def _from_json(document: Mapping[str, object]) -> PassInputs:
 def _refuse_other_pass(recipe: Recipe, gradients: Path, inputs: PassInputs) -> None:
     pairs = {
         "seed": (inputs.seed, recipe.seed),
-        "gora.steps": (inputs.steps, recipe.gora.steps),
+        "gora.steps": (inputs.steps, inputs.steps if _same_end(recipe, inputs) else recipe.gora.steps),
         "gora.micro_batch_size": (inputs.micro_batch_size, micro_batch_size(recipe)),
         "adapter.experts": (bool(inputs.experts), recipe.adapter.experts),
     }
     if differing := [f"{key}: {old} there, {new} in the recipe" for key, (old, new) in pairs.items() if old != new]:
         raise InputError(f"{gradients} holds the gradients of another pass.", differing)
+
+
+def _same_end(recipe: Recipe, inputs: PassInputs) -> bool:
+    """Whether a pass that ends by itself would have ended where the kept one did, as far as they tell."""
+    return recipe.gora.steps == "auto" and (bool(inputs.stopped) or inputs.steps == gradient_steps(recipe))
 
 
 def _report_sampling(collected: Collected, shapes: Mapping[str, tuple[int, int]]) -> None:

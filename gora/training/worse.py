@@ -57,21 +57,21 @@ class CompareWithBase(TrainerCallback):
             )
 
 
-def start_warning(losses: Mapping[str, float], recipe: Recipe, *, planned: bool) -> str | None:
+def start_warning(losses: Mapping[str, float], recipe: Recipe, *, gamma: float | None) -> str | None:
     """What to say where the initial values alone make the model worse than its base; None where they do not.
 
     Args:
         losses: `base` and `initial`, or empty.
         recipe: what may be changed.
-        planned: whether the initial values come from a plan of GoRA.
+        gamma: of the plan of GoRA that the initial values come from; None of other methods.
     """
     if not losses or losses["initial"] <= _AT_THE_START * losses["base"]:
         return None
-    gamma = recipe.gora.gamma
     remedy = (
-        f"Their first step is too large: set gora.gamma to about {gamma / 4:.2g} ({gamma:g} now) and run again with "
+        f"Their first step is too large: set gora.gamma to about {gamma / 4:.2g} ({gamma:g} now)"
+        f"{'' if recipe.gora.gamma == 'auto' else ', or to auto, which looks for the best'}, and run again with "
         "--overwrite."
-        if planned
+        if gamma is not None
         else f"The initial values of {recipe.adapter.method} are too large for this model: lower adapter.alpha, or "
         "give another adapter.method."
     )
@@ -116,7 +116,7 @@ def likely_cause(losses: Mapping[str, float], course: Course, recipe: Recipe) ->
     ):
         return (
             f"Likely cause: the initial values began above the base ({losses['initial']:.4f}), and {steps:,} steps "
-            f"were too few to make up for it. Lower gora.gamma ({recipe.gora.gamma:g}), or raise train.epochs."
+            f"were too few to make up for it. Lower gora.gamma ({recipe.gora.gamma}), or raise train.epochs."
         )
     if latest < _FELL * start:
         return (

@@ -15,7 +15,7 @@ PAPER: dict[str, Settings] = {
     "LoRA+": {"adapter.method": "lora+"},
     "OLoRA": {"adapter.method": "olora"},
     "PiSSA": {"adapter.method": "pissa"},
-    "LoRA-GA": {"adapter.method": "lora-ga"},
+    "LoRA-GA as in PEFT": {"adapter.method": "lora-ga-peft"},
     "AdaLoRA": {"adapter.method": "adalora"},
     "LoRA-Pro": {"adapter.method": "lora-pro"},
     "rsLoRA with rates of LoRA+": {"adapter.method": "rslora", "train.loraplus_lr_ratio": 16},
@@ -34,7 +34,7 @@ EQUAL: Settings = {"gora.rank_min": 8, "gora.rank_max": 8}
 DIRECTED = {"adapter.method": "gora", "gora.init_a": "gradient"}
 DIRECTIONS: dict[str, Settings] = {
     "EVA": {"adapter.method": "eva"},
-    "LoRA-GA, B at a quarter": {"adapter.method": "lora-ga", "train.loraplus_lr_ratio": 0.25},
+    "LoRA-GA as in PEFT, B at a quarter": {"adapter.method": "lora-ga-peft", "train.loraplus_lr_ratio": 0.25},
     "GoRA, A of the gradient": DIRECTED,
     "GoRA, A of the gradient, one rate": {**DIRECTED, "train.loraplus_lr_ratio": 1},
     "GoRA, A of the gradient, B at a quarter": {**DIRECTED, "train.loraplus_lr_ratio": 0.25},
@@ -43,6 +43,8 @@ DIRECTIONS: dict[str, Settings] = {
 }
 MORE: dict[str, Settings] = {
     "MiLoRA": {"adapter.method": "milora"},
+    "LoRA-GA": {"adapter.method": "lora-ga"},
+    "LoRA-One": {"adapter.method": "lora-one"},
     "LoRA-FA": {"adapter.method": "lora-fa"},
     "rsLoRA r32 with rates of LoRA+": {"adapter.method": "rslora", "adapter.rank": 32, "train.loraplus_lr_ratio": 16},
 }
@@ -62,7 +64,7 @@ _PASS: dict[str, Settings] = {
 }
 CHANGES: dict[str, dict[str, Settings]] = {
     "LoRA": _WARMUP,
-    "LoRA-GA": _WARMUP,
+    "LoRA-GA as in PEFT": _WARMUP,
     "GoRA": {
         **_PARTS,
         **_PASS,

@@ -25,11 +25,11 @@ LOSS = ("math", "code", "instruction")
 TELLING = (*((name, "loss") for name in LOSS), ("glue-sst2", "accuracy"))
 FULL = "full"
 # What the other settings are held against.
-KNOWN = ("LoRA", "LoRA-GA", "GoRA")
+KNOWN = ("LoRA", "LoRA-GA as in PEFT", "GoRA")
 GRADIENT = "GoRA, A of the gradient"
 # What docs/results.md sets side by side. A seed holds out rows of its own: differences of the same seed say more.
 PAIRS = (
-    ("LoRA-GA", "LoRA"),
+    ("LoRA-GA as in PEFT", "LoRA"),
     ("EVA", "LoRA"),
     ("rsLoRA", "LoRA"),
     ("GoRA", "LoRA"),
@@ -44,8 +44,8 @@ PAIRS = (
     (f"{GRADIENT}, one rate, equal ranks", f"{GRADIENT}, one rate"),
     (f"{GRADIENT}, one rate, equal ranks", "LoRA"),
     (f"{GRADIENT}, one rate, equal ranks", "EVA"),
-    (f"{GRADIENT}, one rate, equal ranks", "LoRA-GA"),
-    (f"{GRADIENT}, one rate, equal ranks", "LoRA-GA, B at a quarter"),
+    (f"{GRADIENT}, one rate, equal ranks", "LoRA-GA as in PEFT"),
+    (f"{GRADIENT}, one rate, equal ranks", "LoRA-GA as in PEFT, B at a quarter"),
 )
 
 

@@ -43,7 +43,7 @@ def test_an_adapter_that_peft_cannot_save_is_written_without_it(tmp_path, monkey
     assert all(torch.equal(loaded[name.replace(".weight", ".default.weight")], value) for name, value in own.items())
 
 
-@pytest.mark.parametrize("method", ["pissa", "lora-ga"])
+@pytest.mark.parametrize("method", ["pissa", "lora-ga", "lora-ga-peft"])
 def test_a_method_that_moves_base_weights_is_saved_as_one_for_the_base_without_peft(tmp_path, monkeypatch, method):
     def fail(*args, **kwargs):
         raise TypeError("unhashable type")

@@ -224,6 +224,12 @@ def test_passes_are_shared_by_runs_that_gradients_cannot_tell_apart(tmp_path):
     after = trials_of(tmp_path, "ablations/table6", vary=["train.learning_rate=1e-4,2e-4"], seeds=[0])
     assert [len(shared.trials) for shared in shared_passes(after, tmp_path)] == [6]
     assert shared_passes(trials_of(tmp_path, "ablations/parts", seeds=[0])[:3], tmp_path) == []
+    # Steps are tried on the model, and a pass that ends by itself may end elsewhere in another run.
+    for auto in ("gora.gamma=auto", "gora.steps=auto"):
+        looked_for = make_trials(
+            "quickstart", (auto,), variants={}, destination=tmp_path, methods=("gora",), vary=(), seeds=[0]
+        )
+        assert shared_passes([*looked_for, *looked_for], tmp_path) == []
 
 
 def test_gradients_of_which_a_file_is_missing_are_collected_anew(tmp_path):

@@ -3,14 +3,16 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from gora import manifest
 from gora.errors import GoraError, InputError
-from gora.methods import METHODS, AdapterSettings, Wrapping, model_for_loss
+from gora.methods import METHODS, AdapterSettings, Wrapping, lora_ga, lora_one, model_for_loss
 from gora.methods.base import ADAPTER, lora_layers, pair
 from gora.methods.lora_pro import adjusted
 from gora.methods.milora import minor_components
@@ -38,7 +40,7 @@ SMALL = (
     "train.learning_rate=1e-3",
 )
 LOW_RANK = [name for name, method in METHODS.items() if method.saved_as == "adapter"]
-MOVING = ["olora", "pissa", "milora", "lora-ga"]
+MOVING = ["olora", "pissa", "milora", "lora-ga", "lora-ga-peft"]
 IDS = torch.arange(5, 45)[None]
 
 
@@ -256,9 +258,10 @@ def test_minor_components_split_their_singular_values_evenly():
     assert torch.linalg.svdvals(weight - 2 * factor_b @ factor_a)[-3:].max() < 1e-4
 
 
-def test_the_first_update_of_lora_ga_points_along_the_gradient():
+@pytest.mark.parametrize("name", ["lora-ga", "lora-ga-peft"])
+def test_the_first_update_of_lora_ga_points_along_the_gradient(name):
     """dW = -(B B^T G + G A^T A), whose directions are the largest singular ones of G (paper, theorem 3.1)."""
-    model, gradients = wrapped("lora-ga", rank=4)
+    model, gradients = wrapped(name, rank=4)
     for name, layer in lora_layers(model).items():
         factor_a, factor_b = (value.detach() for value in pair(layer))
         left, values, right = torch.linalg.svd(gradients[name], full_matrices=False)
@@ -266,6 +269,90 @@ def test_the_first_update_of_lora_ga_points_along_the_gradient():
         for factor, basis in ((factor_a, right[:8].T), (factor_b.T, left[:, :8])):
             inside = factor @ basis @ basis.T
             assert (inside - factor).norm() < 0.01 * factor.norm()
+
+
+def svd(gradient):
+    """Of a matrix, by numpy in float64."""
+    return np.linalg.svd(gradient.double().numpy(), full_matrices=False)
+
+
+def same_up_to_signs(found, expected):
+    """Rows that are equal but for their sign, which an SVD leaves open."""
+    return np.abs(np.abs((found * expected).sum(1)) - (expected**2).sum(1)).max() < 1e-5 * (expected**2).sum(1).max()
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e3])
+def test_lora_ga_starts_as_published_whatever_the_size_of_the_gradient(size):
+    torch.manual_seed(3)
+    gradient = size * decaying(48, 32)
+    left, _, right = svd(gradient)
+    factor_a, factor_b = (factor.double().numpy() for factor in lora_ga.starting_factors("layer", gradient, 5))
+    length = 48**0.25 / 4
+    assert same_up_to_signs(factor_a, length * right[:5])
+    assert same_up_to_signs(factor_b.T, length * left[:, 5:10].T)
+
+
+def test_lora_ga_as_published_starts_far_from_peft_s_where_gradients_are_small():
+    """PEFT's B carries the singular values of the gradient, and rows of its A have length 1."""
+    published, peft = (next(iter(lora_layers(wrapped(name)[0]).values())) for name in ("lora-ga", "lora-ga-peft"))
+    out = pair(published)[1].shape[0]
+    assert torch.allclose(pair(published)[1].norm(dim=0), torch.tensor(out**0.25 / 4), rtol=1e-4)
+    lengths = pair(peft)[1].norm(dim=0)
+    assert torch.allclose(lengths, out**0.25 / 4 * 0.5 ** torch.arange(4.0, 8.0), rtol=1e-2)
+
+
+def test_lora_ga_names_a_layer_that_is_too_narrow_for_it():
+    with pytest.raises(InputError, match="takes 8 singular directions at rank 4, and layer is 48 x 7"):
+        lora_ga.starting_factors("layer", torch.randn(48, 7), 4)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0])
+def test_lora_one_starts_with_the_best_step_against_the_gradient_of_one_size(size):
+    torch.manual_seed(4)
+    gradient = size * decaying(48, 32)
+    left, values, right = svd(gradient)
+    factor_a, factor_b = (factor.double().numpy() for factor in lora_one.starting_factors(gradient, 6))
+    step = -(left[:, :6] * values[:6]) @ right[:6] / values[0] / 128
+    assert np.abs(factor_b @ factor_a - step).max() < 1e-6 * np.abs(step).max()
+    roots = np.sqrt(values[:6] / values[0] / 128)
+    assert np.allclose(np.linalg.norm(factor_a, axis=1), roots, rtol=1e-6)
+    assert np.allclose(np.linalg.norm(factor_b, axis=0), roots, rtol=1e-6)
+
+
+def test_lora_one_moves_every_layer_by_one_spectral_norm_and_leaves_the_base():
+    model, _ = wrapped("lora-one", rank=4)
+    original = dict(base().named_modules())
+    for name, layer in lora_layers(model).items():
+        assert layer.scaling[ADAPTER] == 16 / math.sqrt(4)
+        assert torch.linalg.matrix_norm(product(layer), ord=2).item() == pytest.approx(16 / (128 * 2), rel=1e-4)
+        assert torch.equal(base_weight(layer), original[name].weight)
+
+
+def test_lora_one_starts_from_zero_where_there_is_no_gradient():
+    factor_a, factor_b = lora_one.starting_factors(torch.zeros(12, 8), 3)
+    assert not factor_b.any()
+    assert torch.allclose(factor_a @ factor_a.T, torch.eye(3) / 128, atol=1e-6)
+
+
+def test_a_run_of_peft_s_lora_ga_under_its_old_name_is_not_resumed_as_the_published_one(tmp_path):
+    """Recipes of those runs do not know gora.allocation."""
+    folder = tmp_path / "run"
+    train(recipe(folder, "lora-ga-peft", "train.max_steps=4", "train.save_steps=2"))
+    (folder / "adapter").rename(tmp_path / "adapter")
+    (folder / "checkpoints" / "checkpoint-4").rename(tmp_path / "checkpoint-4")
+    checkpoint = folder / "checkpoints" / "checkpoint-2"
+    begun = json.loads((checkpoint / "provenance.json").read_text())
+    begun["recipe"]["adapter"]["method"] = "lora-ga"
+    del begun["recipe"]["gora"]["allocation"], begun["recipe"]["gora"]["temperature"]
+    (checkpoint / "provenance.json").write_text(json.dumps(begun))
+    manifest.seal(checkpoint)
+    again = ("train.max_steps=4", "train.save_steps=2")
+    with pytest.raises(InputError, match="begun with other settings") as refused:
+        train(recipe(folder, "lora-ga", *again), mode="resume")
+    assert refused.value.problems == ("adapter.method: 'lora-ga-peft' when the run began, 'lora-ga' now",)
+    train(recipe(folder, "lora-ga-peft", *again), mode="resume")
+    resumed, whole = (PeftModel.from_pretrained(base(), path) for path in (folder / "adapter", tmp_path / "adapter"))
+    assert (logits(resumed) - logits(whole)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("zero_b", [False, True])

@@ -96,7 +96,7 @@ def test_a_failure_that_is_no_divergence_is_tried_again(tmp_path):
     assert results.losses_found(tmp_path / "comparison.json") == {"a at 1": 1.5, "b at 1": None}
 
 
-@pytest.mark.parametrize("method", ["LoRA-GA, B at a quarter", "GoRA, nuclear norm of W * G"])
+@pytest.mark.parametrize("method", ["LoRA-GA as in PEFT, B at a quarter", "GoRA, nuclear norm of W * G"])
 def test_runs_are_found_by_method_rate_and_seed(tmp_path, method):
     assert method in {**METHODS, **CHANGED}
     for name, content in {"a": '{"loss": {"final": 1.0}}', "b": '{"precompute": {}}'}.items():

@@ -353,7 +353,20 @@ REFUSED = [
     ({"dora": True}, "adapter.dora", "set dora or experts to false"),
     *(
         ({"method": name}, "adapter.experts", f"does not go together with {name}; methods that have it: gora, lora, ")
-        for name in ("dora", "olora", "pissa", "milora", "lora-ga", "eva", "adalora", "lora-pro", "lora-fa", "full")
+        for name in (
+            "dora",
+            "olora",
+            "pissa",
+            "milora",
+            "lora-ga",
+            "lora-ga-peft",
+            "lora-one",
+            "eva",
+            "adalora",
+            "lora-pro",
+            "lora-fa",
+            "full",
+        )
     ),
 ]
 

@@ -37,7 +37,21 @@ def test_a_merge_that_would_fail_is_refused_before_anything_is_read_or_written(b
 
 
 @pytest.mark.parametrize(
-    "method", ["gora", "lora", "rslora", "lora+", "olora", "pissa", "milora", "lora-ga", "eva", "dora"]
+    "method",
+    [
+        "gora",
+        "lora",
+        "rslora",
+        "lora+",
+        "olora",
+        "pissa",
+        "milora",
+        "lora-ga",
+        "lora-ga-peft",
+        "lora-one",
+        "eva",
+        "dora",
+    ],
 )
 def test_what_can_be_merged_is_not_refused(base, tmp_path, method):
     asked = recipe(tmp_path, adapter={"method": method})

@@ -65,6 +65,10 @@ def test_a_plan_from_kept_gradients_is_the_plan_of_the_pass(kept, tmp_path):
         ["gora.importance=nuclear-product"],
         ["gora.init_a=gradient"],
         ["gora.rank_min=0", "gora.rank_max=unbounded", "gora.budget=parameters"],
+        ["gora.allocation=softmax", "gora.temperature=0.1"],
+        ["gora.importance=above-noise", "gora.allocation=sqrt"],
+        ["gora.step=weight-spectral", "gora.importance=effective-rank"],
+        ["gora.step=weight", "gora.init_a=sign", "gora.balance=true"],
     ],
 )
 def test_another_plan_from_kept_gradients_is_the_plan_of_another_pass(kept, tmp_path, change):
@@ -86,6 +90,14 @@ def test_what_needs_whole_gradients_is_refused_with_low_memory_before_anything_b
         "gora.rank_max",
     ]
     assert not any(tmp_path.iterdir())
+
+
+def test_an_importance_of_halves_needs_halves(tmp_path):
+    with pytest.raises(InputError, match="compares two halves of the gradients"):
+        precompute(recipe(tmp_path / "run", "gora.importance=above-noise", "gora.steps=1"))
+    with pytest.raises(InputError) as refused:
+        recipe(tmp_path / "run", "gora.importance=above-noise", "gora.steps=auto")
+    assert any("give gora.steps a number" in problem for problem in refused.value.problems)
 
 
 def test_gradients_kept_in_bfloat16_are_as_good_as_bfloat16_is(kept, tmp_path):
@@ -210,6 +222,48 @@ def test_an_interrupted_pass_says_what_it_kept_and_goes_on_to_the_same_plan(tmp_
     resumed = precompute(mine, mode="resume", low_memory=low_memory)
     assert resumed.path.read_bytes() == unbroken.path.read_bytes()
     assert not (tmp_path / "run" / "gradients.checkpoint").exists()
+
+
+@pytest.mark.parametrize("settled", ["importance", "start"])
+def test_an_interrupted_pass_that_ends_by_itself_ends_where_an_unbroken_one_does(tmp_path, monkeypatch, settled):
+    """Saved after every micro-batch, and read back before it: what was seen so far goes with the sums."""
+    asked = ("gora.steps=auto", f"gora.settled={settled}", "gora.micro_batch_size=2", "gora.tolerance=0.3")
+    unbroken = precompute(recipe(tmp_path / "unbroken", *asked))
+    decision = unbroken.plan.decisions["gora.steps"]
+    assert (decision.value, decision.origin) == (unbroken.plan.steps, "measured")
+    assert 4 <= unbroken.plan.steps < 64
+    mine, mode, broken = recipe(tmp_path / "run", *asked), "new", 0
+    real = checkpoint.PassCheckpoint.due
+    monkeypatch.setattr(checkpoint.PassCheckpoint, "due", lambda self: True)
+    monkeypatch.setattr(checkpoint.PassCheckpoint, "save", stopping(checkpoint.PassCheckpoint.save))
+    while True:
+        try:
+            resumed = precompute(mine, mode=mode)
+            break
+        except KeyboardInterrupt:
+            mode, broken = "resume", broken + 1
+    monkeypatch.setattr(checkpoint.PassCheckpoint, "due", real)
+    assert broken == unbroken.plan.steps - 1
+    assert resumed.path.read_bytes() == unbroken.path.read_bytes()
+
+
+def stopping(save):
+    def saved(self, sums, progress):
+        save(self, sums, progress)
+        raise KeyboardInterrupt
+
+    return saved
+
+
+def test_a_plan_from_kept_gradients_of_a_pass_that_ended_by_itself(tmp_path):
+    asked = ("gora.steps=auto", "gora.micro_batch_size=2", "gora.tolerance=0.3")
+    made = precompute(recipe(tmp_path / "run", *asked), keep="fp32")
+    again = plan_from_gradients(recipe(tmp_path / "again", *asked), tmp_path / "run" / "gradients")
+    assert again.path.read_bytes() == made.path.read_bytes()
+    number = (f"gora.steps={made.plan.steps}", "gora.micro_batch_size=2", "gora.gamma=0.1")
+    assert plan_from_gradients(recipe(tmp_path / "number", *number), tmp_path / "run" / "gradients").plan.gamma == 0.1
+    with pytest.raises(InputError, match="another pass"):
+        plan_from_gradients(recipe(tmp_path / "fixed", "gora.micro_batch_size=2"), tmp_path / "run" / "gradients")
 
 
 def test_sums_are_saved_on_the_way_and_survive_a_killed_process(tmp_path, monkeypatch):

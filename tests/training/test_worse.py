@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from gora.recipe import load_recipe
+from gora.recipe.derived import with_settings
 from gora.recipe.schema import Recipe
 from gora.runs.folder import RunFolder
 from gora.stages.precompute import precompute
@@ -110,11 +111,18 @@ def test_the_likely_cause_follows_from_the_course_of_training(recipe, losses, co
 def test_nothing_is_said_where_nothing_is_worse(recipe):
     assert end_warning({"base": 2.0, "initial": 2.0, "final": 2.0}, Course(), recipe) is None
     assert end_warning({}, Course(), recipe) is None
-    assert start_warning({"base": 2.0, "initial": 2.01}, recipe, planned=True) is None
-    assert start_warning({}, recipe, planned=True) is None
+    assert start_warning({"base": 2.0, "initial": 2.01}, recipe, gamma=0.05) is None
+    assert start_warning({}, recipe, gamma=0.05) is None
     assert "pissa" in start_warning(
-        {"base": 2.0, "initial": 2.5}, recipe.model_copy(update={"adapter": pissa(recipe)}), planned=False
+        {"base": 2.0, "initial": 2.5}, recipe.model_copy(update={"adapter": pissa(recipe)}), gamma=None
     )
+
+
+def test_a_start_above_the_base_names_the_gamma_of_its_plan_and_the_search_for_one(recipe):
+    said = start_warning({"base": 2.0, "initial": 7.8}, recipe, gamma=0.05)
+    assert "set gora.gamma to about 0.013 (0.05 now), or to auto" in said
+    auto = with_settings(recipe, {"gora.gamma": "auto"})
+    assert "or to auto" not in start_warning({"base": 2.0, "initial": 7.8}, auto, gamma=0.4)
 
 
 def pissa(recipe: Recipe):
