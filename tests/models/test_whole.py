@@ -116,8 +116,8 @@ def test_a_small_table_that_the_models_class_passes_over_is_no_loss(tmp_path):
 def test_whatever_the_model_has_no_place_for_is_named_however_small(folder, tensor, shape, part):
     add(folder, **{tensor: torch.ones(shape)})
     assert [found.partition(" ")[0] for found in not_loaded(of(folder)[1])] == [part]
-    with pytest.raises(InputError, match="--merge: "):
-        refuse(folder)
+    # A merge that writes the checkpoint again keeps it.
+    refuse(folder)
 
 
 def test_many_parts_are_counted(folder):
