@@ -12,7 +12,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NEEDED = [Requirement(text) for text in PROJECT["dependencies"]]
 EXTRA = [
     Requirement(text)
-    for name in ("plot", "bitsandbytes", "test", "check")
+    for name in ("plot", "bitsandbytes", "gguf", "test", "check")
     for text in PROJECT["optional-dependencies"][name]
 ]
 WITH_PRIVATE_PARTS = {"torch", "transformers", "peft", "accelerate", "deepspeed"}

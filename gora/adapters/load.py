@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -69,13 +72,16 @@ def verify_files(folder: Path) -> None:
         output.warn_once(f"{folder} has no {manifest.NAME}: its files cannot be verified.")
 
 
-def read_config(adapter: Path, *, with_tokens: bool = False, with_experts: bool = False) -> PeftConfig:
+def read_config(
+    adapter: Path, *, with_tokens: bool = False, with_experts: bool = False, foldable: bool = False
+) -> PeftConfig:
     """PEFT's configuration of a plain LoRA adapter; that of a classifier may hold its head as well.
 
     Args:
         adapter: its folder.
         with_tokens: let it also hold embeddings of single tokens.
         with_experts: let it also adapt fused experts.
+        foldable: let it also be one of DoRA, or hold biases.
 
     Raises:
         InputError: it cannot be read, or is of an adapter that is more than B A beside a weight, with every reason.
@@ -86,10 +92,11 @@ def read_config(adapter: Path, *, with_tokens: bool = False, with_experts: bool 
     allowed = {HEAD_KEY} if is_classifier(config) else set()
     allowed |= {TOKENS_KEY} if with_tokens else set()
     allowed |= {_EXPERTS_KEY} if with_experts else set()
+    allowed |= {"use_dora", "lora_bias", "bias"} if foldable else set()
     reasons = [
         f"{key}: it {what}." for key, what in _NOT_PLAIN.items() if getattr(config, key, None) and key not in allowed
     ]
-    if (bias := getattr(config, "bias", "none")) != "none":
+    if (bias := getattr(config, "bias", "none")) != "none" and "bias" not in allowed:
         reasons.append(f"bias: it holds trained biases ({bias}).")
     if reasons:
         raise InputError(f"{adapter} is more than a plain LoRA adapter; gora cannot merge it.", reasons)
@@ -101,6 +108,13 @@ def _config(adapter: Path) -> PeftConfig:
         return PeftConfig.from_pretrained(str(adapter))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{adapter / 'adapter_config.json'} cannot be read: {error}") from None
+
+
+def read_initialisation(adapter: Path) -> str | bool:
+    """How PEFT draws A and B of such an adapter; some ways change the base's weights, also when it is loaded."""
+    settings: Any = _config(adapter)
+    initialisation: str | bool = settings.init_lora_weights
+    return initialisation
 
 
 def is_classifier(config: PeftConfig) -> bool:
@@ -159,15 +173,46 @@ def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
     Raises:
         InputError: it does not fit the model, or its file does not hold what its configuration says.
     """
+    return load_adapters(model, [(adapter, 1.0)])
+
+
+def load_adapters(model: PreTrainedModel, adapters: Sequence[tuple[Path, float]]) -> PeftModel:
+    """Put several adapters round a model, all active, each with a factor on its scaling; see `load_adapter`."""
     for module in head_modules(model).values():
         # The adapter's head is float32, and PEFT loads it in the type of the base's.
         module.float()
-    make_room(model, _config(adapter))
+    (first, _), *others = adapters
+    make_room(model, _config(first))
+    with _fitting(first):
+        wrapped = PeftModel.from_pretrained(model, str(first))
+    for number, (adapter, _) in enumerate(others, 1):
+        with _fitting(adapter):
+            wrapped.load_adapter(str(adapter), _name_of(number))
+    for number, (adapter, weight) in enumerate(adapters):
+        _check_tensors(wrapped, adapter, _name_of(number))
+        _check_values(wrapped, adapter, _name_of(number))
+        for layer in wrapped.modules():
+            if isinstance(layer, LoraLayer) and _name_of(number) in layer.scaling:
+                layer.scaling[_name_of(number)] *= weight
+    if others:
+        wrapped.base_model.set_adapter([_name_of(number) for number in range(len(adapters))])  # type: ignore[operator]
+        wrapped.requires_grad_(False)
+    train_head(wrapped)
+    return wrapped
+
+
+def _name_of(number: int) -> str:
+    return f"default_{number}" if number else "default"
+
+
+@contextmanager
+def _fitting(adapter: Path) -> Iterator[None]:
+    """Errors of PEFT about an adapter that does not fit its model, in gora's words."""
     with warnings.catch_warnings():
         # What PEFT warns of is an error here.
         warnings.simplefilter("ignore")
         try:
-            wrapped = PeftModel.from_pretrained(model, str(adapter))
+            yield
         except (RuntimeError, ValueError) as error:
             if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
                 raise
@@ -177,27 +222,25 @@ def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
         except KeyError as missing:
             # PEFT looks for whole layers by name, before it compares anything.
             raise _not_as_said(adapter, [f"{missing.args[0]} is missing."]) from None
-        _check_tensors(wrapped, adapter)
-    _check_values(wrapped, adapter)
-    train_head(wrapped)
-    return wrapped
 
 
-def _check_tensors(wrapped: PeftModel, adapter: Path) -> None:
+def _check_tensors(wrapped: PeftModel, adapter: Path, name: str) -> None:
     held = tensor_names(adapter)
-    needed = get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys()
-    # PEFT keeps an embedding beside the adapter where it is adapted or has grown, and loads it into the base.
-    has_embeddings = embedding_rows(wrapped.get_base_model()) is not None
-    known = get_peft_model_state_dict(wrapped, save_embedding_layers=has_embeddings).keys()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        needed = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False).keys()
+        # PEFT keeps an embedding beside the adapter where it is adapted or has grown, and loads it into the base.
+        has_embeddings = embedding_rows(wrapped.get_base_model()) is not None
+        known = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=has_embeddings).keys()
     problems = first_of([f"{name} is missing." for name in sorted(needed - held)])
     problems += first_of([f"{name} belongs to no adapted layer." for name in sorted(held - known)])
     if problems:
         raise _not_as_said(adapter, problems)
 
 
-def _check_values(wrapped: PeftModel, adapter: Path) -> None:
+def _check_values(wrapped: PeftModel, adapter: Path, name: str) -> None:
     """Compare what is in memory with the file: what PEFT renames while it loads may be lost on the way."""
-    loaded = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    loaded = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
     held = load_file(adapter / WEIGHTS)
     lost = [name for name in loaded.keys() & held.keys() if not _is_loaded(loaded[name], held[name])]
     if lost:

@@ -6,6 +6,7 @@ from gora.errors import InputError
 from gora.methods import METHODS
 from gora.models.load import Source
 from gora.models.quantization import stored_quantization
+from gora.models.streamed import streamable_model
 from gora.models.whole import not_loaded
 from gora.recipe.schema import Recipe
 
@@ -19,15 +20,14 @@ def refuse_unmergeable(recipe: Recipe, source: Source) -> None:
     method = METHODS[recipe.adapter.method]
     if method.saved_as == "model":
         raise InputError(f"--merge: {method.title} leaves a whole model, there is no adapter to merge.")
-    if recipe.adapter.dora or not method.plain_lora:
-        what = "with adapter.dora" if recipe.adapter.dora else f"of {method.title}"
+    if not method.merges:
         raise InputError(
-            f"--merge: an adapter {what} is more than a plain LoRA adapter, which is all that gora can merge. Leave "
-            "--merge out, or give another adapter.method."
+            f"--merge: an adapter of {method.title} cannot be folded into weights. Leave --merge out, or give another "
+            "adapter.method."
         )
     if (stored := stored_quantization(source.config)) is not None:
         raise InputError(f"--merge: {unmergeable_base(recipe.model.name, stored)}")
-    if lost := not_loaded(source):
+    if streamable_model(source) is None and (lost := not_loaded(source)):
         raise InputError(f"--merge: {incomplete_merge(recipe.model.name, lost)}")
 
 

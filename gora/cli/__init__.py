@@ -12,6 +12,7 @@ from gora.cli.cache import cache_command
 from gora.cli.check import check_command
 from gora.cli.compare import compare_command
 from gora.cli.evaluate import evaluate_command
+from gora.cli.export import export_command
 from gora.cli.inspect_ranks import inspect_ranks_command
 from gora.cli.merge import merge_command
 from gora.cli.precompute import precompute_command
@@ -42,6 +43,7 @@ app.command("train")(train_command)
 app.command("eval")(evaluate_command)
 app.command("compare")(compare_command)
 app.command("merge")(merge_command)
+app.command("export")(export_command)
 app.command("inspect-ranks")(inspect_ranks_command)
 app.command("cache")(cache_command)
 app.add_typer(recipes_app, name="recipes")

@@ -16,15 +16,20 @@ class MergedType(StrEnum):
     auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 def merge_command(
-    adapter: Annotated[
-        Path, typer.Argument(metavar="ADAPTER", help="An adapter folder, or a run folder that holds one.")
-    ],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder of the merged model.")],
     base: Annotated[
         str | None, typer.Option("--base", metavar="MODEL", help="Base model, if not the one the adapter names.")
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Argument(metavar="ADAPTER", help="An adapter folder, or a run folder that holds one.")
+    ] = None,
+    weighted: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", metavar="PATH=WEIGHT", help="One of several adapters, with the factor on it."),
     ] = None,
     dtype: Annotated[
         MergedType, typer.Option("--dtype", help="Type of the weights; auto: as in training.")
@@ -34,6 +39,7 @@ def merge_command(
 ) -> None:
     """Fold an adapter into its base model."""
     with importing():
-        from gora.stages.merge import merge
+        from gora.stages.merge import merge, weighted_adapters
 
-    merge(adapter, output, base=base, dtype=dtype.value, overwrite=overwrite, trust_remote_code=trust_remote_code)
+    adapters = weighted_adapters(adapter, weighted or [])
+    merge(adapters, output, base=base, dtype=dtype.value, overwrite=overwrite, trust_remote_code=trust_remote_code)

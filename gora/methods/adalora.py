@@ -20,6 +20,7 @@ class AdaLora(Method):
     parts: ClassVar = {**Method.parts, "E": ".lora_E."}
     whole_gradients = True
     plain_lora = False
+    merges = False
     # One to warm up, one in which ranks shrink, and one after that.
     fewest_steps = 3
 

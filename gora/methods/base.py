@@ -104,7 +104,9 @@ class Method:
     fewest_steps: ClassVar[int] = 1
     """Optimizer steps that it needs at least."""
     plain_lora: ClassVar[bool] = True
-    """Whether what is saved is B A beside each weight and no more, which any runtime loads."""
+    """Whether what is saved is B A beside each weight and no more."""
+    merges: ClassVar[bool] = True
+    """Whether what is saved can be folded into the base weights."""
 
     def __init_subclass__(cls) -> None:
         """Take over the facts that the recipe knows.

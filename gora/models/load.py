@@ -251,7 +251,8 @@ def base_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """Resolve `model.dtype`: auto is bfloat16 on a GPU that computes in it, else float32."""
     if wanted == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[wanted]
+    # Nothing is trained in float16; a merged model may be stored in it.
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}[wanted]
 
 
 def computes_bfloat16_slowly(device: torch.device) -> bool:

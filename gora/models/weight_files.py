@@ -119,7 +119,7 @@ def weight_files(source: Source) -> list[Path]:
     """
     explicit, commit = getattr(source.config, "transformers_weights", None), hub_commit(source)
     for name in [explicit] if explicit else [_SINGLE, _INDEX]:
-        if path := _find(source, name, commit):
+        if path := find_file(source, name, commit):
             return [path] if name.endswith(".safetensors") else _shards(source, path, commit)
     local = Path(source.path).is_dir()
     if local or is_offline_mode():
@@ -134,20 +134,20 @@ def tensor_shapes(source: Source) -> dict[str, list[int]]:
     Raises:
         InputError: as `weight_files`, or a file is damaged.
     """
-    return {name: tensor["shape"] for path in weight_files(source) for name, tensor in _read_header(path)[1].items()}
+    return {name: tensor["shape"] for path in weight_files(source) for name, tensor in read_header(path)[1].items()}
 
 
 def hub_commit(source: Source) -> str | None:
     """The commit of the hub that a model's configuration lies at in the hub's cache; None for a folder."""
     if Path(source.path).is_dir():
         return None
-    configuration = _find(source, "config.json", source.revision)
+    configuration = find_file(source, "config.json", source.revision)
     # Files of a commit lie in `snapshots/COMMIT`, as the cache of huggingface_hub is documented.
     parts = configuration.parts if configuration else ()
     return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
 
 
-def _find(source: Source, name: str, revision: str | None) -> Path | None:
+def find_file(source: Source, name: str, revision: str | None) -> Path | None:
     """A file of the folder, or of that commit or branch: in the hub's cache, else downloaded."""
     try:
         path = cached_file(source.path, name, revision=revision)
@@ -161,7 +161,7 @@ def _shards(source: Source, index: Path, commit: str | None) -> list[Path]:
         names = sorted(set(read_json(index)["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{index}: not an index of safetensors files ({type(error).__name__}: {error}).") from None
-    shards = {name: _find(source, name, commit) for name in names}
+    shards = {name: find_file(source, name, commit) for name in names}
     if missing := [name for name, path in shards.items() if path is None]:
         raise InputError(f"{index}: {len(missing)} of {len(names)} files are missing.", missing[:3])
     return [path for path in shards.values() if path is not None]
@@ -169,7 +169,7 @@ def _shards(source: Source, index: Path, commit: str | None) -> list[Path]:
 
 def _digest_tensors(path: Path) -> dict[str, str]:
     """SHA-256 over name, shape, data type and value of every tensor in one file, by its name."""
-    start, tensors = _read_header(path)
+    start, tensors = read_header(path)
     with open(path, "rb") as file, ThreadPoolExecutor(_THREADS) as pool:
 
         def digest(name: str) -> str:
@@ -187,7 +187,7 @@ def _digest_tensors(path: Path) -> dict[str, str]:
         return dict(zip(tensors, pool.map(digest, tensors), strict=True))
 
 
-def _read_header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
+def read_header(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
     """Where the values begin, and shape, data type and place of each tensor; see the format of safetensors."""
     try:
         with safe_open(path, framework="numpy"):

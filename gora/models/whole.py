@@ -10,12 +10,12 @@ from pathlib import Path
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-from transformers.utils import cached_file
 
 from gora.models.language import senses
 from gora.models.load import Source, empty_model
-from gora.models.weight_files import tensor_shapes
+from gora.models.weight_files import find_file, tensor_shapes
 
+_CONFIGURATIONS = ("config.json", "generation_config.json")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 _TOWER = re.compile(r"(?:^|\.)((?:vision|visual|audio|image|multi_modal|mm)_?\w*)\.")
 _EXTRA_HEAD = re.compile(r"(?:^|\.)(mtp\w*)\.")
@@ -51,7 +51,7 @@ def not_loaded(source: Source) -> list[str]:
     total = sum(map(math.prod, stored.values()))
     found = [f"{part} ({size / total:.0%} of the weights)" for part, size in sizes.items()]
     found = found if len(found) <= _NAMED else [*found[:_NAMED], f"{len(found) - _NAMED} other parts"]
-    return found + [name for name in _PROCESSORS if _has_file(source, name)]
+    return found + [name for name in _PROCESSORS if _path_of(source, name)]
 
 
 def _homeless(model: PreTrainedModel, stored: Mapping[str, Sequence[int]]) -> Iterator[str]:
@@ -73,10 +73,14 @@ def _homeless(model: PreTrainedModel, stored: Mapping[str, Sequence[int]]) -> It
             yield name
 
 
-def _has_file(source: Source, name: str) -> bool:
+def beside_weights(source: Source) -> dict[str, Path]:
+    """The configurations of a checkpoint, those of processors among them, by name."""
+    paths = {name: _path_of(source, name) for name in (*_CONFIGURATIONS, *_PROCESSORS)}
+    return {name: path for name, path in paths.items() if path is not None}
+
+
+def _path_of(source: Source, name: str) -> Path | None:
     if Path(source.path).is_dir():
-        return (Path(source.path) / name).is_file()
-    try:
-        return cached_file(source.path, name, revision=source.revision or "main") is not None
-    except OSError:
-        return False
+        path = Path(source.path) / name
+        return path if path.is_file() else None
+    return find_file(source, name, source.revision or "main")

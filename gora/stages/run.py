@@ -10,6 +10,7 @@ from shlex import quote
 from rich.table import Table
 
 from gora.adapters.mergeable import refuse_unmergeable
+from gora.adapters.serving import adapter_commands
 from gora.disk import free_bytes, size_text
 from gora.errors import InputError
 from gora.methods import METHODS
@@ -101,6 +102,9 @@ def run(
         context.world.barrier()
         with output.logging_to(context.folder.log, "run"):
             output.say(_summary(context.folder, trained, merge_too, time.monotonic() - begin))
+            if context.source.causal and trained.adapter == context.folder.adapter and not merge_too:
+                for command in adapter_commands(trained.adapter):
+                    output.say(f"serve     {command}")
     return trained
 
 

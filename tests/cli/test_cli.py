@@ -57,7 +57,7 @@ def test_answers_that_need_no_torch_do_not_import_it(arguments):
 def test_help_names_every_verb(tmp_path):
     done = gora("--help", cwd=tmp_path)
     assert done.returncode == 0
-    for verb in ("run", "precompute", "train", "merge", "inspect-ranks", "cache", "recipes"):
+    for verb in ("run", "precompute", "train", "merge", "export", "inspect-ranks", "cache", "recipes"):
         assert re.search(rf"^  {verb}\s", done.stdout, re.MULTILINE)
 
 
@@ -168,6 +168,7 @@ def test_a_run_leaves_every_file_of_the_design_and_says_what_is_next(ran):
     assert f"{losses['base']:.4f} with the base model, {losses['final']:.4f} with the adapter" in done.stdout
     assert losses["final"] < losses["base"]
     assert "gora inspect-ranks runs/quickstart/plan.safetensors" in done.stdout
+    assert re.search("^serve     vllm serve .*runs/quickstart/merged$", done.stdout, re.MULTILINE)
 
 
 def test_the_terminal_is_free_of_the_libraries_own_lines(ran):

@@ -14,10 +14,10 @@ import signal
 import sys
 from pathlib import Path
 
+import gora.adapters.streamed_merge as streamed_merge
 import gora.cli
 import gora.planning.micro_batches as micro_batches
 import gora.runs.context as context
-import gora.stages.merge as merge_stage
 import gora.stages.precompute as precompute_stage
 import gora.stages.train as train_stage
 import gora.training.trainer as trainer
@@ -78,7 +78,7 @@ FAULTS = {
     "saving": ("first", lambda: broken(train_stage, "save_adapter", TypeError("not serialisable"))),
     "evaluation": ("last", lambda: broken(train_stage, "_final_loss", AssertionError("shapes differ"))),
     "evaluation, signal": ("last", lambda: signalled(train_stage, "_final_loss")),
-    "merge": ("first", lambda: broken(merge_stage, "fold", RuntimeError("dtypes differ"))),
+    "merge": ("first", lambda: broken(streamed_merge, "folded", RuntimeError("dtypes differ"))),
 }
 
 

@@ -21,6 +21,7 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
+import gora.adapters.streamed_merge as streamed_merge
 import gora.stages.merge as stage
 from gora.adapters.save import BaseNote, save_adapter
 from gora.cli import app
@@ -241,9 +242,9 @@ def test_weights_are_rounded_once_from_the_base_that_was_trained_on(made, tmp_pa
 def test_the_probe_of_the_adapter_runs_in_the_type_of_training(made, tmp_path, monkeypatch):
     seen = []
 
-    def remember(model, tokenizer):
+    def remember(model, *texts):
         seen.append(model.get_input_embeddings().weight.dtype)
-        return probe_logits(model, tokenizer)
+        return probe_logits(model, *texts)
 
     monkeypatch.setattr(stage, "probe_logits", remember)
     merge(made[1], tmp_path / "merged", dtype="bfloat16")
@@ -348,9 +349,8 @@ def test_the_adapter_of_another_tool_is_merged_in_the_own_type_of_its_base(tmp_p
 @pytest.mark.parametrize(
     "change",
     [
-        {"use_dora": True, "modules_to_save": ["lm_head"], "bias": "all"},
-        {"lora_bias": True, "alora_invocation_tokens": [3]},
-        {"layer_replication": [[0, 1], [0, 2]], "bias": "lora_only"},
+        {"modules_to_save": ["lm_head"], "alora_invocation_tokens": [3]},
+        {"layer_replication": [[0, 1], [0, 2]]},
     ],
 )
 def test_what_plain_folding_cannot_merge_is_refused_with_every_reason(copied, tmp_path, monkeypatch, change):
@@ -387,14 +387,15 @@ def test_the_tokenizer_beside_the_adapter_may_run_code_only_when_told(made, tmp_
 
 @pytest.mark.parametrize(("dtype", "kept"), [("float32", False), ("bfloat16", True)])
 def test_a_small_difference_is_rounding_in_bfloat16_and_an_error_in_float32(made, tmp_path, monkeypatch, dtype, kept):
-    fold = stage.fold
+    write = streamed_merge.write_again
 
-    def inexact(wrapped):
-        fold(wrapped)
-        with torch.no_grad():
-            wrapped.base_model.model.model.norm.weight.mul_(1.01)
+    def inexact(stored, folder, dtype, change, done):
+        def changed(tensor):
+            return 1.01 * tensor.read() if tensor.name == "model.norm.weight" else change(tensor)
 
-    monkeypatch.setattr(stage, "fold", inexact)
+        write(stored, folder, dtype, changed, done)
+
+    monkeypatch.setattr(streamed_merge, "write_again", inexact)
     if kept:
         merge(made[1], tmp_path / "merged", dtype=dtype)
     else:

@@ -329,11 +329,12 @@ def test_merge_refuses_what_it_cannot_merge(trained, tmp_path):
 
 
 def test_a_merge_that_computes_something_else_is_not_kept(trained, tmp_path, monkeypatch):
-    import gora.stages.merge as stage
+    import gora.adapters.streamed_merge as streamed_merge
 
     _, folder, _, _ = trained
-    monkeypatch.setattr(stage, "fold", lambda wrapped: wrapped.base_model.model.model.norm.weight.mul_(3.0))
-    with torch.no_grad(), pytest.raises(GoraError, match="it was not kept"):
+    folded = streamed_merge.folded
+    monkeypatch.setattr(streamed_merge, "folded", lambda layer, weight: 1.1 * folded(layer, weight))
+    with pytest.raises(GoraError, match="it was not kept"):
         merge(folder, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gora.adapters.uniform import write_uniform
+from gora.adapters.forms import write_uniform
 from gora.errors import InputError
 from gora.evaluation.task import Sampling
 from gora.models.load import Source

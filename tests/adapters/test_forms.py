@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
-from gora.adapters.uniform import write_uniform
+from gora.adapters.forms import write_uniform
 from gora.errors import InputError
 
 
