@@ -53,6 +53,11 @@ def training_micro_batch_size(settings: TrainSection) -> int:
     return _settled("train.micro_batch_size", settings.micro_batch_size)
 
 
+def learning_rate(settings: TrainSection) -> float:
+    """Peak learning rate of A; `auto` has to be settled before."""
+    return _settled("train.learning_rate", settings.learning_rate)
+
+
 def recomputes_activations(settings: TrainSection) -> bool:
     """Whether activations are recomputed; `auto` has to be settled before."""
     return _settled("train.activation_checkpointing", settings.activation_checkpointing)

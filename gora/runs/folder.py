@@ -82,6 +82,11 @@ class RunFolder:
         return next((made for made in (self.adapter, self.model) if made.exists()), None)
 
     @property
+    def decisions(self) -> Path:
+        """What gora decided for the run, and on what grounds."""
+        return self.path / "decisions.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object per line."""
         return self.path / "metrics.jsonl"

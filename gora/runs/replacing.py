@@ -72,7 +72,7 @@ def clear_training(folder: RunFolder) -> None:
         delete(path)
     for checkpoint in reversed(folder.all_checkpoints()):
         delete(checkpoint)
-    for path in (folder.merged, folder.metrics, folder.initial, *_answers(folder)):
+    for path in (folder.merged, folder.metrics, folder.initial, folder.decisions, *_answers(folder)):
         delete(path)
 
 

@@ -22,10 +22,12 @@ from gora.models.rows_apart import keeps_apart
 from gora.plan import Plan, read_plan
 from gora.planning.memory_advice import explained, explaining_memory
 from gora.planning.sizes import TRAIN, settle_sizes
+from gora.probing.rate import settle_rate
 from gora.recipe import accumulation_steps, dump_recipe
 from gora.recipe.derived import recomputes_activations, training_micro_batch_size
 from gora.recipe.schema import Recipe
 from gora.runs.context import RunContext
+from gora.runs.decisions import as_decided
 from gora.runs.folder import step_of
 from gora.runs.loss import evaluate_loss, finite_loss, not_finite_rows
 from gora.runs.provenance import (
@@ -122,14 +124,14 @@ def train_in(context: RunContext) -> Trained:
     method = METHODS[context.recipe.adapter.method]
     progress = context.settle("train", needs_plan=method.needs_plan)
     if context.mode == "resume" and progress.state == RunState.TRAINED:
-        return _complete(settle_sizes(context, progress), progress)
+        return _complete(as_decided(settle_sizes(context, progress)), progress)
     with output.logging_to(context.folder.log, "train"):
         accumulation_steps(context.recipe.train, context.world.size)
-        context = settle_sizes(context, progress, plan=method.needs_plan)
+        context = as_decided(settle_sizes(context, progress, plan=method.needs_plan))
         opened = _open(context, progress)
         with explaining_memory(context, "training", "while the model was loaded and adapted"):
             start = _start(context, opened)
-        context = _confirm(context, start)
+        context = _settle_rate(_confirm(context, start), start)
         fitted = _fit(context, opened, start)
         with explaining_memory(context, "training", "in the evaluation after it"):
             return _close(context, start, fitted)
@@ -194,6 +196,20 @@ def _confirm(context: RunContext, start: Wrapped) -> RunContext:
     if confirmed is not context and context.world.main:
         write_text(context.folder.recipe, dump_recipe(confirmed.recipe))
     return confirmed
+
+
+def _settle_rate(context: RunContext, start: Wrapped) -> RunContext:
+    """Find the learning rate that is left to gora."""
+    with explaining_memory(context, "training", "while a learning rate was looked for"):
+        settled = settle_rate(context, start.model, _lr_ratio(context.recipe))
+    if settled is not context and context.world.main:
+        write_text(context.folder.recipe, dump_recipe(settled.recipe))
+    return settled
+
+
+def _lr_ratio(recipe: Recipe) -> float:
+    ratio = recipe.train.loraplus_lr_ratio
+    return METHODS[recipe.adapter.method].lr_ratio if ratio == "auto" else ratio
 
 
 def _fit(context: RunContext, opened: _Opened, start: Wrapped) -> _Fitted:
@@ -294,7 +310,7 @@ def _make_trainer(
     recipe, world, engine, plan = context.recipe, context.world, context.engine, opened.plan
     provenance = provenance_of(recipe, context.folder, context.data.fingerprint, context.base.note, world)
     settings, method = recipe.train, METHODS[recipe.adapter.method]
-    ratio = method.lr_ratio if settings.loraplus_lr_ratio == "auto" else settings.loraplus_lr_ratio
+    ratio = _lr_ratio(recipe)
     size = training_micro_batch_size(settings)
     kind = choose_layout(recipe.data.packing, keeps_apart=keeps_apart(start.model), padding=_padding(context, size))
     layout = StepLayout(kind=kind, size=size, longest=context.data.longest, processes=world.size)

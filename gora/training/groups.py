@@ -11,6 +11,7 @@ from torch import nn
 from gora.errors import GoraError
 from gora.methods import Method
 from gora.models.head import in_head
+from gora.recipe.derived import learning_rate
 from gora.recipe.schema import TrainSection
 
 _TOKENS = {"tokens": ".trainable_tokens_delta."}
@@ -47,7 +48,7 @@ def parameter_groups(
         raise GoraError("No parameter is trainable.")
     names = [*parts, _HEAD]
     members = {part: [value for name, value in trainable.items() if part_of[name] == part] for part in names}
-    rates = {part: settings.learning_rate * (lr_ratio if part == "B" else 1.0) for part in names}
+    rates = {part: learning_rate(settings) * (lr_ratio if part == "B" else 1.0) for part in names}
     shared = {
         "weight_decay": settings.weight_decay,
         "betas": (settings.beta1, settings.beta2),

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from gora.recipe.derived import learning_rate
 from gora.recipe.schema import Recipe
 from gora.runs.results import is_worse
 from gora.runtime.console import Output
@@ -98,7 +99,7 @@ def likely_cause(losses: Mapping[str, float], course: Course, recipe: Recipe) ->
         course: the training losses.
         recipe: the settings in question.
     """
-    rate, steps = recipe.train.learning_rate, course.taken + course.skipped
+    rate, steps = learning_rate(recipe.train), course.taken + course.skipped
     latest, start = course.latest, course.start
     if latest is None or start is None:
         return "Likely causes: train.learning_rate is too high, there were too few steps, or the rows are of two kinds."

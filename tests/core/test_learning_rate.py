@@ -1,0 +1,99 @@
+"""The rate that follows from a curve of losses under a rising rate."""
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gora.core.learning_rate import BELOW_DIVERGENCE, divergence, rate_below, rising_rates, smoothed
+
+STEPS = 45
+
+
+def limit_of(rates, losses):
+    """As `divergence`, where every micro-batch began at 2."""
+    return divergence(rates, losses, [2.0] * len(losses))
+
+
+def curve(rates, limit, noise=lambda step: 0.0):
+    """A loss that falls from 2 to 1.5, and rises fast from a limit on."""
+    return [2 - 0.5 * rate / (rate + limit / 30) + 2 * max(0.0, math.log(rate / limit)) + noise(step)
+            for step, rate in enumerate(rates)]  # fmt: skip
+
+
+def test_rates_rise_by_one_factor():
+    rates = rising_rates(1e-5, 1.0, 11)
+    assert rates[0] == 1e-5
+    assert rates[-1] == pytest.approx(1.0)
+    assert [after / before for before, after in pairwise(rates)] == pytest.approx([10**0.5] * 10)
+
+
+def test_a_constant_is_smoothed_to_itself_and_no_number_stays_one():
+    assert smoothed([3.0] * 9) == pytest.approx([3.0] * 9)
+    assert all(math.isfinite(value) for value in smoothed([1.0, math.nan, math.inf, 1.0]))
+
+
+@settings(deadline=None)
+@given(limit=st.floats(1e-3, 1e-1), scale=st.floats(0.1, 10))
+def test_the_limit_is_found_whatever_the_loss_is_measured_in(limit, scale):
+    rates = rising_rates(1e-5, 1.0, STEPS)
+    losses = curve(rates, limit)
+    found = limit_of(rates, losses)
+    assert limit < found < 3 * limit
+    assert divergence(rates, [scale * loss for loss in losses], [scale * 2.0] * STEPS) == pytest.approx(found, rel=1e-6)
+
+
+@settings(deadline=None)
+@given(limit=st.floats(1e-3, 1e-1), factor=st.floats(1.5, 5))
+def test_a_limit_that_is_higher_gives_a_rate_that_is_higher(limit, factor):
+    rates = rising_rates(1e-6, 1.0, STEPS)
+    low, high = (limit_of(rates, curve(rates, each)) for each in (limit, limit * factor))
+    assert high / low == pytest.approx(factor, rel=0.15)
+
+
+def test_the_limit_is_known_as_soon_as_the_loss_has_risen_and_not_before():
+    rates = rising_rates(1e-5, 1.0, STEPS)
+    losses = curve(rates, 1e-2)
+    found = [limit_of(rates[:taken], losses[:taken]) for taken in range(1, STEPS + 1)]
+    first = next(taken for taken, each in enumerate(found) if each is not None)
+    assert found[:first] == [None] * first
+    assert found[first] == found[-1]
+    assert rates[first - 1] <= found[first] <= rates[first]
+
+
+def test_rows_that_are_hard_or_easy_change_nothing():
+    rates = rising_rates(1e-5, 1.0, STEPS)
+    losses = curve(rates, 1e-2)
+    harder = [(step * 7 % 5) / 3 for step in range(STEPS)]
+    found = divergence(rates, [loss + each for loss, each in zip(losses, harder, strict=True)], [2 + e for e in harder])
+    assert found == pytest.approx(limit_of(rates, losses))
+
+
+def test_a_loss_that_wavers_at_first_has_not_risen():
+    rates = rising_rates(1e-5, 1.0, STEPS)
+    losses = [loss + 1e-3 * (-1) ** step for step, loss in enumerate(curve(rates, 1e-2))]
+    assert limit_of(rates, losses) == pytest.approx(limit_of(rates, curve(rates, 1e-2)), rel=0.02)
+
+
+def test_a_loss_that_never_falls_has_its_limit_where_it_has_clearly_risen():
+    rates = rising_rates(1e-5, 1.0, STEPS)
+    found = limit_of(rates, [2 + 3 * rate for rate in rates])
+    assert 2 + 3 * found > 2.1
+
+
+def test_a_loss_that_never_rises_has_no_limit():
+    rates = rising_rates(1e-5, 1.0, STEPS)
+    assert limit_of(rates, [2 - 0.01 * step for step in range(STEPS)]) is None
+
+
+def test_a_loss_that_is_no_number_counts_as_risen():
+    rates = rising_rates(1e-5, 1.0, STEPS)
+    losses = [2 - 0.01 * step for step in range(30)] + [math.nan]
+    assert rates[29] <= limit_of(rates, losses) <= rates[30]
+
+
+def test_the_rate_lies_below_by_the_measured_factor():
+    assert rate_below(9.5e-2) == 1e-2
+    assert rate_below(3e-3) == pytest.approx(3e-3 / BELOW_DIVERGENCE, rel=0.02)
