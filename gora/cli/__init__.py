@@ -9,6 +9,7 @@ from typing import NoReturn
 import typer
 
 from gora.cli.cache import cache_command
+from gora.cli.chat import chat_command, generate_command
 from gora.cli.check import check_command
 from gora.cli.compare import compare_command
 from gora.cli.evaluate import evaluate_command
@@ -44,6 +45,8 @@ app.command("eval")(evaluate_command)
 app.command("compare")(compare_command)
 app.command("merge")(merge_command)
 app.command("export")(export_command)
+app.command("chat")(chat_command)
+app.command("generate")(generate_command)
 app.command("inspect-ranks")(inspect_ranks_command)
 app.command("cache")(cache_command)
 app.add_typer(recipes_app, name="recipes")

@@ -18,6 +18,7 @@ class Sampling:
     Attributes:
         max_new_tokens: longest answer in tokens.
         temperature: 0 takes the likeliest token each time (greedy).
+        top_p: share of the probability, from the likeliest token down, that is drawn from.
         samples: answers to each question; more than one needs a temperature.
         seed: of the sampling.
         stop: an answer ends before the first of these texts.
@@ -28,6 +29,7 @@ class Sampling:
     samples: int = 1
     seed: int = 0
     stop: tuple[str, ...] = ()
+    top_p: float = 1.0
 
 
 class Subject(Protocol):

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from gora.data.collate import padding_id
 from gora.evaluation.task import Sampling
@@ -68,6 +69,32 @@ class Generator:
         """
         with without_adapter(self.model, base):
             return self._generate(prompts, sampling, advance)
+
+    @torch.inference_mode()
+    def stream(self, prompt: list[int], sampling: Sampling, say: Callable[[str], None], *, base: bool) -> str:
+        """One answer, told piece by piece as it comes.
+
+        Args:
+            prompt: token ids.
+            sampling: how to choose tokens; its seed is not used, so that a question asked again may be answered anew.
+            say: gets each new piece of text.
+            base: leave the adapter out.
+
+        Returns:
+            The whole answer; "" without room for a token.
+        """
+        room = self.room(len(prompt), sampling.max_new_tokens)
+        if room < 1:
+            return ""
+        self._inner.generation_config = self._config(sampling, room)
+        ids = torch.tensor([prompt], device=self._inner.device)
+        stops: dict[str, Any] = {}
+        if sampling.stop:
+            stops = {"stop_strings": list(sampling.stop), "tokenizer": self.tokenizer}
+        pieces = _Pieces(lambda answer: self._text(prompt, answer, sampling.stop), say)
+        with without_adapter(self.model, base):
+            self._inner.generate(input_ids=ids, attention_mask=torch.ones_like(ids), streamer=pieces, **stops)
+        return pieces.text
 
     @contextmanager
     def lent(self, *, base: bool, own_settings: bool) -> Iterator[PreTrainedModel | PeftModel]:
@@ -144,7 +171,7 @@ class Generator:
             max_new_tokens=room,
             do_sample=draws,
             num_return_sequences=sampling.samples,
-            **({"temperature": sampling.temperature, "top_p": 1.0, "top_k": 0} if draws else {}),
+            **({"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if draws else {}),
             pad_token_id=self._pad,
             bos_token_id=self._own.bos_token_id,
             eos_token_id=self._ends,
@@ -162,3 +189,32 @@ class Generator:
     def _decoded(self, ids: list[int]) -> str:
         text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
+
+
+class _Pieces(BaseStreamer):
+    """Says what is new of a growing answer; half a character waits for its other half."""
+
+    def __init__(self, text_of: Callable[[list[int]], str], say: Callable[[str], None]) -> None:
+        self._text_of, self._say = text_of, say
+        self._ids: list[int] = []
+        self._has_prompt = False
+        self.text = ""
+
+    def put(self, value: torch.Tensor) -> None:
+        """The prompt comes first, or what a decoder begins with; then each token."""
+        if not self._has_prompt:
+            self._has_prompt = True
+            return
+        self._ids += value.flatten().tolist()
+        text = self._text_of(self._ids)
+        if not text.endswith("\ufffd"):
+            self._tell(text)
+
+    def end(self) -> None:
+        """Whatever is left."""
+        self._tell(self._text_of(self._ids))
+
+    def _tell(self, text: str) -> None:
+        if len(text) > len(self.text):
+            self._say(text[len(self.text) :])
+            self.text = text
