@@ -59,6 +59,21 @@ def names_of(model: nn.Module) -> str:
 # --- transformers -----------------------------------------------------------------------------------------------------
 
 
+def checkpoints_names_become_those_of_the_model() -> bool:
+    from transformers import MixtralConfig, MixtralForCausalLM
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    with torch.device("meta"):
+        model = MixtralForCausalLM(MixtralConfig(hidden_size=32, intermediate_size=8, num_hidden_layers=1))
+    changes = get_model_conversion_mapping(model)
+    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+    converters = [change for change in changes if isinstance(change, WeightConverter)]
+    stored = "model.layers.0.block_sparse_moe.experts.0.w1.weight"
+    own = model.state_dict()
+    return rename_source_key(stored, renamings, converters, model.base_model_prefix, own)[0] in own
+
+
 def trainer_runs_epochs() -> bool:
     from transformers import Trainer
 
@@ -465,6 +480,11 @@ class Private:
 
 
 PRIVATE = [
+    Private(
+        "transformers get_model_conversion_mapping and rename_source_key",
+        checkpoints_names_become_those_of_the_model,
+        "what a checkpoint holds beyond its model is not seen before training, and a merge loses it or is refused",
+    ),
     Private(
         "transformers Trainer._run_epoch",
         trainer_runs_epochs,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from gora.models.head import refuse_ambiguous_head
 from gora.models.language import in_language
 from gora.models.load import Source, empty_model
 from gora.models.targets import find_experts, find_targets, is_linear, kind_of, weight_shape
+from gora.models.tied import reasons_against
 from gora.recipe.schema import AdapterSection
 
 _BROAD = ("attention", "all-linear")
@@ -64,8 +65,8 @@ class Chosen:
             parts = ", ".join(f"{part} ({count} linear layers)" for part, count in self.outside.items())
             found.append(f"outside   rows are text, so the language model alone is adapted, not {parts}")
         if self.left_out:
-            kinds, reason = ", ".join(self.left_out), next(iter(self.left_out.values()))
-            found.append(f"left out  {kinds}, which cannot be adapted in this model ({reason.rstrip('.')})")
+            kinds = "; ".join(f"{kinds} ({reason.rstrip('.')})" for kinds, reason in self.left_out.items())
+            found.append(f"left out  {kinds}, which cannot be adapted in this model")
         return found
 
     def warning(self) -> str | None:
@@ -94,7 +95,7 @@ def choose_layers(adapter: AdapterSection, source: Source) -> Chosen:
     layers = list(found)
     if METHODS[adapter.method].saved_as == "adapter":
         refuse_ambiguous_head(model)
-        layers, left_out = _adaptable(adapter, make, found)
+        layers, left_out = _adaptable(adapter, make, found, reasons_against(model, found))
         if experts and (reason := _refusal(adapter, make(), layers, experts)):
             raise InputError(f"adapter.experts: the experts of this model cannot be adapted: {reason}")
     unreached, kinds = _unreached(model, experts)
@@ -109,12 +110,30 @@ def choose_layers(adapter: AdapterSection, source: Source) -> Chosen:
     )
 
 
+def leave_out(chosen: Chosen, adapter: AdapterSection, reasons: Mapping[str, str]) -> Chosen:
+    """What is left without layers on which, as the loaded model shows, an adapter would not do what it should.
+
+    Methods that train the weights themselves reach those too.
+
+    Raises:
+        InputError: one of them was asked for by name, or no other is left.
+    """
+    if not reasons or METHODS[adapter.method].saved_as != "adapter":
+        return chosen
+    rest = [name for name in chosen.layers if name not in reasons]
+    left_out = _left_out(adapter, rest, reasons)
+    return replace(chosen, layers=tuple(rest), left_out={**chosen.left_out, **left_out})
+
+
 def _adaptable(
-    adapter: AdapterSection, make: Callable[[], PreTrainedModel], found: Mapping[str, nn.Module]
+    adapter: AdapterSection,
+    make: Callable[[], PreTrainedModel],
+    found: Mapping[str, nn.Module],
+    tied: Mapping[str, str],
 ) -> tuple[list[str], dict[str, str]]:
     """The layers that can be adapted, and those that cannot, by reason; refused where one was asked for by name."""
-    odd = [name for name, layer in found.items() if not _returns_its_product(layer)]
-    reasons = {name: "they return more than one tensor" for name in odd}
+    odd = [name for name, layer in found.items() if name not in tied and not _returns_its_product(layer)]
+    reasons = {**tied, **dict.fromkeys(odd, "they return more than one tensor")}
     rest = [name for name in found if name not in reasons]
     if rest and (reason := _refusal(adapter, make(), rest)):
         # Kinds go in and out together: one that PEFT refuses or leads elsewhere says so when it is alone, too.
@@ -126,18 +145,21 @@ def _adaptable(
         if len(left) == len(rest) or (left and (reason := _refusal(adapter, make(), left))):
             raise InputError(f"adapter.targets {adapter.targets!r}: these layers cannot be adapted together: {reason}")
         rest = left
-    if not reasons:
-        return rest, {}
+    return rest, _left_out(adapter, rest, reasons)
+
+
+def _left_out(adapter: AdapterSection, rest: Sequence[str], reasons: Mapping[str, str]) -> dict[str, str]:
+    """Why layers are left out, by their counted kinds; refused where one was asked for by name, or none is left."""
     by_reason: dict[str, list[str]] = {}
     for name, why in reasons.items():
         by_reason.setdefault(why, []).append(name)
     left_out = {_counted(names): why for why, names in by_reason.items()}
-    if adapter.targets in _BROAD and rest:
-        return rest, left_out
+    if not reasons or (adapter.targets in _BROAD and rest):
+        return left_out
     problems = [f"{kinds}: {why}" for kinds, why in left_out.items()]
     raise InputError(
-        f"adapter.targets {adapter.targets!r}: {len(reasons)} of {len(found)} layers cannot be adapted. Name others, "
-        "or put them into adapter.exclude.",
+        f"adapter.targets {adapter.targets!r}: {len(reasons)} of {len(reasons) + len(rest)} layers cannot be adapted. "
+        "Name others, or put them into adapter.exclude.",
         problems,
     )
 

@@ -25,10 +25,10 @@ def refuse_unmergeable(recipe: Recipe, source: Source) -> None:
             f"--merge: an adapter {what} is more than a plain LoRA adapter, which is all that gora can merge. Leave "
             "--merge out, or give another adapter.method."
         )
-    if lost := not_loaded(source):
-        raise InputError(f"--merge: {incomplete_merge(recipe.model.name, lost)}")
     if (stored := stored_quantization(source.config)) is not None:
         raise InputError(f"--merge: {unmergeable_base(recipe.model.name, stored)}")
+    if lost := not_loaded(source):
+        raise InputError(f"--merge: {incomplete_merge(recipe.model.name, lost)}")
 
 
 def incomplete_merge(name: str, lost: list[str]) -> str:

@@ -15,7 +15,7 @@ from gora.data.formats import Format, format_for
 from gora.data.instruction import Instruction
 from gora.data.preparation import PreparedData, prepare
 from gora.data.reading import Reading
-from gora.data.row_order import draw_rows
+from gora.data.row_order import draw_rows, epoch_order
 from gora.data.rows import BadRow, Rows
 from gora.data.segments import Segment
 from gora.data.show import sample_text
@@ -42,6 +42,7 @@ __all__ = [
     "Segment",
     "TextEncoder",
     "draw_rows",
+    "epoch_order",
     "format_for",
     "named_template",
     "padding_id",

@@ -28,8 +28,7 @@ from gora.recipe.schema import DataSection
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FOR_OTHER_MODELS = "gora trains text only: leave these rows out, or name the column in `data.ignore`"
-REFUSED_COLUMNS = dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), _FOR_OTHER_MODELS) | {
+REFUSED_COLUMNS = {
     "functions": "set `data.tools: functions`, or name the column in `data.ignore`",
     "tools": "set `data.tools: tools`, or name the column in `data.ignore`",
 }

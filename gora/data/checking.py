@@ -6,7 +6,7 @@ What a part becomes is laid down in a file, where the tokenizer finds it: rows n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,8 @@ from gora.data.facts import NAMED_AT_MOST, Facts, FileFacts
 from gora.data.formats import Format
 from gora.data.messages import did_you_mean, quoted
 from gora.data.parts import Part
-from gora.data.rows import Rows, Untrained, Unusable
+from gora.data.reading import NOT_TEXT
+from gora.data.rows import BadRow, Rows, Untrained, Unusable
 from gora.data.segments import Segment
 from gora.data.sources import Source
 from gora.errors import InputError
@@ -78,12 +79,10 @@ def check(
         InputError: a file cannot be read as a whole, there are no rows, or a column that the format reads is in no row
             at all, or one that it must not pass over is not read.
     """
-    for column, key in fmt.columns.items():
-        if column in ignore:
-            raise InputError(f"data.ignore names the column {column!r}, which {key} asks for. Keep one of the two.")
+    refuse_ignored_columns(fmt, ignore)
     folder.mkdir()
     facts, parts = Facts(name=source.name), []
-    work = _Work(fmt, frozenset(ignore), shortens)
+    work = _Work(Checker(fmt, ignore, shortens))
     tasks = ((part, folder / f"{number}.json") for number, part in enumerate(source.parts()))
     for number, (found, examples) in enumerate(in_order(work, tasks, workers)):
         if examples:
@@ -94,7 +93,7 @@ def check(
     for file in facts.files:
         if not file.parsed:
             source.explain_no_row(file.name)
-    _check_columns(facts, fmt)
+    check_columns(facts, fmt)
     return facts, parts
 
 
@@ -108,24 +107,41 @@ def read_checked(part: CheckedPart) -> Iterator[FormattedExample]:
             yield FormattedExample(row, place, segments)
 
 
-class _Work:
-    """Checks one part, in whichever process."""
+@dataclass(frozen=True, kw_only=True)
+class CheckedRows:
+    """What some rows have become.
 
-    def __init__(self, fmt: Format, ignore: frozenset[str], shortens: Shortens) -> None:
-        self._format, self._ignore, self._shortens = fmt, ignore, shortens
-        self._passed_over = set(fmt.columns) | fmt.optional | ignore
+    Attributes:
+        facts: what was found in them.
+        examples: in the order of the rows.
+        bad: rows that cannot be used, in their order.
+    """
 
-    def __call__(self, task: tuple[Part, Path]) -> tuple[Facts, int]:
-        part, file = task
-        rows = part.parsed()
+    facts: Facts
+    examples: list[FormattedExample]
+    bad: list[BadRow]
+
+
+class Checker:
+    """Brings rows into their format.
+
+    Args:
+        fmt: the format.
+        ignore: columns that are not read on purpose.
+        shortens: cuts texts.
+
+    Attributes:
+        fmt: the format.
+    """
+
+    def __init__(self, fmt: Format, ignore: Sequence[str], shortens: Shortens) -> None:
+        self.fmt, self._ignore, self._shortens = fmt, frozenset(ignore), shortens
+        self._passed_over = set(fmt.columns) | fmt.optional | self._ignore
+
+    def __call__(self, rows: Rows) -> CheckedRows:
+        """Check some rows of one file."""
         facts = Facts(name=rows.name, files=[FileFacts(name=rows.name, rows=rows.read, parsed=len(rows.rows))])
-        examples = self._read(rows, facts)
-        if examples:
-            file.write_text(json.dumps(examples, ensure_ascii=False), encoding="utf-8")
-        return facts, len(examples)
-
-    def _read(self, rows: Rows, facts: Facts) -> list[tuple[int, str, Any]]:
-        examples: list[tuple[int, str, Any]] = []
+        examples: list[FormattedExample] = []
         bad = list(rows.bad)
         for index, (row, position) in enumerate(zip(rows.rows, rows.positions(), strict=True)):
             facts.columns.update(row.keys())
@@ -133,7 +149,7 @@ class _Work:
                 name for name, value in row.items() if name not in self._passed_over and not is_empty(value)
             )
             try:
-                reading = self._format.read({name: row[name] for name in row if name not in self._ignore})
+                reading = self.fmt.read({name: row[name] for name in row if name not in self._ignore})
             except Untrained:
                 facts.untrained += 1
                 continue
@@ -145,11 +161,27 @@ class _Work:
             for number, example in enumerate(reading.examples):
                 name = f" ({reading.names[number]})" if reading.names else ""
                 facts.answering += _has_several_answers(example)
-                content = _as_json(self._shortens.shortened(example))
-                examples.append((position, rows.where(index) + name, content))
+                content = self._shortens.shortened(example)
+                examples.append(FormattedExample(position, rows.where(index) + name, content))
+        bad.sort(key=lambda row: row.position)
         facts.files[0].bad = len(bad)
-        facts.named = [str(row) for row in sorted(bad, key=lambda row: row.position)[:NAMED_AT_MOST]]
-        return examples
+        facts.named = [str(row) for row in bad[:NAMED_AT_MOST]]
+        return CheckedRows(facts=facts, examples=examples, bad=bad)
+
+
+class _Work:
+    """Checks one part, in whichever process, and lays its examples down in a file."""
+
+    def __init__(self, checker: Checker) -> None:
+        self._checker = checker
+
+    def __call__(self, task: tuple[Part, Path]) -> tuple[Facts, int]:
+        part, file = task
+        checked = self._checker(part.parsed())
+        if checked.examples:
+            lines = [(example.row, example.place, _as_json(example.content)) for example in checked.examples]
+            file.write_text(json.dumps(lines, ensure_ascii=False), encoding="utf-8")
+        return checked.facts, len(checked.examples)
 
 
 def _has_several_answers(example: Any) -> bool:
@@ -166,7 +198,19 @@ def _spans(spans: list[list[int]] | None) -> tuple[tuple[int, int], ...] | None:
     return None if spans is None else tuple((first, last) for first, last in spans)
 
 
-def _check_columns(facts: Facts, fmt: Format) -> None:
+def refuse_ignored_columns(fmt: Format, ignore: Sequence[str]) -> None:
+    """Refuse to ignore what the format reads; raises InputError."""
+    for column, key in fmt.columns.items():
+        if column in ignore:
+            raise InputError(f"data.ignore names the column {column!r}, which {key} asks for. Keep one of the two.")
+
+
+def check_columns(facts: Facts, fmt: Format) -> None:
+    """Refuse rows of which none has a column that the format reads, and columns that must not go unread.
+
+    Raises:
+        InputError: naming the columns.
+    """
     seen = list(facts.columns)
     problems = [
         f"{key} asks for the column {column!r}{did_you_mean(column, seen)}"
@@ -180,7 +224,7 @@ def _check_columns(facts: Facts, fmt: Format) -> None:
         )
     problems = [
         f"column {column!r} has a value in {facts.unread_columns[column]:,} of {parsed:,} rows: {advice}"
-        for column, advice in fmt.refused.items()
+        for column, advice in (NOT_TEXT | fmt.refused).items()
         if facts.unread_columns[column]
     ]
     if problems:

@@ -30,7 +30,7 @@ INSTRUCTING = ("system", "developer")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 
 _KEYS = (("role", "content"), ("from", "value"))
-_READ = {"role", "content", "from", "value", "tool_calls", "function_call", "weight", "train", *REASONING}
+_READ = {"tool_calls", "function_call", "weight", "train", *REASONING}
 _NOT_TEXT = ("image", "images", "audio", "audios", "video", "videos")
 
 
@@ -97,6 +97,7 @@ def read_message(item: Any, name: str) -> Message:
         raise Unusable(f"{name} must be an object with role and content, not {described(item)}")
     role_key, content_key = _keys_of(item, name)
     role = _role(item[role_key], name)
+    read = {role_key, content_key, *_READ}
     for key in _NOT_TEXT:
         if item.get(key):
             raise Unusable(f"{name} has {key!r}: only text is read")
@@ -106,7 +107,7 @@ def read_message(item: Any, name: str) -> Message:
         name=name,
         reasoning=_reasoning(item, name),
         tool_calls=_calls(item, role, name),
-        more={key: each for key, each in item.items() if key not in _READ and each not in (None, "", [], {})},
+        more={key: each for key, each in item.items() if key not in read and each not in (None, "", [], {})},
         trains=_trains(item, name),
     )
     if item[role_key] == "function_call":

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from gora.data.encode import Encoded
+from gora.data.mixture import Mixture
 from gora.data.store import Store, add_to_fingerprint
 
 _LABELS_SHOWN = 6
@@ -27,6 +28,7 @@ class Examples(torch.utils.data.Dataset[dict[str, list[int]]]):
         encoder_decoder: whether the labels are a sequence of their own.
         choices: names of the labels, where an example has one label instead of supervised tokens.
         indices: which of them, in this order; None is all.
+        mixture: what an epoch has of them; None is each of them once.
     """
 
     def __init__(
@@ -37,9 +39,11 @@ class Examples(torch.utils.data.Dataset[dict[str, list[int]]]):
         encoder_decoder: bool = False,
         choices: Sequence[str] = (),
         indices: np.ndarray | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
         self._store = encoded if isinstance(encoded, Store) else Store.of(encoded, places)
         self._indices = indices
+        self.mixture = mixture
         self.encoder_decoder = encoder_decoder
         self.choices = tuple(choices)
 
@@ -55,6 +59,23 @@ class Examples(torch.utils.data.Dataset[dict[str, list[int]]]):
         ids, labels, types = batch.parts(place)
         more = {} if types is None else {"token_type_ids": types.tolist()}
         return {"input_ids": ids.tolist(), **more, "labels": labels.tolist()}
+
+    @property
+    def per_epoch(self) -> int:
+        """Examples in an epoch."""
+        return len(self) if self.mixture is None else self.mixture.per_epoch
+
+    def members(self, epoch: int) -> np.ndarray | None:
+        """Indices of the examples of an epoch, in no order that means something (int64); None is all, as they are."""
+        return None if self.mixture is None else self.mixture.members(epoch)
+
+    @property
+    def per_source(self) -> list[int]:
+        """How many of the examples are of each source; those of a source are neighbours."""
+        ends = np.cumsum(self._store.parts)
+        indices = np.arange(len(self._store)) if self._indices is None else self._indices
+        found: list[int] = np.bincount(np.searchsorted(ends, indices, "right"), minlength=len(ends)).tolist()
+        return found
 
     @cached_property
     def lengths(self) -> Sequence[int]:
@@ -77,7 +98,7 @@ class Examples(torch.utils.data.Dataset[dict[str, list[int]]]):
     @cached_property
     def rows(self) -> Sequence[int]:
         """The number of the row that each example is of; a row may have several examples."""
-        return self._chosen(self._store.column("row")).tolist()
+        return self._chosen(self._store.rows).tolist()
 
     @property
     def cut(self) -> int:

@@ -72,7 +72,7 @@ class Facts:
         return self.rows - self.bad - self.untrained + self.more
 
     def add(self, part: Facts) -> None:
-        """Add what was found in the part that follows."""
+        """Add what was found in the part or the source that follows."""
         for file in part.files:
             if not self.files or self.files[-1].name != file.name:
                 self.files.append(FileFacts(name=file.name))
@@ -84,6 +84,7 @@ class Facts:
         self.untrained += part.untrained
         self.more += part.more
         self.answering += part.answering
+        self.dropped += part.dropped
 
     def notice(self) -> str | None:
         """A line that names what nobody reads, or None."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gora.data.messages import did_you_mean, quoted, siblings_like
-from gora.data.parts import TablePart, table_parts
+from gora.data.parts import PART_ROWS, TablePart, table_parts
 from gora.disk import writing
 from gora.errors import GoraError, InputError
 from gora.recipe.schema import SourceSection
@@ -53,7 +53,39 @@ class HubRows:
             yield tables[start : start + _SLICE]
 
 
-def find_in_folder(path: Path, source: SourceSection, split_default: tuple[str, ...]) -> HubRows:
+@dataclass(frozen=True)
+class HubStream:
+    """The rows of one split, read as they are needed and kept nowhere.
+
+    Attributes:
+        name: what messages call it: `org/name[train]`.
+        rows: the split.
+        revision: what stands for its content.
+    """
+
+    name: str
+    rows: "datasets.IterableDataset"
+    revision: str
+
+    def parts(self, max_rows: int | None) -> Iterator[TablePart]:
+        """Its first rows.
+
+        Raises:
+            GoraError: it cannot be read on.
+        """
+        try:
+            yield from table_parts(self.rows.with_format("arrow").iter(PART_ROWS), self.name, max_rows)
+        except Exception as error:  # the library raises whatever its readers and the network raise
+            raise GoraError(f"{self.name} cannot be read on: {_root_of(error)}") from error
+
+    def digest(self) -> str:
+        """The revision: what a stream holds is known when it has been read."""
+        return self.revision
+
+
+def find_in_folder(
+    path: Path, source: SourceSection, split_default: tuple[str, ...], *, streaming: bool = False
+) -> HubRows | HubStream:
     """Find the rows of a folder: data files, with or without a README that names configurations, or a saved data set.
 
     Raises:
@@ -61,16 +93,20 @@ def find_in_folder(path: Path, source: SourceSection, split_default: tuple[str, 
     """
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return _find_saved(path, source, split_default)
-    return _find(str(path), source, split_default, remote=False)
+    find = _find_stream if streaming else _find
+    return find(str(path), source, split_default, remote=False)
 
 
-def find_on_hub(source: SourceSection, split_default: tuple[str, ...]) -> HubRows:
+def find_on_hub(
+    source: SourceSection, split_default: tuple[str, ...], *, streaming: bool = False
+) -> HubRows | HubStream:
     """Find the rows of a data set of the hub, or its copy in the local cache.
 
     Raises:
         InputError: there is no such data set or no way to reach it, or the subset or split is missing or unknown.
     """
-    return _find(str(source.path), source, split_default, remote=True)
+    find = _find_stream if streaming else _find
+    return find(str(source.path), source, split_default, remote=True)
 
 
 def _find(path: str, source: SourceSection, split_default: tuple[str, ...], *, remote: bool) -> HubRows:
@@ -86,6 +122,20 @@ def _find(path: str, source: SourceSection, split_default: tuple[str, ...], *, r
     except Exception as error:  # the library raises whatever its builders and the network raise
         raise _explained(error, path, source, remote=remote) from error
     return _rows(chosen, source, split)
+
+
+def _find_stream(path: str, source: SourceSection, split_default: tuple[str, ...], *, remote: bool) -> HubStream:
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(path, name=source.subset)
+        found = datasets.load_dataset(path, name=source.subset, streaming=True)
+    except Exception as error:  # as above
+        raise _explained(error, path, source, remote=remote) from error
+    split = _choose_split(list(found), source, split_default)
+    if split not in found:
+        raise InputError(f"data.streaming reads whole splits: `split` must be one of {quoted(found)}, not {split!r}.")
+    return HubStream(_name(source, split), found[split], str(builder.hash))
 
 
 def _find_saved(path: Path, source: SourceSection, split_default: tuple[str, ...]) -> HubRows:
@@ -111,8 +161,12 @@ def _find_saved(path: Path, source: SourceSection, split_default: tuple[str, ...
 
 
 def _rows(chosen: "datasets.Dataset", source: SourceSection, split: str | None) -> HubRows:
+    return HubRows(_name(source, split), chosen)
+
+
+def _name(source: SourceSection, split: str | None) -> str:
     subset = f"/{source.subset}" if source.subset else ""
-    return HubRows(f"{source.path}{subset}" + (f"[{split}]" if split else ""), chosen)
+    return f"{source.path}{subset}" + (f"[{split}]" if split else "")
 
 
 def _choose_split(known: list[str], source: SourceSection, split_default: tuple[str, ...]) -> str:

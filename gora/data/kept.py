@@ -17,16 +17,18 @@ from gora.data.encode import Encoded
 from gora.data.facts import Facts
 from gora.data.formats import Format
 from gora.data.sources import Source
-from gora.data.store import SCHEMA, Store, Writer, batch_of, file_checksum
+from gora.data.store import SCHEMA, Writer, batch_of, file_checksum
 from gora.disk import FULL
 from gora.errors import GoraError
 from gora.files import publish, write_json
+from gora.recipe.schema import DataSection
 from gora.runtime.console import output
 from gora.runtime.progress import Meter
 from gora.runtime.row_cache import ABOUT, mark_used, read_note, writing
 from gora.runtime.workers import in_order
 
-_EXAMPLES = "examples.arrow"
+EXAMPLES = "examples.arrow"
+"""The file of an entry."""
 _CHECKED = "checked"
 _BAR_FROM = 4
 """Parts from which on progress is shown."""
@@ -42,13 +44,13 @@ class Wanted:
         entry: the folder of their key.
         source: where they are read.
         fmt: their format.
-        ignore: columns that are not read on purpose.
+        data: the settings that hold for them.
     """
 
     entry: Path
     source: Source
     fmt: Format
-    ignore: list[str]
+    data: DataSection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +58,12 @@ class Kept:
     """Rows that are kept.
 
     Attributes:
-        store: their examples, mapped.
+        file: their examples, for `Store.mapped`.
         facts: what was found in the rows.
         fingerprint: SHA-256 over the examples, see `Examples.fingerprint`.
     """
 
-    store: Store
+    file: Path
     facts: Facts
     fingerprint: str
 
@@ -89,20 +91,22 @@ def keep(
         InputError: rows cannot be used, or not kept.
         GoraError: they cannot be written.
     """
-    missing = {each.entry: each for each in wanted if _whole(each.entry) is None}
+    missing = {each.entry: each for each in wanted if whole_note(each.entry) is None}
     with ExitStack() as stack:
         # In one order everywhere, or two processes would wait for each other.
         for entry in sorted(missing):
             stack.enter_context(writing(entry))
-            if _whole(entry) is not None:  # another process has been faster
+            if whole_note(entry) is not None:  # another process has been faster
                 del missing[entry]
-        stack.enter_context(_with_advice())
+        stack.enter_context(naming_a_way_out())
         asides = {entry: stack.enter_context(publish(entry)) for entry in missing}
         checked: dict[Path, tuple[Facts, list[CheckedPart]]] = {}
         for entry, each in missing.items():
             asides[entry].mkdir()
             with output.terminal.status(f"checking the rows of {each.source.name}"):
-                checked[entry] = check(each.source, each.fmt, each.ignore, shortens, asides[entry] / _CHECKED, workers)
+                checked[entry] = check(
+                    each.source, each.fmt, each.data.ignore, shortens, asides[entry] / _CHECKED, workers
+                )
         answer([checked[each.entry][0] if each.entry in checked else _facts(each.entry) for each in wanted])
         for entry, (facts, parts) in checked.items():
             _write(asides[entry], facts, parts, encode, workers)
@@ -111,15 +115,15 @@ def keep(
 
 
 def open_kept(entry: Path) -> Kept:
-    """Map rows that `keep` has made."""
+    """Rows that `keep` has made."""
     note = read_note(entry) or {}
     mark_used(entry)
-    store = Store.mapped(entry / _EXAMPLES)
-    return Kept(store=store, facts=Facts.from_json(note["facts"]), fingerprint=note["fingerprint"])
+    return Kept(file=entry / EXAMPLES, facts=Facts.from_json(note["facts"]), fingerprint=note["fingerprint"])
 
 
 @contextmanager
-def _with_advice() -> Iterator[None]:
+def naming_a_way_out() -> Iterator[None]:
+    """Say what to do where the block finds no room; raises GoraError."""
     try:
         yield
     except GoraError as error:
@@ -137,13 +141,13 @@ def _facts(entry: Path) -> Facts:
     return Facts.from_json((read_note(entry) or {})["facts"])
 
 
-def _whole(entry: Path) -> dict[str, Any] | None:
-    """What an entry says of itself, if it is as it was written."""
+def whole_note(entry: Path) -> dict[str, Any] | None:
+    """What an entry says of itself; None where it is missing or damaged."""
     note = read_note(entry)
     if note is None or note.get("note") != _digest(note):
         return None
     try:
-        return note if file_checksum(entry / _EXAMPLES) == note["checksum"] else None
+        return note if file_checksum(entry / EXAMPLES) == note["checksum"] else None
     except OSError:
         return None
 
@@ -157,7 +161,7 @@ def _write(folder: Path, facts: Facts, parts: list[CheckedPart], encode: Encode,
     """Tokenise checked rows into a folder, and delete what they were laid down in."""
     total = sum(part.examples for part in parts)
     title = f"tokenizing {facts.name}"
-    with open(folder / _EXAMPLES, "wb") as file, Meter(output, title, total, quiet=len(parts) < _BAR_FROM) as meter:
+    with open(folder / EXAMPLES, "wb") as file, Meter(output, title, total, quiet=len(parts) < _BAR_FROM) as meter:
         writer, done = Writer(file), 0
         for part, batch in zip(parts, in_order(_Work(encode), parts, workers), strict=True):
             writer.add(pa.ipc.read_record_batch(batch, SCHEMA))
@@ -167,12 +171,18 @@ def _write(folder: Path, facts: Facts, parts: list[CheckedPart], encode: Encode,
         fingerprint, checksum = writer.close()
     (folder / _CHECKED).rmdir()
     facts.dropped = total - writer.examples
-    note = {
-        "facts": facts.as_json(),
-        "examples": writer.examples,
-        "fingerprint": fingerprint,
-        "checksum": checksum,
-    }
+    write_note(folder, facts, examples=writer.examples, fingerprint=fingerprint, checksum=checksum)
+
+
+def write_note(folder: Path, facts: Facts, **named: Any) -> None:
+    """Write what an entry says of itself.
+
+    Args:
+        folder: the entry.
+        facts: what was found in its rows.
+        named: `examples`, how many it holds, their `fingerprint`, the `checksum` of its file, and whatever else.
+    """
+    note = {"facts": facts.as_json(), **named}
     write_json(folder / ABOUT, {**note, "note": _digest(note)})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,13 +14,28 @@ import torch
 from gora.data.encode import Encoder
 from gora.data.encode_text import TextEncoder
 from gora.data.examples import Counts, DataCounts, Examples, count
-from gora.data.facts import NAMED_AT_MOST, Facts
-from gora.data.formats import Format, format_for
-from gora.data.kept import Wanted, keep, open_kept
+from gora.data.facts import Facts
+from gora.data.formats import format_for
+from gora.data.kept import Kept, Wanted, keep, open_kept
+from gora.data.mixture import Mixture, Share
+from gora.data.remarks import (
+    answer_for_bad_rows,
+    nothing_left,
+    refuse_code_only,
+    refuse_whole_texts,
+    warn_of_earlier_answers,
+    warn_of_length,
+    without_code,
+)
 from gora.data.row_key import row_key, settings_key
 from gora.data.sources import find_source
+from gora.data.store import Store
+from gora.data.stream import Stream
+from gora.data.streaming import open_stream
 from gora.errors import InputError
+from gora.recipe.data_schema import MixedSource
 from gora.recipe.schema import DataSection, Head
+from gora.recipe.sources import SettledSource, sources_of
 from gora.runtime.row_cache import row_folder
 from gora.runtime.workers import cores
 from gora.runtime.world import World
@@ -37,13 +54,30 @@ class PreparedData:
         train: the training examples.
         eval: the examples of `data.eval` or of the holdout, or None.
         counts: what became of the rows of both.
-        fingerprint: SHA-256 over the ids and labels of the training examples, in order.
+        fingerprint: SHA-256 over the ids and labels of the training examples, in order; of several sources, over what
+            that is for each, and its share; of a stream, see `OpenedStream`.
+        stream: what is trained on instead, where `train` is only its first block; None otherwise.
+        max_length: `data.max_length`.
     """
 
     train: Examples
     eval: Examples | None
     counts: DataCounts
     fingerprint: str
+    stream: Stream | None = None
+    max_length: int = 0
+
+    @property
+    def per_epoch(self) -> int | None:
+        """Examples in an epoch; None where nobody knows."""
+        return None if self.stream else self.train.per_epoch
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest training example, which of a stream may be any that is allowed."""
+        if self.stream:
+            return self.max_length * (2 if self.train.encoder_decoder else 1)
+        return max(self.train.lengths)
 
 
 def prepare(
@@ -55,6 +89,7 @@ def prepare(
     say: Callable[[str], None],
     head: Head = "language",
     world: World | None = None,
+    step_rows: int = 1,
 ) -> PreparedData:
     """Read, format and encode the rows of a run, or map those that are kept of an earlier one.
 
@@ -68,6 +103,7 @@ def prepare(
         say: takes warnings and the list of the rows that were left out.
         head: what the model has on top: it predicts tokens, or a label for each row.
         world: the processes of the run, which all call this together; None is this one alone.
+        step_rows: rows of an optimizer step, for a stream.
 
     Raises:
         InputError: a source cannot be read, a row is bad (and `data.bad_rows` is `error`), or nothing is left to
@@ -75,23 +111,102 @@ def prepare(
     """
     if data.eval is not None and data.holdout:
         raise InputError("data.eval and data.holdout both name rows to evaluate on. Use one of them.")
-    _refuse_code_only(data, tokenizer, encoder_decoder)
-    _refuse_whole_texts(data, encoder_decoder)
+    for source in sources_of(data, "train") + sources_of(data, "eval"):
+        refuse_code_only(source.data, tokenizer, encoder_decoder)
+        refuse_whole_texts(source.data, encoder_decoder)
     world = world or World()
-    made = _Making(data, tokenizer, head, encoder_decoder, say, world)
-    entries = [Path(entry) for entry in _first_of_each_host(world, made.entries)]
     shape: dict[str, Any] = {"choices": data.choices or ()} if head == "classification" else {}
     if head == "language":
         shape["encoder_decoder"] = encoder_decoder
-    kept = [open_kept(entry) for entry in entries]
-    sets = [Examples(each.store, **shape) for each in kept]
-    counts = [_counts(examples, each.facts) for examples, each in zip(sets, kept, strict=True)]
-    if not data.holdout:
-        evaluated = (sets[1], counts[1]) if len(sets) > 1 else (None, None)
-        return PreparedData(sets[0], evaluated[0], DataCounts(counts[0], evaluated[1]), kept[0].fingerprint)
-    train, held = _hold_out(sets[0], data.holdout, seed, counts[0])
-    left = replace(_counts(train, kept[0].facts), held_out=len(held))
-    return PreparedData(train, held, DataCounts(left, count(held, rows=len(held))), train.fingerprint())
+    made = _Making(data, tokenizer, head, encoder_decoder, say, world)
+    if data.streaming:
+        return _streamed(made, seed, step_rows, shape)
+    kept = [open_kept(Path(entry)) for entry in _first_of_each_host(world, made.entries)]
+    sources = sources_of(data, "train")
+    trained, evaluated = kept[: len(sources)], kept[len(sources) :]
+    train = Examples(Store.mapped(*(each.file for each in trained)), **shape)
+    held: Examples | None = None
+    facts = [each.facts for each in trained]
+    counts = _counts(train, facts)
+    if data.holdout:
+        train, held = _hold_out(train, data.holdout, seed, counts)
+        counts = replace(_counts(train, facts), held_out=len(held))
+    if isinstance(data.train, list):
+        train.mixture = _mixture(sources, trained, train, seed)
+    eval_counts = count(held, rows=len(held)) if held else None
+    if evaluated:
+        held = Examples(Store.mapped(*(each.file for each in evaluated)), **shape)
+        eval_counts = _counts(held, [each.facts for each in evaluated])
+    fingerprint = train.fingerprint() if data.holdout else _fingerprint(trained)
+    if train.mixture:
+        fingerprint = _mixed_fingerprint(fingerprint, train.mixture)
+    return PreparedData(train, held, DataCounts(counts, eval_counts), fingerprint)
+
+
+def _streamed(making: _Making, seed: int, step_rows: int, shape: dict[str, Any]) -> PreparedData:
+    """The first block of a stream, and the rows to evaluate on."""
+    data, say = making.data, making.say
+    opened = open_stream(
+        data,
+        making.tokenizer,
+        making.encoder(),
+        seed,
+        head=making.head,
+        encoder_decoder=making.encoder_decoder,
+        step_rows=step_rows,
+        shape=shape,
+    )
+
+    def entries() -> list[str]:
+        opened.stream.block(0)
+        return [str(opened.stream.entry(0)), *making.entries()]
+
+    _, *evaluation = _first_of_each_host(making.world, entries)
+    kept = [open_kept(Path(entry)) for entry in evaluation]
+    head = opened.stream.block(0)
+    for line in opened.stream.take_remarks():
+        say(line)
+    evaluated = Examples(Store.mapped(*(each.file for each in kept)), **shape) if kept else None
+    counts = DataCounts(
+        _counts(head.examples, head.facts),
+        _counts(evaluated, [each.facts for each in kept]) if evaluated else None,
+    )
+    return PreparedData(
+        head.examples,
+        evaluated,
+        counts,
+        opened.fingerprint(head),
+        stream=opened.stream,
+        max_length=data.max_length,
+    )
+
+
+def _mixture(sources: Sequence[SettledSource], kept: Sequence[Kept], train: Examples, seed: int) -> Mixture:
+    """What an epoch has of each source.
+
+    Raises:
+        InputError: nothing is left of one, since all of its rows are held out.
+    """
+    shares = []
+    for source, each, rows in zip(sources, kept, train.per_source, strict=True):
+        section = source.section
+        assert isinstance(section, MixedSource)
+        if not rows:
+            raise InputError(f"data.holdout leaves no row of {each.facts.name} to train on. Give fewer, or data.eval.")
+        shares.append(Share.of(each.facts.name, rows, weight=section.weight, count=section.rows))
+    return Mixture(shares, seed)
+
+
+def _fingerprint(kept: Sequence[Kept]) -> str:
+    if len(kept) == 1:
+        return kept[0].fingerprint
+    return hashlib.sha256(json.dumps([each.fingerprint for each in kept]).encode()).hexdigest()
+
+
+def _mixed_fingerprint(rows: str, mixture: Mixture) -> str:
+    """That of rows of which each source has a share."""
+    shares = [[share.rows, share.drawn] for share in mixture.shares]
+    return hashlib.sha256(json.dumps([rows, shares]).encode()).hexdigest()
 
 
 class _Making:
@@ -106,55 +221,61 @@ class _Making:
         say: Callable[[str], None],
         world: World,
     ) -> None:
-        self._data, self._tokenizer, self._head, self._encoder_decoder = data, tokenizer, head, encoder_decoder
-        self._say, self._world = say, world
+        self.data, self.tokenizer, self.head, self.encoder_decoder = data, tokenizer, head, encoder_decoder
+        self.say, self.world = say, world
 
     def entries(self) -> list[str]:
-        """The folders of the training rows and of the evaluation rows, if there are any; they are made if need be.
+        """The folders of the training rows and of the evaluation rows, if there are any, source by source; they are
+        made if need be.
 
         Raises:
             InputError: see `prepare`.
         """
-        data = self._data
-        encoder = self._encoder()
-        _warn_of_length(data, self._tokenizer, self._say)
-        settings = settings_key(data, self._tokenizer, head=self._head, encoder_decoder=self._encoder_decoder)
-        wanted = [self._wanted(name, settings) for name in ("train", "eval") if getattr(data, name) is not None]
+        data = self.data
+        encoder = self.encoder()
+        warn_of_length(data, self.tokenizer, self.say)
+        training = [] if data.streaming else sources_of(data, "train")
+        wanted = [self._wanted(source, "train") for source in training]
+        wanted += [self._wanted(source, "eval") for source in sources_of(data, "eval")]
         keep(
             wanted,
             encoder,
             encoder,
-            workers=cores(self._world.local_size),
-            answer=lambda facts: self._answer(facts, wanted[0].fmt),
-            nothing_left=lambda rows, facts: _nothing_left(data, rows.fmt, facts),
+            workers=cores(self.world.local_size),
+            answer=lambda facts: self._answer(wanted, facts, training=len(training)),
+            nothing_left=lambda rows, facts: nothing_left(rows.data, rows.fmt, facts),
         )
         return [str(each.entry) for each in wanted]
 
-    def _encoder(self) -> Encoder | TextEncoder:
-        data = self._data
-        if self._head == "classification":
-            return TextEncoder(self._tokenizer, data.max_length, data.overlong)
-        return Encoder(self._tokenizer, data.max_length, data.overlong, encoder_decoder=self._encoder_decoder)
+    def encoder(self) -> Encoder | TextEncoder:
+        """Makes examples; raises InputError where the tokenizer cannot end them."""
+        data = self.data
+        if self.head == "classification":
+            return TextEncoder(self.tokenizer, data.max_length, data.overlong)
+        return Encoder(self.tokenizer, data.max_length, data.overlong, encoder_decoder=self.encoder_decoder)
 
-    def _wanted(self, name: str, settings: dict[str, Any]) -> Wanted:
-        section = getattr(self._data, name)
+    def _wanted(self, settled: SettledSource, name: str) -> Wanted:
+        data, section = settled.data, settled.section
+        settings = settings_key(data, self.tokenizer, head=self.head, encoder_decoder=self.encoder_decoder)
         source = find_source(section, _SPLITS[name])
-        fmt = format_for(self._data, self._tokenizer, typed=source.typed, head=self._head)
-        entry = row_folder(self._data.cache) / row_key(settings, section, source)
-        return Wanted(entry=entry.absolute(), source=source, fmt=fmt, ignore=self._data.ignore)
+        fmt = format_for(data, self.tokenizer, typed=source.typed, head=self.head)
+        entry = row_folder(data.cache) / row_key(settings, section, source)
+        return Wanted(entry=entry.absolute(), source=source, fmt=fmt, data=data)
 
-    def _answer(self, facts: list[Facts], fmt: Format) -> None:
-        """Say what was found in the rows.
+    def _answer(self, wanted: Sequence[Wanted], facts: Sequence[Facts], training: int) -> None:
+        """Say what was found in the rows, the first of which are those that are trained on.
 
         Raises:
             InputError: some are bad and must not be.
         """
-        for note in [*fmt.notes(), *dict.fromkeys(each.notice() for each in facts)]:
+        notes = dict.fromkeys(note for each in wanted[:training] for note in each.fmt.notes())
+        for note in [*notes, *dict.fromkeys(each.notice() for each in facts)]:
             if note is not None:
-                self._say(note)
-        _answer_for_bad_rows(self._data, facts, self._say)
-        if self._encoder_decoder and facts[0].answering:
-            _warn_of_earlier_answers(self._data, facts[0].answering, self._say)
+                self.say(note)
+        answer_for_bad_rows(self.data, facts, self.say)
+        for each, found in zip(wanted[:training], facts, strict=False):
+            if self.encoder_decoder and found.answering:
+                warn_of_earlier_answers(each.data, found.answering, self.say)
 
 
 def _first_of_each_host(world: World, make: Callable[[], list[str]]) -> list[str]:
@@ -182,25 +303,10 @@ def _first_of_each_host(world: World, make: Callable[[], list[str]]) -> list[str
     return made or list(told[world.index - world.local_index]["made"])
 
 
-def _answer_for_bad_rows(data: DataSection, facts: Sequence[Facts], say: Callable[[str], None]) -> None:
-    bad = sum(each.bad for each in facts)
-    if not bad:
-        return
-    named = [line for each in facts for line in each.named][:NAMED_AT_MOST]
-    if bad > len(named):
-        named.append(f"and {bad - len(named):,} more")
-    total = "; ".join(
-        f"{file.name}: {file.bad:,} of {file.rows:,} rows cannot be used"
-        for each in facts
-        for file in each.files
-        if file.bad
-    )
-    if data.bad_rows == "error":
-        raise InputError(f"{total}. Fix them, or skip them with `data.bad_rows: skip`.", named)
-    say("\n".join([f"{total} and are left out:", *(f"  - {line}" for line in named)]))
-
-
-def _counts(examples: Examples, facts: Facts) -> Counts:
+def _counts(examples: Examples, found: Sequence[Facts]) -> Counts:
+    facts = Facts(name="all sources")
+    for each in found:
+        facts.add(each)
     return count(
         examples,
         rows=facts.rows + facts.more,
@@ -208,23 +314,6 @@ def _counts(examples: Examples, facts: Facts) -> Counts:
         dropped=facts.dropped,
         without_code=facts.untrained,
     )
-
-
-def _nothing_left(data: DataSection, fmt: Format, facts: Facts) -> InputError:
-    rows = facts.rows + facts.more
-    reasons = [f"{facts.bad:,} of its {rows:,} rows cannot be used."] if facts.bad else []
-    if facts.untrained:
-        reasons.append(f"{_without_code(facts.untrained, rows)}.")
-    if facts.dropped and data.overlong == "drop":
-        reasons.append(f"{facts.dropped:,} are longer than data.max_length, {data.max_length} tokens.")
-    elif facts.dropped:
-        before = "what comes before the code" if data.supervise == "code" else "the prompt alone"
-        reasons.append(f"In {facts.dropped:,} {before} fills data.max_length, {data.max_length} tokens.")
-    return InputError(f"{facts.name} leaves no token to train on ({fmt.title}).", reasons)
-
-
-def _without_code(count: int, rows: int) -> str:
-    return f"{count:,} of its {rows:,} rows have no fenced code block; `data.supervise: response` trains whole answers"
 
 
 def _hold_out(examples: Examples, holdout: int, seed: int, counts: Counts) -> tuple[Examples, Examples]:
@@ -235,45 +324,9 @@ def _hold_out(examples: Examples, holdout: int, seed: int, counts: Counts) -> tu
         raise InputError(
             f"data.holdout is {holdout:,}, but there are {len(known):,} usable rows, "
             "and some must be left to train on.",
-            [_without_code(counts.without_code, counts.rows)] if counts.without_code else [],
+            [without_code(counts.without_code, counts.rows)] if counts.without_code else [],
         )
     drawn = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))[:holdout].tolist()
     held = {known[number] for number in drawn}
     kept = [index for index, row in enumerate(rows) if row not in held]
     return examples.subset(kept), examples.subset([index for index, row in enumerate(rows) if row in held])
-
-
-def _refuse_code_only(data: DataSection, tokenizer: PreTrainedTokenizerBase, encoder_decoder: bool) -> None:
-    if data.supervise != "code":
-        return
-    if encoder_decoder:
-        raise InputError(
-            "data.supervise: code needs a decoder-only model: a decoder that sees the prompt through an encoder has no "
-            "place for text that is read and not trained. Use `response`."
-        )
-    if not tokenizer.is_fast:
-        raise InputError(
-            "data.supervise: code needs a fast tokenizer, which tells where its tokens lie. Use `response`."
-        )
-
-
-def _warn_of_earlier_answers(data: DataSection, several: int, say: Callable[[str], None]) -> None:
-    advice = "; `data.turns: separate` trains every answer" if data.format == "chat" else ""
-    say(f"{several:,} rows have several answers, of which an encoder-decoder is trained on the last alone{advice}.")
-
-
-def _refuse_whole_texts(data: DataSection, encoder_decoder: bool) -> None:
-    if data.format == "text" and encoder_decoder:
-        raise InputError(
-            "data.format: text needs a decoder-only model: an encoder-decoder answers a prompt, and a text has none. "
-            "Use `instruction`."
-        )
-
-
-def _warn_of_length(data: DataSection, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None]) -> None:
-    # -1 and numbers like 10^30 stand for no limit.
-    if 0 < tokenizer.model_max_length < data.max_length:
-        say(
-            f"data.max_length is {data.max_length:,} tokens, but the tokenizer says that the model takes "
-            f"{tokenizer.model_max_length:,}."
-        )

@@ -14,6 +14,7 @@ from gora.data.messages import quoted
 from gora.data.rows import Unusable
 from gora.errors import InputError
 from gora.recipe.schema import DataSection, Head, SourceSection
+from gora.recipe.sources import asked_as
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,8 +39,11 @@ _NOTED = (
 
 
 def describe_prompt_format(data: DataSection) -> dict[str, Any]:
-    """What of a recipe's `data` section says how rows become text, as JSON; the chat template is the tokenizer's."""
-    values = data.model_dump(include=set(_NOTED))
+    """What of a recipe's `data` section says how rows become text, as JSON; the chat template is the tokenizer's.
+
+    Of several sources, it is the first one's.
+    """
+    values = asked_as(data).model_dump(include=set(_NOTED))
     return {name: values[name] for name in _NOTED if name in values}
 
 
@@ -71,7 +75,7 @@ class Prompting:
     ) -> None:
         if data is None and tokenizer.chat_template and head == "language":
             data = read_prompt_format({"format": "chat"})
-        self.data = data
+        self.data = data = asked_as(data) if data else None
         self._format: Format | None = format_for(data, tokenizer, head=head) if data else None
         length = data.max_length if data else 1024
         if head == "language":

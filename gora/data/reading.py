@@ -4,6 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+NOT_TEXT = dict.fromkeys(
+    ("image", "images", "audio", "audios", "video", "videos"),
+    "gora trains text only: leave these rows out, or name the column in `data.ignore`",
+)
+"""Columns that a text may speak of and no format reads, and what to do about them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:

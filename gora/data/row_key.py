@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LIBRARIES = ("transformers", "tokenizers", "jinja2")
-_NOT_OF_ROWS = {"train", "eval", "holdout", "bad_rows", "cache", "packing"}
+_NOT_OF_ROWS = {"train", "eval", "holdout", "bad_rows", "cache", "packing", "streaming", "shuffle_buffer"}
 """Settings that choose between rows, or say what becomes of those that are not kept."""
 _OF_PLACE = ("name_or_path", "is_local", "local_files_only")
 

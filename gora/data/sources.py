@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from gora.assets import resolve
-from gora.data.hub import HubRows, find_in_folder, find_on_hub
+from gora.data.hub import HubRows, HubStream, find_in_folder, find_on_hub
 from gora.data.jsonl import json_parts, refuse_single_object
 from gora.data.messages import siblings_like
 from gora.data.parts import Part
@@ -81,13 +81,24 @@ class Source:
     """
 
     name: str
-    files: tuple[SourceFile | HubRows, ...]
+    files: tuple[SourceFile | HubRows | HubStream, ...]
     max_rows: int | None
 
     @property
     def typed(self) -> bool:
         """Whether values have types of their own; in a CSV file every value is text."""
         return not any(isinstance(file, SourceFile) and file.kind in _SEPARATORS for file in self.files)
+
+    def identity(self) -> list[tuple[str, str]]:
+        """The name of every file, and what tells its content from another one without reading it."""
+        return [
+            (file.name, f"{file.state[0]} bytes" if isinstance(file, SourceFile) else file.digest())
+            for file in self.files
+        ]
+
+    def states(self) -> list[tuple[int, ...]]:
+        """What changes with the content of local files: size and times."""
+        return [file.state for file in self.files if isinstance(file, SourceFile)]
 
     def digests(self) -> list[tuple[str, str]]:
         """The name of every file, and a digest of what it holds."""
@@ -115,13 +126,14 @@ class Source:
                 refuse_single_object(file.path, name)
 
 
-def find_source(source: SourceSection, split_default: tuple[str, ...]) -> Source:
+def find_source(source: SourceSection, split_default: tuple[str, ...], *, streaming: bool = False) -> Source:
     """Find a source: files, a folder, or a data set of the hub.
 
     Args:
         source: what to read; several paths are read one after the other, and so are the files that a pattern matches,
             in the order of their names.
         split_default: the splits to look for, in this order, when the source names none.
+        streaming: read a set of the hub as rows are needed, and keep none of its files.
 
     Raises:
         InputError: nothing is there, or it is of no known kind.
@@ -131,7 +143,7 @@ def find_source(source: SourceSection, split_default: tuple[str, ...]) -> Source
     repeated = next((path for path in paths if paths.count(path) > 1), None)
     if repeated is not None:
         raise InputError(f"{repeated} is named more than once in one source, so its rows would be read twice.")
-    files = tuple(_found(path, source, split_default) for path in paths)
+    files = tuple(_found(path, source, split_default, streaming) for path in paths)
     name = files[0].name if len(files) == 1 else ", ".join(asked)
     return Source(name=name, files=files, max_rows=source.max_rows)
 
@@ -170,7 +182,9 @@ def _matched(path: str) -> list[str]:
     return found
 
 
-def _found(named: str, source: SourceSection, split_default: tuple[str, ...]) -> SourceFile | HubRows:
+def _found(
+    named: str, source: SourceSection, split_default: tuple[str, ...], streaming: bool
+) -> SourceFile | HubRows | HubStream:
     path = Path(resolve(named, "data")).expanduser()
     if path.is_file():
         return SourceFile(name=named, path=path, read=_reader(path, named, source), state=_state(path))
@@ -178,12 +192,12 @@ def _found(named: str, source: SourceSection, split_default: tuple[str, ...]) ->
     if source.separator is not None:
         raise InputError(f"{named} is not a CSV or TSV file and has no `separator`. Set it to null.")
     if path.is_dir():
-        return find_in_folder(path, source, split_default)
+        return find_in_folder(path, source, split_default, streaming=streaming)
     if path.exists():
         raise InputError(f"{named} is neither a file nor a folder.")
     if _looks_local(named):
         raise InputError(f"{named} does not exist{siblings_like(named) or '.'}")
-    return find_on_hub(source, split_default)
+    return find_on_hub(source, split_default, streaming=streaming)
 
 
 def _reader(path: Path, named: str, source: SourceSection) -> Callable[[int | None], Iterator[Part]]:

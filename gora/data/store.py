@@ -131,20 +131,25 @@ class Store:
 
     Args:
         table: record batches as `batch_of` makes them.
-        path: the file that is mapped; None where they are in memory.
+        paths: the files that are mapped; none where they are in memory.
+        parts: examples of each source, where there are several; one after the other.
     """
 
-    def __init__(self, table: pa.Table, path: Path | None = None) -> None:
-        self._table, self._path = table, path
+    def __init__(self, table: pa.Table, paths: Sequence[Path] = (), parts: Sequence[int] = ()) -> None:
+        self._table, self._paths = table, tuple(paths)
+        self.parts = tuple(parts) or (int(table.num_rows),)
         batches = [batch for batch in table.to_batches() if batch.num_rows]
         self._batches = [Batch.of(batch) for batch in batches]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)]).tolist()
 
     @classmethod
-    def mapped(cls, path: Path) -> Store:
-        """The examples of a file; raises OSError or pyarrow's errors."""
-        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
-            return cls(stream.read_all(), path)
+    def mapped(cls, *paths: Path) -> Store:
+        """The examples of some files, one after the other; raises OSError or pyarrow's errors."""
+        tables = []
+        for path in paths:
+            with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
+                tables.append(stream.read_all())
+        return cls(pa.concat_tables(tables), paths, [table.num_rows for table in tables])
 
     @classmethod
     def of(cls, encoded: Sequence[Encoded], places: Sequence[str]) -> Store:
@@ -153,7 +158,7 @@ class Store:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A process that is started and not forked maps the file itself.
-        return (Store, (self._table,)) if self._path is None else (Store.mapped, (self._path,))
+        return (Store.mapped, self._paths) if self._paths else (Store, (self._table,))
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -171,6 +176,15 @@ class Store:
         """A column of numbers or truths."""
         values: np.ndarray = self._table.column(name).to_numpy()
         return values
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """The number of the row that each example is of (int64); those of each source follow those before it."""
+        found, start = self.column("row").copy(), 0
+        for end in np.cumsum(self.parts):
+            found[start:end] += found[start - 1] + 1 if start else 0
+            start = end
+        return found
 
     @cached_property
     def id_counts(self) -> np.ndarray:

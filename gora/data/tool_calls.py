@@ -66,11 +66,16 @@ def in_python(text: str, call: dict[str, Any]) -> bool:
 
 
 def missing_tool(text: str, tools: list[dict[str, Any]]) -> str | None:
-    """The name of the first tool whose name or description a text lacks."""
+    """The name of the first tool of which a text lacks the name, the description or the name of a parameter.
+
+    Templates write the types of parameters in many ways.
+    """
     for tool in tools:
         function = tool["function"]
-        texts = [function["name"], function.get("description") or ""]
-        if not all(holds(text, each) for each in texts):
+        parameters = function.get("parameters")
+        properties = parameters.get("properties") if isinstance(parameters, dict) else None
+        texts = [function["name"], function.get("description") or "", *(properties or ())]
+        if not all(holds(text, str(each)) for each in texts):
             return str(function["name"])
     return None
 

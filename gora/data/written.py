@@ -111,7 +111,9 @@ def _check_tools(
         raise Unusable(f"the {template.title} leaves out the tools")
     missing = missing_tool(whole, list(tools))
     if missing is not None:
-        raise Unusable(f"the {template.title} leaves out the name or the description of the tool {missing!r}")
+        raise Unusable(
+            f"the {template.title} leaves out the name, the description or a parameter of the tool {missing!r}"
+        )
 
 
 def _check_calls(

@@ -40,10 +40,11 @@ def _with_tap(forward: Callable[..., Tensor], sink: Sink) -> Callable[..., Tenso
     # Gives the first layers of a frozen model, whose inputs need no gradient, a graph of their own.
     trigger = torch.empty(0, requires_grad=True)
 
-    def tapped_forward(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        output = forward(inputs, *args, **kwargs)
+    def tapped_forward(*args: Any, **kwargs: Any) -> Tensor:
+        output = forward(*args, **kwargs)
         if not torch.is_grad_enabled():
             return output
+        (inputs,) = args[:1] or tuple(kwargs.values())[:1]
         tapped: Tensor = _Tap.apply(output, inputs, None if output.requires_grad else trigger, sink)  # type: ignore[no-untyped-call]
         return tapped
 

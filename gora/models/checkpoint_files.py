@@ -60,10 +60,22 @@ def refuse_what_is_no_checkpoint(name: str, path: Path) -> None:
 
 
 def check_config(path: Path) -> None:
-    """Refuse a folder whose configuration cannot be read; raises InputError."""
-    _read_json(path / "config.json")
-    if (path / "generation_config.json").exists():
-        _read_json(path / "generation_config.json")
+    """Refuse a folder whose configuration cannot be read, or names tokens otherwise than by their ids.
+
+    Raises:
+        InputError: naming the file.
+    """
+    for name in ("config.json", "generation_config.json"):
+        if name == "config.json" or (path / name).exists():
+            _refuse_tokens_without_ids(path / name, _read_json(path / name))
+
+
+def _refuse_tokens_without_ids(file: Path, document: Mapping[str, Any]) -> None:
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = document.get(key)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(each, int) and not isinstance(each, bool) for each in ids):
+            raise InputError(f"{file}: {key} must be the number of a token, a list of numbers or null, not {value!r}.")
 
 
 def refuse_code_of_others(name: str, config: Mapping[str, Any]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# Settings of sampling: one that is set beside greedy decoding has no effect, and transformers refuses to save it.
-_OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+# How transformers names a setting that has no effect beside the others, with which it refuses to save all of them.
+_WITHOUT_EFFECT = re.compile(r"^- `(\w+)`:", re.MULTILINE)
 
 
 def trained_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig | None:
@@ -27,8 +28,10 @@ def trained_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
         settings.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     # Otherwise transformers would make the settings again from the model's configuration.
     settings._from_model_config = False
-    if not settings.do_sample:
-        for name in _OF_SAMPLING:
+    try:
+        settings.validate(strict=True)
+    except ValueError as error:
+        for name in _WITHOUT_EFFECT.findall(str(error)):
             setattr(settings, name, None)
     return settings
 

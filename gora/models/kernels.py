@@ -22,7 +22,7 @@ def use_kernels(
 
     Args:
         model: the model.
-        wanted: `auto`, `fused`, `liger` or `compile`.
+        wanted: `auto` (Liger's where they can be used), `fused`, `liger` or `compile`.
         rows: token ids of a few rows, on which it is seen that nothing else comes out.
         context: arithmetic of the passes.
 
@@ -33,10 +33,11 @@ def use_kernels(
         InputError: Liger is asked for by name and cannot be used.
     """
     lines = []
-    if wanted == "liger":
-        if reason := use_liger(model, rows, context) if model.device.type == "cuda" else "it needs a GPU":
+    if wanted in ("auto", "liger"):
+        reason = use_liger(model, rows, context) if model.device.type == "cuda" else "it needs a GPU"
+        if reason and wanted == "liger":
             raise InputError(f"train.kernels: liger cannot be used: {reason}. Give `auto`, `fused` or `compile`.")
-        lines.append("kernels   Liger")
+        lines.append(f"kernels   without Liger: {reason}" if reason else "kernels   Liger")
     reason = use_supervised_head(model, rows, context)
     lines.append(f"kernels   all logits are computed: {reason}" if reason else "kernels   supervised logits only")
     return lines

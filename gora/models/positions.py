@@ -25,7 +25,8 @@ def positions_of(config: PreTrainedConfig) -> int | None:
     """
     holder: Any = config if hasattr(config, "max_position_embeddings") else config.get_text_config()
     limit = real_limit(getattr(holder, "max_position_embeddings", None))
-    if limit is None:
+    # Biases that grow with the distance (ALiBi) are computed for any length.
+    if limit is None or getattr(holder, "alibi", False):
         return None
     return max([limit, *_scaled(holder, limit)])
 

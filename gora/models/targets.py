@@ -48,7 +48,6 @@ def find_targets(
     known = [*linear, *(fused_experts(model) if beside_experts else ())]
     left_out = set(_by_names(known, exclude, "adapter.exclude"))
     found = {name: module for name, module in linear.items() if name in chosen and name not in left_out}
-    _refuse_tied(model, found)
     if not found:
         raise InputError(f"adapter.targets {targets!r} leaves no layer to adapt. {_kinds(linear)}")
     return found
@@ -114,16 +113,6 @@ def as_out_in(module: Matrix, matrix: Tensor) -> Tensor:
 def kind_of(name: str) -> str:
     """Last part of a layer's name, such as `q_proj`: layers of one kind do the same work in different blocks."""
     return name.rpartition(".")[2]
-
-
-def _refuse_tied(model: nn.Module, found: dict[str, nn.Module]) -> None:
-    embeddings = {id(m.weight): name for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
-    for name, module in found.items():
-        if owner := embeddings.get(id(module.weight)):
-            raise InputError(
-                f"adapter.targets: the weight of {name} is also that of {owner}. An adapter on it could not be merged; "
-                "put it into adapter.exclude."
-            )
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils import cached_file
 
 from gora.models.language import senses
@@ -15,14 +19,18 @@ from gora.models.weight_files import tensor_shapes
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 _TOWER = re.compile(r"(?:^|\.)((?:vision|visual|audio|image|multi_modal|mm)_?\w*)\.")
 _EXTRA_HEAD = re.compile(r"(?:^|\.)(mtp\w*)\.")
-# Buffers that older versions of transformers saved, and the like, are no loss.
+# Of what the model's class passes over: T5 has a table in its files that no layer reads.
 _LEAST_SHARE = 0.001
+_NAMED = 5
+# Constants that older versions of transformers saved: masks, frequencies of rotary positions, and numbers of positions.
+_CONSTANT = re.compile(r"(?:attn|attention)\.(?:masked_)?bias$|inv_freq$|position_ids$")
 
 
 def not_loaded(source: Source) -> list[str]:
     """Parts of a language model's checkpoint that gora neither loads nor writes again, in words; empty for most.
 
-    Tensors count that the model's class passes over, and towers and extra heads that the class does not have.
+    Tensors count for which the model has no place, by the names under which transformers loads them, or which its class
+    passes over.
 
     Raises:
         InputError: the weight files cannot be read.
@@ -30,25 +38,39 @@ def not_loaded(source: Source) -> list[str]:
     if source.head != "language":
         return []
     model = empty_model(source)
-    ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     foreign = [_EXTRA_HEAD] if not any(_EXTRA_HEAD.search(f"{name}.") for name, _ in model.named_modules()) else []
     foreign += [] if senses(model) else [_TOWER]
-    has = {part for name, _ in model.named_modules() for part in name.split(".")}
-    # With and without the first part, which checkpoints of a bare model lack. Patterns of what is ignored are loose.
-    own = {key for name in model.state_dict() for key in (name, name.partition(".")[2])}
+    stored = tensor_shapes(source)
+    homeless = set(_homeless(model, stored))
     sizes: dict[str, int] = {}
-    total = 0
-    for name, shape in tensor_shapes(source).items():
-        total += math.prod(shape)
-        parts = [hit[1] for pattern in foreign if (hit := pattern.search(name)) and hit[1] not in has]
-        if not parts and name not in own and any(pattern.search(name) for pattern in ignored):
-            parts = [".".join(name.split(".")[:3])]
-        for part in parts[:1]:
-            sizes[part] = sizes.get(part, 0) + math.prod(shape)
-    found = [
-        f"{part} ({size / total:.0%} of the weights)" for part, size in sizes.items() if size >= _LEAST_SHARE * total
-    ]
+    for name in stored:
+        if name in homeless:
+            named = next((hit[1] for pattern in foreign if (hit := pattern.search(name))), None)
+            part = named or ".".join(name.split(".")[:3])
+            sizes[part] = sizes.get(part, 0) + math.prod(stored[name])
+    total = sum(map(math.prod, stored.values()))
+    found = [f"{part} ({size / total:.0%} of the weights)" for part, size in sizes.items()]
+    found = found if len(found) <= _NAMED else [*found[:_NAMED], f"{len(found) - _NAMED} other parts"]
     return found + [name for name in _PROCESSORS if _has_file(source, name)]
+
+
+def _homeless(model: PreTrainedModel, stored: Mapping[str, Sequence[int]]) -> Iterator[str]:
+    """Names of stored tensors that the model has no parameter or buffer for, constants apart."""
+    own = model.state_dict()
+    known = {key for name in own for key in (name, name.partition(".")[2])}
+    changes = get_model_conversion_mapping(model)
+    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+    converters = [change for change in changes if isinstance(change, WeightConverter)]
+    ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    least = _LEAST_SHARE * sum(map(math.prod, stored.values()))
+    for name, shape in stored.items():
+        is_constant = _CONSTANT.search(name) and not (name.endswith("bias") and len(shape) == 1)
+        if is_constant or (math.prod(shape) < least and any(pattern.search(name) for pattern in ignored)):
+            continue
+        loaded = rename_source_key(name, renamings, converters, model.base_model_prefix, own)[0]
+        # Some changes depend on those of other names; a name that fits as it is, or without its first part, is known.
+        if loaded not in own and name not in known:
+            yield name
 
 
 def _has_file(source: Source, name: str) -> bool:

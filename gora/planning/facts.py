@@ -52,7 +52,9 @@ def row_facts(context: RunContext) -> dict[str, Any]:
     rows, counts = context.data.train, context.data.counts
     lengths = sorted(rows.lengths)
     shares = {name: lengths[min(len(lengths) - 1, len(lengths) * share // 100)] for name, share in _SHARES.items()}
+    mixture = rows.mixture
     return {
+        **({"per_epoch": mixture.per_epoch, "sources": [asdict(each) for each in mixture.shares]} if mixture else {}),
         "train": asdict(counts.train),
         "eval": asdict(counts.eval) if counts.eval else None,
         "summary": counts.summary(),

@@ -80,9 +80,11 @@ def collect_gradients(
         InputError: saved sums are of another run.
     """
     batches = MicroBatches(context, model)
-    if batches.steps * batches.size > len(context.data.train):
+    if batches.steps * batches.size > context.data.train.per_epoch:
         asked = f"{batches.steps} micro-batches of {batches.size} rows"
-        output.warn(f"{asked} are asked for, {len(context.data.train)} rows are there: some are used more than once.")
+        output.warn(
+            f"{asked} are asked for, {context.data.train.per_epoch} rows are there: some are used more than once."
+        )
     matrices = matrices_of(targets)
     attachment = Attachment(model, matrices)
     if context.engine.shards_weights and not attachment.all_tapped:

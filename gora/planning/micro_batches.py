@@ -16,7 +16,8 @@ HELD_BACK = 4
 
 
 class MicroBatches:
-    """The micro-batches of the gradient pass: rows drawn with the seed, the same at every call.
+    """The micro-batches of the gradient pass: rows drawn with the seed, of a stream its first ones; the same at
+    every call.
 
     Args:
         context: gives rows, seed and sizes.
@@ -30,7 +31,7 @@ class MicroBatches:
         self.indices = range(context.world.index, self.steps, context.world.size)
         """Which of them this process runs: they are dealt out in turn."""
         self.rounds = math.ceil(self.steps / context.world.size)
-        self._order = draw_rows(len(context.data.train), self.steps * self.size, context.recipe.seed)
+        self._order = self._drawn(self.steps * self.size)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """One micro-batch on the device."""
@@ -76,8 +77,14 @@ class MicroBatches:
         return self.size * self._width()
 
     def _held_rows(self) -> list[int]:
-        count = (self.steps + HELD_BACK) * self.size
-        return draw_rows(len(self._context.data.train), count, self._context.recipe.seed)[self.steps * self.size :]
+        return self._drawn((self.steps + HELD_BACK) * self.size)[self.steps * self.size :]
+
+    def _drawn(self, count: int) -> list[int]:
+        rows = self._context.data.train
+        if self._context.data.stream:
+            # They are shuffled: the first ones are those of the first steps.
+            return [index % len(rows) for index in range(count)]
+        return draw_rows(rows, count, self._context.recipe.seed)
 
     def _width(self) -> int:
         return max(self._context.data.train.lengths[row] for row in self._order)

@@ -108,8 +108,7 @@ def make_sums(
     owners = assign_owners(shapes, context.world.size)
     free = _Free(context, attachment, batches)
     operands = Operands(batches.most_tokens, 2 if context.precision == "bf16" else 4)
-    wanted = context.recipe.gora.offload
-    offload = "cpu" if context.engine.offloads and wanted == "auto" else wanted
+    offload = context.recipe.gora.offload
     if not (context.world.any(_has_to_share(context, shapes, offload, free)) if sharded is None else sharded):
         placement = place(offload, shapes, context.device, operands, free)
         each = f", in each of {context.world.size} processes" if context.world.size > 1 else ""

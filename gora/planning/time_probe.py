@@ -6,6 +6,7 @@ import copy
 import random
 import statistics
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from torch import nn
 from gora.methods import METHODS, AdapterSettings, Wrapping
 from gora.models.checkpointing import recompute_activations
 from gora.models.load import Source, base_dtype
-from gora.models.targets import find_targets
 from gora.recipe.derived import recomputes_activations, training_micro_batch_size
 from gora.runs.context import RunContext
 from gora.runtime.precision import autocast
@@ -74,11 +74,14 @@ def _small_model(context: RunContext, source: Source, layers: int) -> nn.Module:
     config, adapter = copy.deepcopy(source.config), context.recipe.adapter
     config.num_hidden_layers = layers
     if isinstance(kinds := getattr(config, "layer_types", None), list):
-        config.layer_types = kinds[:layers]
+        # Where it has no setter, it follows the number of layers.
+        with suppress(AttributeError):
+            config.layer_types = (kinds * layers)[:layers]
     with torch.device(context.device):
         model = source.family.from_config(
             config, dtype=base_dtype(context.recipe.model.dtype, context.device), trust_remote_code=False
         ).requires_grad_(False)
     settings = AdapterSettings(rank=adapter.rank, alpha=adapter.alpha, dropout=adapter.dropout)
-    targets = find_targets(model, adapter.targets, adapter.exclude)
+    there = dict(model.named_modules())
+    targets = {name: there[name] for name in context.chosen.layers if name in there}
     return METHODS["lora"].wrap(model, Wrapping(targets=targets, settings=settings))

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import torch
 
+from gora.data import PreparedData
 from gora.estimate.memory import FLOAT32, Arithmetic, Batch, Memory, Sharing, pass_memory, training_memory
 from gora.estimate.shapes import ModelShape, read_shape
 from gora.estimate.sizes import divisors, largest_that_fits
@@ -156,7 +157,7 @@ def workload_of(context: RunContext) -> Workload:
         weights=weight_bytes(model, recipe.model, device),
         trained=trained,
         rank=rank,
-        lengths=tuple(sorted(context.data.train.lengths, reverse=True)),
+        lengths=_lengths(context.data),
         offload=recipe.gora.offload,
         limit=memory_limit(context),
         batch_size=recipe.train.batch_size,
@@ -197,6 +198,12 @@ def trained_values(context: RunContext, shape: ModelShape, model: Any) -> tuple[
     values = sum(ranks[name] * sum(pair) for name, pair in shape.targets.items())
     values += sum(pair[0] for pair in shape.targets.values()) if recipe.adapter.dora else 0
     return beside + values, sum(ranks[name] for name in shape.targets) / max(len(shape.targets), 1)
+
+
+def _lengths(data: PreparedData) -> tuple[int, ...]:
+    """Those of all training rows; of a stream, those of the first rows and one of the longest that may come."""
+    more = [data.longest] if data.stream else []
+    return tuple(sorted([*data.train.lengths, *more], reverse=True))
 
 
 def sharing_of(engine: Engine, processes: int) -> Sharing:

@@ -81,6 +81,11 @@ def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     )
 
 
+def with_distributed(recipe: Recipe, name: str) -> Recipe:
+    """The recipe with an engine."""
+    return recipe.model_copy(update={"distributed": name})
+
+
 def _settled(key: str, value: T | Literal["auto"]) -> T:
     if value == "auto":
         raise ValueError(f"{key} is still auto: it has to be settled before it is used")

@@ -14,17 +14,16 @@ from gora.recipe.document import (
     Builder,
     Document,
     KeyPath,
-    NotYamlError,
     Place,
     Problem,
     Unreadable,
-    compose,
-    dump,
+    inner_value,
 )
 from gora.recipe.extends import EXTENDS, read_extended
-from gora.recipe.messages import explain, key_path, known_keys
+from gora.recipe.messages import ITEM, explain, key_path, known_key, known_keys
 from gora.recipe.rules import Contradiction, contradictions
 from gora.recipe.schema import Recipe
+from gora.recipe.yaml_text import NotYamlError, compose, dump
 
 
 @dataclass(frozen=True)
@@ -127,18 +126,26 @@ def _one_line(setting: str) -> str:
 
 def _reach(document: Document, key: KeyPath, place: Place) -> dict[str, Any] | None:
     """The mapping that an override changes; one that is absent or null is made."""
-    section = document.values
+    section: Any = document.values
     for length in range(1, len(key) + 1):
         name, path = key[length - 1], key[:length]
-        if section.get(name) is None:
+        if isinstance(section, dict) and section.get(name) is None:
             section[name] = {}
             document.places[path] = place
-        if not isinstance(section[name], dict):
-            text = f"has no keys to set: it is a single value ({document.place(path)})"
+        found = inner_value(section, name)
+        # What is inside a list is reached by its number.
+        if not isinstance(found, dict) and not (isinstance(found, list) and length < len(key)):
+            text = f"has no keys to set: it is {_what_it_is(section, found)} ({document.place(path)})"
             document.problems.append(Problem(place, path, text))
             return None
-        section = section[name]
-    return section
+        section = found
+    return section  # type: ignore[no-any-return]
+
+
+def _what_it_is(around: Any, value: Any) -> str:
+    if isinstance(around, list):
+        return f"not one of the {len(around)} sections here, which are numbered from 0"
+    return "a list, whose sections are numbered from 0" if isinstance(value, list) else "a single value"
 
 
 def _check(document: Document) -> Recipe:
@@ -179,6 +186,8 @@ def _validate(document: Document) -> tuple[Recipe, list[Problem]]:
 def _fill_sections(document: Document) -> None:
     """A section that is absent or has nothing under it counts as empty, so that what it must hold is what is missed."""
     for path, key in known_keys().items():
+        if ITEM in path:
+            continue
         parent = document.value(path[:-1])
         if key.section and not key.nullable and isinstance(parent, dict) and parent.get(path[-1]) is None:
             parent[path[-1]] = {}
@@ -199,7 +208,10 @@ def _is_reported(errors: Sequence[Any]) -> bool:
 def _mend(document: Document, path: KeyPath) -> None:
     """Take out a wrong value; what is required gets the emptiest value of its type, which is text or a section."""
     section = document.value(path[:-1])
-    key = known_keys().get(path)
+    if isinstance(section, list):
+        section[int(path[-1])] = {}
+        return
+    key = known_key(path)
     if key and (key.required or key.section) and not key.nullable:
         section[path[-1]] = {} if key.section else ""
     else:

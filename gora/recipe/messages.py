@@ -1,14 +1,18 @@
 """What pydantic found wrong, told in sentences that name what was expected and what was probably meant."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from math import isfinite
 from typing import Any
 
+from gora.recipe.data_schema import SOURCE, SOURCES
 from gora.recipe.document import KeyPath, dotted
 from gora.recipe.schema import Recipe
+
+ITEM = "#"
+"""In paths of known keys: any item of a list of sections, which has its index in a document."""
 
 # Names of other toolkits for what a recipe calls otherwise.
 FOREIGN_NAMES = {
@@ -61,24 +65,53 @@ def known_keys() -> dict[KeyPath, Key]:
 
     def walk(section: dict[str, Any], path: KeyPath) -> None:
         for name, schema in section["properties"].items():
-            kinds = schema.get("anyOf", [schema])
-            inner = next((whole["$defs"][kind["$ref"].rpartition("/")[2]] for kind in kinds if "$ref" in kind), None)
+            kinds = list(_kinds(schema))
+            inner = next((defined(kind) for kind in kinds if "$ref" in kind), None)
             nullable = {"type": "null"} in kinds
             keys[*path, name] = Key(schema, inner is not None, nullable, name in section.get("required", ()))
             if inner:
                 walk(inner, (*path, name))
+            item = next((kind["items"] for kind in kinds if "$ref" in kind.get("items", ())), None)
+            if item:
+                keys[*path, name, ITEM] = Key(item, section=True, nullable=False, required=False)
+                walk(defined(item), (*path, name, ITEM))
+
+    def defined(reference: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = whole["$defs"][reference["$ref"].rpartition("/")[2]]
+        return found
 
     walk(whole, ())
     return keys
 
 
+def _kinds(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The branches of a schema."""
+    branches = schema.get("anyOf") or schema.get("oneOf")
+    for branch in branches or ():
+        yield from _kinds(branch)
+    if not branches:
+        yield schema
+
+
+def known_key(path: KeyPath) -> Key | None:
+    """What the schema says of a key of a document, whose items of lists are numbers."""
+    return known_keys().get(_as_known(path))
+
+
+def _as_known(path: KeyPath) -> KeyPath:
+    return tuple(ITEM if part.isdecimal() else part for part in path)
+
+
 def key_path(location: Sequence[str | int]) -> KeyPath:
-    """The part of a pydantic location that names keys, without list indexes and branches of unions."""
+    """The part of a pydantic location that names keys, without branches of unions and indexes of lists of values."""
     path: KeyPath = ()
     for part in location:
-        if path and not (path in known_keys() and known_keys()[path].section):
+        key = known_key(path)
+        is_item = isinstance(part, int) and (*_as_known(path), ITEM) in known_keys()
+        if path and not is_item and not (key and key.section):
             break
-        path = (*path, str(part))
+        if not (part in (SOURCE, SOURCES) and (*_as_known(path), ITEM) in known_keys()):
+            path = (*path, str(part))
     return path
 
 
@@ -90,14 +123,16 @@ def explain(path: KeyPath, value: Any, errors: Sequence[Any]) -> tuple[str, tupl
         value: its value, as it was written.
         errors: pydantic's details, of which a union has several.
     """
-    if path not in known_keys():
+    key = known_key(path)
+    if key is None:
         return _unknown(path)
-    schema = known_keys()[path].schema
+    schema = key.schema
     about = schema.get("description", "")
     if errors[0]["type"] == "missing":
         return _with(f"missing; expected {expected(schema)}", about), ()
-    if known_keys()[path].section:
-        return f"expected a section with keys such as {_names(path)[0]!r}, got {_shown(value)}", ()
+    if key.section:
+        several = ", or a list of them" if (*path, ITEM) in known_keys() else ""
+        return f"expected a section with keys such as {_names(path)[0]!r}{several}, got {_shown(value)}", ()
     item = next((error["loc"][-1] for error in errors if isinstance(error["loc"][-1], int)), None)
     where = f" (item {item + 1} is {_shown(value[item])})" if item is not None else ""
     hint = _hint(schema, value if item is None else value[item])
@@ -106,8 +141,8 @@ def explain(path: KeyPath, value: Any, errors: Sequence[Any]) -> tuple[str, tupl
 
 def expected(schema: dict[str, Any]) -> str:
     """A JSON schema in plain words: `a whole number greater than 0, or 'auto'`."""
-    if "anyOf" in schema:
-        return ", or ".join(expected(branch) for branch in schema["anyOf"])
+    if "anyOf" in schema or "oneOf" in schema:
+        return ", or ".join(expected(branch) for branch in _kinds(schema))
     choices = _choices(schema)
     if choices:
         return " or ".join(filter(None, [", ".join(map(repr, choices[:-1])), repr(choices[-1])]))
@@ -177,28 +212,33 @@ def _unknown(path: KeyPath) -> tuple[str, tuple[KeyPath, ...]]:
     name = path[-1]
     plain = name.lower().replace("-", "_")
     spread = (*path[:-1], *name.split("."))
-    if spread != path and spread in known_keys():
+    if spread != path and known_key(spread):
         return f"unknown key {name!r}; a key has no dots: write {_there(spread)}", (spread,)
     if spread != path and _names(spread[:-1]):
         return _unknown(spread)
-    elsewhere = tuple(known for known in known_keys() if known[-1] == plain and known[:-1] != path[:-1])
+    elsewhere = tuple(known for known in _named_keys() if known[-1] == plain and known[:-1] != path[:-1])
     if elsewhere and plain not in _names(path[:-1]):
         return f"unknown key {name!r}; {plain!r} belongs {_sections(elsewhere)}", elsewhere
     if plain in FOREIGN_NAMES:
-        known = tuple(FOREIGN_NAMES[plain].split("."))
+        known: KeyPath = tuple(FOREIGN_NAMES[plain].split("."))
         return f"unknown key {name!r}; here it is {_there(known)}", (known,)
     near = get_close_matches(plain, _names(path[:-1]), n=1)
     if near:
         return f"unknown key {name!r}; did you mean {near[0]!r}?", ((*path[:-1], near[0]),)
-    far = get_close_matches(plain, {known[-1] for known in known_keys()}, n=1, cutoff=0.75)
+    far = get_close_matches(plain, {known[-1] for known in _named_keys()}, n=1, cutoff=0.75)
     if far:
-        likely = tuple(known for known in known_keys() if known[-1] == far[0])
+        likely = tuple(known for known in _named_keys() if known[-1] == far[0])
         return f"unknown key {name!r}; did you mean {far[0]!r}, which belongs {_sections(likely)}?", likely
     return f"unknown key {name!r}; known here: {', '.join(_names(path[:-1]))}", ()
 
 
 def _names(section: KeyPath) -> list[str]:
-    return [known[-1] for known in known_keys() if known[:-1] == section]
+    return [known[-1] for known in known_keys() if known[:-1] == _as_known(section) and known[-1] != ITEM]
+
+
+def _named_keys() -> list[KeyPath]:
+    """The keys that are not those of a list's items."""
+    return [known for known in known_keys() if ITEM not in known]
 
 
 def _there(path: KeyPath) -> str:

@@ -1,59 +1,21 @@
 """Settings that contradict each other, each rule beside the keys that it concerns."""
 
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from difflib import get_close_matches
-from pathlib import PurePath
+from collections.abc import Iterator
 
 from gora.errors import InputError
+from gora.recipe import data_rules  # noqa: F401 - its rules join the others
+from gora.recipe.contradiction import RULES, Contradiction, rule
 from gora.recipe.derived import automatic, gradient_steps, micro_batch_size, rank_bounds, training_micro_batch_size
 from gora.recipe.method_facts import METHOD_FACTS, facts_of
-from gora.recipe.schema import DataSection, Recipe, SourceSection, TrainSection
+from gora.recipe.schema import Recipe, TrainSection
 
-TEMPLATES = ("plain", "alpaca", "qa")
-FORMATS_OF = {
-    "prompt": ("instruction",),
-    "prompt_pair": ("instruction",),
-    "response": ("instruction",),
-    "choices": ("instruction",),
-    "template": ("instruction",),
-    "messages": ("chat",),
-    "chat_template": ("chat",),
-    "system": ("chat",),
-    "tools": ("chat",),
-    "turns": ("chat",),
-    "first_turn": ("chat",),
-    "text": ("text",),
-    "supervise": ("instruction", "chat"),
-    "train_on": ("instruction", "chat"),
-}
-"""The formats that read a setting, where not all do."""
 _MOST_ROWS = 10**8
 _LARGEST_RANK = 2**17
-_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-
-
-@dataclass(frozen=True)
-class Contradiction:
-    """Two or more settings that cannot all hold.
-
-    Args:
-        keys: the dotted keys concerned, the one to look at first in front.
-        text: what is wrong and what to do.
-    """
-
-    keys: tuple[str, ...]
-    text: str
-
-
-Rule = Callable[[Recipe], Iterator[Contradiction]]
-_RULES: list[Rule] = []
 
 
 def contradictions(recipe: Recipe) -> list[Contradiction]:
     """All contradictions in a recipe whose values are each valid by themselves."""
-    return [found for rule in _RULES for found in rule(recipe)]
+    return [found for check in RULES for found in check(recipe)]
 
 
 def accumulation_steps(train: TrainSection, processes: int) -> int:
@@ -97,12 +59,7 @@ def _remedy(train: TrainSection, processes: int) -> str:
     return f"Set train.batch_size: {batches}{instead}."
 
 
-def _rule(rule: Rule) -> Rule:
-    _RULES.append(rule)
-    return rule
-
-
-@_rule
+@rule
 def _ranks(recipe: Recipe) -> Iterator[Contradiction]:
     """The reference rank's budget has to lie between the bounds; `auto` bounds always leave room for it."""
     if not facts_of(recipe.adapter.method).needs_plan:
@@ -125,7 +82,7 @@ def _resolved(written: int | str, value: int) -> str:
     return f"auto, here {value}" if written == "auto" else str(value)
 
 
-@_rule
+@rule
 def _above_noise(recipe: Recipe) -> Iterator[Contradiction]:
     """Halves are known when the pass is over, and not kept of experts."""
     if recipe.gora.importance != "above-noise" or not facts_of(recipe.adapter.method).needs_plan:
@@ -138,7 +95,7 @@ def _above_noise(recipe: Recipe) -> Iterator[Contradiction]:
         yield Contradiction(("gora.importance", "adapter.experts"), text)
 
 
-@_rule
+@rule
 def _automatic_start(recipe: Recipe) -> Iterator[Contradiction]:
     if not (recipe.adapter.experts and facts_of(recipe.adapter.method).needs_plan):
         return
@@ -150,14 +107,14 @@ def _automatic_start(recipe: Recipe) -> Iterator[Contradiction]:
         yield Contradiction(("gora.steps", "adapter.experts"), text)
 
 
-@_rule
+@rule
 def _balance(recipe: Recipe) -> Iterator[Contradiction]:
     if recipe.gora.balance and recipe.gora.init_a == "random" and facts_of(recipe.adapter.method).needs_plan:
         text = "a random A has no singular values to share; use init_a: gradient or sign, or balance: false"
         yield Contradiction(("gora.balance", "gora.init_a"), text)
 
 
-@_rule
+@rule
 def _dora(recipe: Recipe) -> Iterator[Contradiction]:
     adapter = recipe.adapter
     if adapter.dora and not facts_of(adapter.method).supports_dora:
@@ -166,7 +123,7 @@ def _dora(recipe: Recipe) -> Iterator[Contradiction]:
         yield Contradiction(("adapter.dora", "adapter.method"), text)
 
 
-@_rule
+@rule
 def _experts(recipe: Recipe) -> Iterator[Contradiction]:
     """What PEFT refuses for parameters that are no layer's weight."""
     adapter = recipe.adapter
@@ -186,7 +143,7 @@ def _experts(recipe: Recipe) -> Iterator[Contradiction]:
         yield Contradiction(("adapter.dora", "adapter.experts"), text)
 
 
-@_rule
+@rule
 def _batch(recipe: Recipe) -> Iterator[Contradiction]:
     train = recipe.train
     if train.micro_batch_size != "auto" and train.batch_size % train.micro_batch_size:
@@ -194,98 +151,7 @@ def _batch(recipe: Recipe) -> Iterator[Contradiction]:
         yield Contradiction(("train.batch_size", "train.micro_batch_size"), f"{text}. {_remedy(train, 1)}")
 
 
-@_rule
-def _evaluation_rows(recipe: Recipe) -> Iterator[Contradiction]:
-    data = recipe.data
-    if data.eval and data.holdout:
-        text = f"evaluation rows are given twice, as data.eval and as data.holdout ({data.holdout}); keep one of them"
-        yield Contradiction(("data.holdout", "data.eval"), text)
-    if recipe.evaluation.steps and not data.eval and not data.holdout:
-        text = "there are no rows to evaluate on; give data.eval or data.holdout"
-        yield Contradiction(("evaluation.steps", "data.eval", "data.holdout"), text)
-    if data.eval and _rows(data.eval, "test") & _rows(data.train, "train"):
-        text = "the evaluation rows are the training rows; name others, or set some aside with data.holdout"
-        yield Contradiction(("data.eval", "data.train"), text)
-
-
-def _rows(source: SourceSection, split: str) -> set[tuple[str, str | None, str | None]]:
-    """Which rows are meant; a file has no splits, elsewhere null is another split for training than for evaluation."""
-    paths = [PurePath(path) for path in ([source.path] if isinstance(source.path, str) else source.path)]
-    return {(str(path), source.subset, source.split or (None if path.suffix in _FILES else split)) for path in paths}
-
-
-@_rule
-def _format(recipe: Recipe) -> Iterator[Contradiction]:
-    """A setting of another format would have no effect. A complete recipe lists those too, with their defaults."""
-    for name, formats in FORMATS_OF.items():
-        is_set = getattr(recipe.data, name) != DataSection.model_fields[name].default
-        if is_set and recipe.data.format not in formats:
-            others = " or ".join(formats)
-            text = f"{name} belongs to data.format: {others}, but the format is {recipe.data.format}"
-            yield Contradiction((f"data.{name}", "data.format"), text)
-
-
-@_rule
-def _trained_turns(recipe: Recipe) -> Iterator[Contradiction]:
-    data = recipe.data
-    if isinstance(data.train_on, list) and data.format == "instruction":
-        text = "rows with a prompt and a response have no roles; use all or last"
-        yield Contradiction(("data.train_on", "data.format"), text)
-    if isinstance(data.train_on, list) and data.supervise == "code" and data.train_on != ["assistant"]:
-        text = "only the assistant's answers are searched for code; use response, or train_on: [assistant]"
-        yield Contradiction(("data.supervise", "data.train_on"), text)
-
-
-@_rule
-def _supervise(recipe: Recipe) -> Iterator[Contradiction]:
-    data = recipe.data
-    if data.supervise == "code" and data.format == "instruction" and data.choices is not None:
-        text = "the responses are choices, which have no code blocks; train all of them (response)"
-        yield Contradiction(("data.supervise", "data.choices"), text)
-
-
-@_rule
-def _template(recipe: Recipe) -> Iterator[Contradiction]:
-    template = recipe.data.template
-    if recipe.data.format != "instruction" or template in TEMPLATES or re.search(r"\{[^{}]+\}", template):
-        return
-    near = get_close_matches(template, TEMPLATES, n=1)
-    meant = f"did you mean {near[0]!r}?" if near else f"write one, as {{prompt}}, or take {', '.join(TEMPLATES)}"
-    text = f"a template of your own needs a column in braces, and {template[:60]!r} has none; {meant}"
-    yield Contradiction(("data.template", "data.format"), text)
-
-
-@_rule
-def _classification(recipe: Recipe) -> Iterator[Contradiction]:
-    """A classification head reads texts and gives numbers; nothing of a response is ever read or written."""
-    model, data = recipe.model, recipe.data
-    if model.head != "classification":
-        if data.prompt_pair is not None:
-            text = "pairs of texts are for classification; a language model takes both in data.template"
-            yield Contradiction(("data.prompt_pair", "model.head"), text)
-        return
-    if data.format != "instruction":
-        kind = "conversations" if data.format == "chat" else "texts alone"
-        text = f"a classification head takes rows with texts and a label, not {kind}; use instruction"
-        yield Contradiction(("data.format", "model.head"), text)
-    elif data.choices is None:
-        text = "a classification head needs data.choices, the names of the labels in the order of their numbers"
-        yield Contradiction(("data.choices", "model.head"), text)
-    if data.template in TEMPLATES and data.template != "plain":
-        text = f"{data.template} asks for an answer in words, which a classification head does not give; use plain"
-        yield Contradiction(("data.template", "model.head"), text)
-    if data.train_on != "all":
-        text = "a classification head has no turns to choose from; use all"
-        yield Contradiction(("data.train_on", "model.head"), text)
-    if data.prompt_pair == data.prompt:
-        text = f"both texts of a pair come from the column {data.prompt!r}; name another one, or null for one text"
-        yield Contradiction(("data.prompt_pair", "data.prompt"), text)
-    if model.quantization is not None:
-        text = f"a base in {model.quantization} goes with head: language only; use null"
-        yield Contradiction(("model.quantization", "model.head"), text)
-
-
-@_rule
+@rule
 def _sizes(recipe: Recipe) -> Iterator[Contradiction]:
     """Sizes that no run has, and that would fill the memory before anything is refused."""
     # `auto` is at most the rows of a step.
@@ -299,7 +165,7 @@ def _sizes(recipe: Recipe) -> Iterator[Contradiction]:
         yield Contradiction(("adapter.rank",), text)
 
 
-@_rule
+@rule
 def _targets(recipe: Recipe) -> Iterator[Contradiction]:
     import regex
 

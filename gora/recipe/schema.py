@@ -5,23 +5,27 @@ The text under a field is its documentation everywhere: in the error messages, i
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from gora.recipe.data_schema import DataSection, Fraction, Head, MixedSource, Packing, Positive, Section, SourceSection
 from gora.recipe.method_facts import MethodName
 
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Head = Literal["language", "classification"]
+__all__ = [
+    "AdapterSection",
+    "DataSection",
+    "EvaluationSection",
+    "GoraSection",
+    "Head",
+    "MixedSource",
+    "ModelSection",
+    "Packing",
+    "Recipe",
+    "Section",
+    "SourceSection",
+    "TaskSection",
+    "TrainSection",
+]
 ImportanceKind = Literal["sensitivity", "nuclear-gradient", "nuclear-product", "effective-rank", "above-noise"]
-Turn = Literal["system", "developer", "user", "assistant", "tool"]
-
-
-class Section(BaseModel):
-    """A section takes known keys of the right type only, and does not change once it is read."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class ModelSection(Section):
@@ -47,88 +51,6 @@ class ModelSection(Section):
     checkpoint is stored in."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """Attention kernel; auto is FlashAttention-2 where it is installed and the device has it, else torch's SDPA."""
-
-
-class SourceSection(Section):
-    """One set of rows."""
-
-    path: str | Annotated[list[str], Field(min_length=1)]
-    """Hub id, folder, or a JSONL, JSON, CSV, TSV or Parquet file, a pattern such as `data/*.jsonl`, or a list of those,
-    read in turn; `builtin:gsm8k/train.jsonl` ships with gora."""
-    subset: str | None = None
-    """Configuration of a hub data set or of a folder that names several."""
-    split: str | None = None
-    """Split of a hub data set or folder; null is `train` for training, `test` or `validation` for evaluation."""
-    separator: Annotated[str, Field(min_length=1, max_length=1)] | None = None
-    """Character between two values of a CSV or TSV file; null is a tab for TSV and a comma for CSV."""
-    max_rows: Positive | None = None
-    """Use the first rows only; null uses all."""
-
-
-Packing = Literal["auto", "packed", "padding-free", "none"]
-
-
-class DataSection(Section):
-    """What to train on, and how a row becomes tokens with a supervised part."""
-
-    train: SourceSection
-    """Rows to train on; the gradients of `gora precompute` come from them too."""
-    eval: SourceSection | None = None
-    """Rows to evaluate on; null evaluates on `holdout` rows, or not at all."""
-    holdout: Annotated[int, Field(ge=0)] = 0
-    """How many training rows, drawn with the seed, are set aside for evaluation."""
-    format: Literal["instruction", "chat", "text"] = "instruction"
-    """`instruction`: a prompt column and a response column; `chat`: a column with a list of messages; `text`: a column
-    of text of which every token is trained."""
-    prompt: str = "prompt"
-    """Column with the prompt (instruction)."""
-    prompt_pair: str | None = None
-    """Column with the second text of a pair, which the tokenizer puts behind its separator (head classification)."""
-    response: str = "response"
-    """Column with the response that is trained; with `choices` it holds the number or the name of one (instruction)."""
-    choices: Annotated[list[str], Field(min_length=2)] | None = None
-    """Texts of a classification's labels, in the order of the numbers in the response column (instruction)."""
-    template: str = "plain"
-    """Text before the response: `plain`, `alpaca`, `qa`, or your own with columns as `{prompt}`, or `{input?}` where a
-    row may have none (instruction). A classification head reads the template alone; `plain` is then the prompt as it
-    stands."""
-    supervise: Literal["response", "code"] = "response"
-    """What is trained: whole answers, or only their fenced code blocks and their end; rows without are left out."""
-    train_on: Literal["all", "last"] | Annotated[list[Turn], Field(min_length=1)] = "all"
-    """Turns that are trained: `all` or `last` of the assistant's, or a list of the roles whose turns are (chat); the
-    answers of a row's `history` are trained with `all` (instruction)."""
-    messages: str = "messages"
-    """Column with a list of messages, as `role` and `content` or as `from` and `value`, or its JSON text (chat)."""
-    tools: str = "tools"
-    """Column with the tools that a row's assistant may call, which need not be there (chat)."""
-    turns: Literal["together", "separate"] = "together"
-    """`together`: a conversation is one row; `separate`: each trained turn is a row of its own with what comes before
-    it, for templates that write a turn differently when others follow (chat)."""
-    first_turn: Literal["refuse", "drop"] = "refuse"
-    """What happens to turns of the assistant in front of the first question: the row is bad, or they are left out and
-    counted (chat)."""
-    chat_template: str | None = None
-    """null is the tokenizer's own template; or `plain`, `chatml`, or a Jinja file (chat)."""
-    system: str | None = None
-    """System message for conversations that have none (chat)."""
-    text: str = "text"
-    """Column with the text (text)."""
-    ignore: list[str] = []
-    """Columns that are not read on purpose; others that are not read are named, or refused where they say what the
-    format needs."""
-    max_length: Annotated[int, Field(ge=8)] = 1024
-    """Longest row in tokens, prompt and response together; for an encoder-decoder each of the two."""
-    overlong: Literal["truncate", "drop"] = "truncate"
-    """What happens to a longer row: cut at the end, or left out; both are counted."""
-    bad_rows: Literal["error", "skip"] = "error"
-    """What happens to an unusable row: the command ends and names it, or it is left out, named and counted."""
-    packing: Packing = "auto"
-    """How rows share a micro-batch; a step's rows and their weight stay the same. `none`: padded, as drawn;
-    `padding-free`: as many rows, end to end without padding; `packed`: as many end to end as fit the tokens of
-    `micro_batch_size` longest rows; `auto`: packed where the model keeps rows apart, else rows of similar length."""
-    cache: str | None = None
-    """Folder that keeps tokenized rows for later commands and for all processes of a host; null is `gora/rows` in the
-    hub's cache folder (`HF_HOME`). `gora cache` lists and deletes what is kept."""
 
 
 class AdapterSection(Section):
@@ -195,8 +117,7 @@ class GoraSection(Section):
     temperature: Annotated[float, Field(gt=0)] = 0.5
     """T of allocation softmax: the most important layer gets e^(1/T) times the share of the least, 7.4 times at 0.5."""
     offload: Literal["auto", "none", "cpu"] = "auto"
-    """Where gradient sums live: `auto` on the GPU while they fit beside the activations, else in pinned host memory,
-    where an engine that offloads has them anyway."""
+    """Where gradient sums live: `auto` on the GPU while they fit beside the activations, else in pinned host memory."""
     importance: ImportanceKind = "sensitivity"
     """Importance of a layer: mean |W * G|, nuclear norm of G or of W * G, how many directions G has (`effective-rank`),
     or the sum of those singular values of G that are above the noise between two halves of the micro-batches."""
@@ -239,7 +160,8 @@ class TrainSection(Section):
     kernels: Literal["auto", "fused", "liger", "compile", "none"] = "auto"
     """`fused`: the loss on supervised tokens alone, adapters in the base's bfloat16; `liger`: Liger's kernels as well;
     `compile`: fused, and torch.compile on each block, which takes minutes to begin; `none`: as transformers and PEFT
-    compute. auto is `fused` where a GPU computes in bf16, else `none`."""
+    compute. auto is `liger` where a GPU computes in bf16 and liger-kernel is installed and knows the model, else
+    `fused`; without such a GPU it is `none`."""
     activation_checkpointing: bool | Literal["auto"] = False
     """Recompute activations in the backward pass: less memory, a third more time; `gora precompute` follows it. `auto`
     does so only where memory asks for it."""
@@ -300,7 +222,7 @@ class Recipe(Section):
     """The training loop."""
     distributed: str = "ddp"
     """What keeps processes in step: `ddp`, `zero2`, `zero2-offload`, `zero3`, `fsdp`, or a file of DeepSpeed (JSON) or
-    Accelerate (YAML)."""
+    Accelerate (YAML); `auto` is `ddp` where each GPU has room for the model, else `fsdp`."""
     evaluation: EvaluationSection = EvaluationSection()
     """Loss on rows that are not trained on, and tasks."""
     output: str | None = None

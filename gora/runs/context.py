@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gora.adapters.dry_wrap import Chosen, choose_layers
+from gora.adapters.dry_wrap import Chosen, choose_layers, leave_out
 from gora.adapters.trainable import refuse_untrainable
 from gora.data import Collator, LabelCollator, PreparedData, named_template, padding_id, prepare
 from gora.data.unknown import refuse_unknown_words
 from gora.errors import InputError
 from gora.files import delete
-from gora.gradients.reach import refuse_unreachable
+from gora.gradients.reach import without_effect
 from gora.models.encoders import knows_token_types, longest_input
 from gora.models.experts import FusedExperts, Target, matrices_of
 from gora.models.fingerprint import config_fingerprint
@@ -49,6 +49,7 @@ from gora.models.weight_files import StoredWeights, stored_weights
 from gora.plan import ModelIdentity
 from gora.recipe.derived import with_settings
 from gora.recipe.schema import Recipe
+from gora.runs.engine_choice import AUTO, choose_engine
 from gora.runs.folder import RunFolder
 from gora.runs.ignored_settings import ignored_settings
 from gora.runs.owner import owning_together
@@ -127,10 +128,19 @@ class RunContext:
         Raises:
             InputError: there is no such engine, it cannot run here, or the folder is not gora's or is in use.
         """
-        engine = Engine.of(recipe.distributed)
-        _refuse_what_cannot_run(engine, recipe)
+        if recipe.distributed == AUTO:
+            world = join()
+            if not world.main:
+                output.mute()
+            recipe = choose_engine(
+                recipe, processes=world.size, device=default_device(), trust_remote_code=trust_remote_code
+            )
+            engine = Engine.of(recipe.distributed)
+        else:
+            engine = Engine.of(recipe.distributed)
+            _refuse_what_cannot_run(engine, recipe)
+            world = join(alone_too=engine.kind != "ddp")
         folder = RunFolder.of(recipe.output)
-        world = join(alone_too=engine.kind != "ddp")
         if not world.main:
             output.mute()
         with owning_together(world, folder.path, command=command):
@@ -148,6 +158,9 @@ class RunContext:
         cls, recipe: Recipe, *, processes: int, mode: Mode = "new", trust_remote_code: bool = False
     ) -> RunContext:
         """A run of so many processes before it is started: nothing is written, and weights need not be there."""
+        recipe = choose_engine(
+            recipe, processes=processes, device=default_device(), trust_remote_code=trust_remote_code, weights=False
+        )
         return cls._of(
             recipe,
             World(),
@@ -218,6 +231,7 @@ class RunContext:
             say=output.warn,
             head=source.head,
             world=self.world,
+            step_rows=recipe.train.batch_size,
         )
         refuse_unknown_words(tokenizer, data.train)
         if recipe.data.chat_template is not None:
@@ -225,6 +239,11 @@ class RunContext:
             tokenizer.chat_template = named_template(recipe.data.chat_template, tokenizer)[0]
         output.say(f"model     {recipe.model.name}")
         output.say(f"rows      {data.counts.summary()}")
+        if data.stream:
+            size = data.stream.block_size
+            output.say(f"stream    {size:,} rows are shuffled together; those behind the first are not known yet")
+        if data.train.mixture:
+            output.say(f"mixture   {data.train.mixture.summary()}")
         collator = _collator(tokenizer, source)
         # From here on process 0 may change the run folder, which all have looked at.
         self.world.barrier()
@@ -330,7 +349,7 @@ class RunContext:
                 f"The padding token has the id {self.collator.pad_token_id:,}, but the model has {vocabulary:,} "
                 "embeddings. Set `pad_token` in tokenizer_config.json to a token that the model knows."
             )
-        longest = max(max(rows.lengths) for rows in sets)
+        longest = max([self.data.longest, *(max(rows.lengths) for rows in sets)])
         positions = longest_input(model)
         if positions is not None and longest > positions and not self.source.encoder_decoder:
             raise InputError(
@@ -363,8 +382,12 @@ class RunContext:
         """The layers and fused experts to adapt, printed by kind, with what is left beside them.
 
         Raises:
-            InputError: the loss depends on none of them.
+            InputError: the loss depends on none of them, or an adapter on one that was asked for would do nothing.
         """
+        row = self._row_to_try()
+        matrices = matrices_of(self.chosen.of(model))
+        idle = without_effect(model, matrices, lambda: self.loss_of(model)(row))
+        self.__dict__["chosen"] = leave_out(self.chosen, self.recipe.adapter, idle)
         targets = self.chosen.of(model)
         kinds = Counter(map(kind_of, self.chosen.layers))
         output.say(
@@ -378,8 +401,6 @@ class RunContext:
             output.say(line)
         if warning := self.chosen.warning():
             output.warn_once(warning)
-        row = self._row_to_try()
-        refuse_unreachable(model, matrices_of(targets), lambda: self.loss_of(model)(row))
         return targets
 
     @cached_property

@@ -41,6 +41,16 @@ class _Holding:
 _holdings: dict[Path, _Holding] = {}
 
 
+def _let_go() -> None:
+    """A forked worker has the locks of this process too, and would hold them on after it."""
+    for holding in _holdings.values():
+        os.close(holding.descriptor)
+    _holdings.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 @contextmanager
 def owning(folder: Path, *, command: str, option: str = "--set output=FOLDER") -> Iterator[None]:
     """Make the folder gora's, if it is new or empty, and keep every other command out of it inside the block.

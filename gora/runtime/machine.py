@@ -72,3 +72,27 @@ def _driver() -> str | None:
         return None
     words = text.splitlines()[0].split()
     return next((word for word in words if word.count(".") >= 1 and word[0].isdigit()), None)
+
+
+_BF16_PEAKS = {
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "H800": 989.0,
+    "A100": 312.0,
+    "A800": 312.0,
+    "L40S": 362.0,
+    "L4 ": 121.0,
+    "A10 ": 125.0,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71.0,
+}
+
+
+def bf16_peak(name: str) -> float | None:
+    """Operations per second of a GPU in bfloat16 with float32 sums, dense, by its data sheet; None if not known.
+
+    Args:
+        name: as the driver says it, such as `NVIDIA H100 80GB HBM3`.
+    """
+    return next((1e12 * peak for key, peak in _BF16_PEAKS.items() if key in f"{name} "), None)

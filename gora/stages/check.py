@@ -155,6 +155,11 @@ class _Look:
     def _rows(self, context: RunContext) -> None:
         self.facts["rows"] = row_facts(context)
         counts = context.data.counts.train
+        if context.data.stream:
+            self.notes.append(
+                f"The rows are a stream: all that is said of them is known of the first {len(context.data.train):,}. "
+                "How many there are, how long the others are, and whether they can be used, shows in training."
+            )
         if counts.truncated > _MANY_CUT * counts.used:
             self.notes.append(
                 f"{counts.truncated / counts.used:.0%} of the training rows are cut at data.max_length "
@@ -168,12 +173,12 @@ class _Look:
             self.notes.append(warning)
 
     def _steps(self, context: RunContext) -> None:
-        train, rows = context.recipe.train, len(context.data.train)
+        train, rows = context.recipe.train, context.data.per_epoch
         facts = pass_facts(context)
         steps = optimizer_steps(rows, train)
         self.facts["steps"] = {"optimizer_steps": steps, "warm_up": warmup_steps(train, steps), **facts}
         asked = facts["gradient_micro_batches"] * facts["gradient_micro_batch_size"]
-        if asked > rows:
+        if rows is not None and asked > rows:
             self.notes.append(
                 f"The gradient pass asks for {asked:,} rows and {rows:,} are there: some are used more than once."
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +56,14 @@ from gora.training.course import Course
 from gora.training.engine_training import check_engine, forget_engine, refuse_what_cannot_train
 from gora.training.fitting import StepOutOfMemory
 from gora.training.groups import parameter_groups
-from gora.training.layout import StepLayout, choose_layout
+from gora.training.layout import StepLayout, choose_layout, padding_by_length
 from gora.training.metrics import Metrics
 from gora.training.room import check_room
 from gora.training.saved_state import check_state
 from gora.training.schedule import optimizer_steps, refuse_too_few_steps, warmup_steps
 from gora.training.skipping import SkipNotFinite, StepRows
 from gora.training.start import Wrapped, fingerprint, keep_initial, load_trained, wrap_model
-from gora.training.step_rows import rows_of_step
+from gora.training.step_rows import RunSteps, resume_stream, steps_of
 from gora.training.trainer import GoraTrainer
 from gora.training.trial import confirm_micro_batch, halved_in_words
 from gora.training.worse import CompareWithBase, end_warning, start_warning
@@ -153,9 +152,10 @@ def _open(context: RunContext, progress: Progress) -> _Opened:
     if checkpoint is not None:
         check_same_rows(checkpoint, context.data.fingerprint)
         check_same_base(checkpoint, context.base)
+        resume_stream(context.data, checkpoint)
     assert context.chosen.layers
     accumulation_steps(recipe.train, world.size)
-    steps = optimizer_steps(len(context.data.train), recipe.train)
+    steps = optimizer_steps(context.data.per_epoch, recipe.train)
     refuse_too_few_steps(recipe.adapter.method, steps)
     return _Opened(plan=plan, checkpoint=checkpoint, steps=steps)
 
@@ -295,12 +295,9 @@ def _make_trainer(
     provenance = provenance_of(recipe, context.folder, context.data.fingerprint, context.base.note, world)
     settings, method = recipe.train, METHODS[recipe.adapter.method]
     ratio = method.lr_ratio if settings.loraplus_lr_ratio == "auto" else settings.loraplus_lr_ratio
-    layout = StepLayout(
-        kind=choose_layout(recipe.data.packing, keeps_apart=keeps_apart(start.model)),
-        size=training_micro_batch_size(settings),
-        longest=max(context.data.train.lengths),
-        processes=world.size,
-    )
+    size = training_micro_batch_size(settings)
+    kind = choose_layout(recipe.data.packing, keeps_apart=keeps_apart(start.model), padding=_padding(context, size))
+    layout = StepLayout(kind=kind, size=size, longest=context.data.longest, processes=world.size)
     batch = layout.text(settings.batch_size)
     warmup = warmup_steps(settings, opened.steps)
     output.say(f"batch     {batch}; {opened.steps:,} optimizer steps, {warmup:,} of them warm-up")
@@ -310,10 +307,12 @@ def _make_trainer(
     course = Course.read(opened.checkpoint) if opened.checkpoint else Course()
     report = Report(output, metrics, groups, engine)
     reset_peak()
+    steps_of_run = steps_of(context.data, settings.batch_size, recipe.seed, opened.steps)
     trainer = GoraTrainer(
         start.model,
         context,
         steps=opened.steps,
+        steps_of_run=steps_of_run,
         layout=layout,
         method=method,
         lr_ratio=ratio,
@@ -327,7 +326,7 @@ def _make_trainer(
         settings=settings,
         world=world,
         measure=trainer.measure,
-        rows=_step_rows(context, start.model),
+        rows=_step_rows(context, start.model, steps_of_run),
         course=course,
         since_log=trainer.since_log,
         output=output,
@@ -335,6 +334,7 @@ def _make_trainer(
     )
     # These ask the trainer that they are added to.
     report.check = lambda: check_engine(trainer, engine, world)
+    report.lap = trainer.pace.lap
     stops = (StopOrSave(request, world, settings.save_minutes), guard)
     worse = CompareWithBase(start.losses, course, recipe, output)
     for callback in (*method.callbacks(start.model), report, SaveAndLog(settings), *stops, worse):
@@ -342,13 +342,23 @@ def _make_trainer(
     return trainer, report, guard
 
 
-def _step_rows(context: RunContext, model: nn.Module) -> StepRows:
-    rows, recipe = context.data.train, context.recipe
-    return StepRows(
-        of=partial(rows_of_step, rows=len(rows), batch_size=recipe.train.batch_size, seed=recipe.seed),
-        where=rows.where,
-        not_finite=partial(not_finite_rows, model, context, rows),
-    )
+def _padding(context: RunContext, size: int) -> float:
+    """Share of padding that rows of similar length would have; a stream, whose rows are not known, has some."""
+    if context.data.per_epoch is None:
+        return 1.0
+    return padding_by_length(context.data.train.lengths, context.recipe.train.batch_size, size)
+
+
+def _step_rows(context: RunContext, model: nn.Module, steps: RunSteps) -> StepRows:
+    def not_finite(step: int) -> list[str]:
+        rows, indices = steps.rows(step)
+        return [rows.where(index) for index in not_finite_rows(model, context, rows, indices)]
+
+    def places(step: int) -> list[str]:
+        rows, indices = steps.rows(step)
+        return [rows.where(index) for index in indices]
+
+    return StepRows(places=places, not_finite=not_finite)
 
 
 def _halving(context: RunContext, provenance: dict[str, Any]) -> Callable[[int], None] | None:
@@ -452,6 +462,7 @@ def _facts(context: RunContext, report: Report, trainer: GoraTrainer) -> dict[st
         "tokens": int(trainer.state.num_input_tokens_seen),
         "tokens_per_second": report.tokens_per_second,
         "seconds": report.seconds,
+        "data_wait_seconds": trainer.waited.total,
         "peak_bytes": peak_bytes(),
         "micro_batch_size": trainer.fitting.rows,
         "activation_checkpointing": recomputes_activations(context.recipe.train),

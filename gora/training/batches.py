@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,42 +12,90 @@ from gora.data import Collator, LabelCollator
 from gora.data.collate import tokens_in
 from gora.data.encode import IGNORED
 from gora.data.examples import Examples
+from gora.errors import GoraError
 from gora.training.layout import StepLayout
 from gora.training.rows_checksum import rows_checksum
-from gora.training.step_rows import epoch_order
+from gora.training.step_rows import RunSteps
 
 Row = dict[str, list[int]]
 
 
-class Steps(Sampler[list[list[int]]]):
-    """The micro-batches of one process, step by step: a step has the same rows with any layout and any processes.
-
-    A process that has no rows in a turn gets the index after the last row, so that all make the same number of passes.
+class StepNumbers(Sampler[list[int]]):
+    """The numbers of an epoch's steps, one at a time: to skip steps, only numbers are skipped.
 
     Args:
-        rows: what to train on.
-        batch_size: rows of a step, over all processes; the last of an epoch may have fewer.
-        layout: deals out the rows of a step.
-        index: which process this is.
-        seed: of the order, which is another one in each epoch.
+        per_epoch: steps of an epoch.
     """
 
-    def __init__(self, rows: Examples, batch_size: int, layout: StepLayout, index: int, seed: int) -> None:
-        self._rows, self._batch_size, self._layout, self._index, self._seed = rows, batch_size, layout, index, seed
-        self._epoch = 0
+    def __init__(self, per_epoch: int) -> None:
+        self._per_epoch, self._epoch = per_epoch, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch."""
+        """Choose the epoch."""
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(len(self._rows) / self._batch_size)
+        return self._per_epoch
 
-    def __iter__(self) -> Iterator[list[list[int]]]:
-        order = epoch_order(len(self._rows), self._seed, self._epoch)
-        for start in range(0, len(order), self._batch_size):
-            turns = self._layout(order[start : start + self._batch_size], self._rows.lengths.__getitem__)
-            yield [turn[self._index] or [len(self._rows)] for turn in turns]
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self._epoch * self._per_epoch + 1
+        yield from ([step] for step in range(first, first + self._per_epoch))
+
+
+@dataclass(frozen=True)
+class Refused:
+    """What is there instead of a step whose rows cannot be used: told where the step was wanted."""
+
+    error: GoraError
+
+
+@dataclass(frozen=True)
+class DealtStep:
+    """A step as one process takes it.
+
+    Attributes:
+        micro_batches: the rows of each.
+        remarks: what is to be said of rows.
+    """
+
+    micro_batches: list[list[Row]]
+    remarks: list[str]
+
+
+class StepBatches(Dataset[DealtStep | Refused]):
+    """The micro-batches of one process, by the number of their step: a step has the same rows with any layout and any
+    processes.
+
+    A process that has no rows in a turn gets a filler, so that all make the same number of passes.
+
+    Args:
+        steps: the rows of each step.
+        layout: deals out the rows of a step.
+        index: which process this is.
+    """
+
+    def __init__(self, steps: RunSteps, layout: StepLayout, index: int) -> None:
+        self._steps, self._layout, self._index = steps, layout, index
+
+    def __len__(self) -> int:
+        return self._steps.per_epoch
+
+    def __getitem__(self, step: int) -> DealtStep | Refused:
+        try:
+            return DealtStep(self.micro_batches(step, self._layout), self._steps.remarks())
+        except GoraError as error:
+            # Raised in a worker, it would come out as one long text of where it was raised.
+            return Refused(error)
+
+    def micro_batches(self, step: int, layout: StepLayout) -> list[list[Row]]:
+        """The rows of a step in any layout, each micro-batch a list."""
+        of = MicroBatchRows(self._steps.rows(step)[0])
+        return [of[indices] for indices in self.indices(step, layout)]
+
+    def indices(self, step: int, layout: StepLayout) -> list[list[int]]:
+        """The same by the indices of the rows, of which the one after the last is the filler."""
+        rows, drawn = self._steps.rows(step)
+        return [turn[self._index] or [len(rows)] for turn in layout(drawn, rows.lengths.__getitem__)]
 
 
 class MicroBatchRows(Dataset[list[Row]]):
@@ -104,6 +151,14 @@ class StepCollator:
 
     collator: Collator | LabelCollator
     end_to_end: bool
+
+    def loaded(self, items: Sequence[DealtStep | Refused]) -> dict[str, Any]:
+        """Collate the one step that a loader takes at a time, with its `remarks`; `refused` is the error of one that
+        cannot be taken."""
+        (item,) = items
+        if isinstance(item, Refused):
+            return {"refused": item.error}
+        return {**self(item.micro_batches), "remarks": item.remarks}
 
     def __call__(self, micro_batches: Sequence[Sequence[Row]]) -> dict[str, Any]:
         """Collate a step.

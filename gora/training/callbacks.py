@@ -34,6 +34,8 @@ class Report(TrainerCallback):
         self._engine = engine
         self.check: Callable[[], str] | None = None
         """Sees that the engine asked for is the one that runs, and says which it is."""
+        self.lap: Callable[[], dict[str, Any]] | None = None
+        """Says how fast training went since the last line."""
         self.engine_text = ""
         self._rates: dict[str, float] = {}
         self._facts = ""
@@ -48,6 +50,8 @@ class Report(TrainerCallback):
         check_groups(kwargs["optimizer"].param_groups, self._wanted, emptied=self._engine.stage == 3)
         self._output.say(group_table(self._wanted))
         self._tokens = state.num_input_tokens_seen
+        if self.lap is not None:
+            self.lap()  # what came before the first step belongs to no line
         self._meter = Meter(self._output, "training", state.max_steps, state.global_step)
         self._meter.__enter__()
 
@@ -70,9 +74,10 @@ class Report(TrainerCallback):
             self._facts = f"loss {logs['loss']:.4f} at step {state.global_step}"
             norm = {"grad_norm": float(logs["grad_norm"])} if "grad_norm" in logs else {}
             values = {"epoch": state.epoch, "loss": logs["loss"], **norm, **self._rates}
-            rate = {"tokens_per_second": round(self._meter.tokens_per_second, 1)}
+            rate = self.lap() if self.lap is not None else {}
             rows = {"rows": logs["rows"]} if "rows" in logs else {}
             self._metrics.add(state.global_step, **values, **rows, tokens=int(state.num_input_tokens_seen), **rate)
+            self._output.log(f"step {state.global_step}: loss {logs['loss']:.4f}  {pace_text(rate)}")
         elif "eval_loss" in logs:
             self._metrics.add(state.global_step, epoch=state.epoch, eval_loss=logs["eval_loss"])
             self._output.say(f"step {state.global_step}: evaluation loss {logs['eval_loss']:.4f}")
@@ -91,6 +96,22 @@ class Report(TrainerCallback):
     def tokens_per_second(self) -> float:
         """Mean rate over training."""
         return self._meter.tokens_per_second
+
+
+def pace_text(lap: dict[str, Any]) -> str:
+    """A lap in words."""
+    if not lap:
+        return ""
+    rate, computed = lap["tokens_per_second"], lap["computed_per_second"]
+    parts = [f"{rate:,.0f} tokens/s"]
+    if computed > rate:
+        parts.append(f"{computed:,.0f} with padding")
+    if "peak_share" in lap:
+        parts.append(f"{lap['peak_share']:.0%} of the bf16 peak")
+    parts.append(f"{lap['waiting']:.1%} waiting for rows")
+    if "gpu_bytes" in lap:
+        parts.append(f"GPU {lap['gpu_bytes'] / 1e9:.1f} GB")
+    return ", ".join(parts)
 
 
 class SaveAndLog(TrainerCallback):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -119,13 +120,19 @@ def forget_engine() -> None:
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
 
 
-def accumulate(running: Any, micro_batches: int) -> None:
-    """Tell DeepSpeed how many micro-batches come before its next step.
+@contextmanager
+def reducing_once(running: Any) -> Iterator[None]:
+    """A step of DeepSpeed: gradients of all passes stay where they are, and are reduced together at the end.
 
-    Its settings fix that number; ZeRO-2 with offload looks at it to decide whether a gradient is added to another.
+    By itself, ZeRO from stage 2 on reduces with every pass, and moves what it offloads to the host each time.
+
+    Args:
+        running: DeepSpeed's engine.
     """
-    if hasattr(running.optimizer, "gradient_accumulation_steps"):
-        running.optimizer.gradient_accumulation_steps = micro_batches
+    with running.coalesce_grad_reduction():
+        yield
+    running.set_gradient_accumulation_boundary(True)
+    running.step()
 
 
 def measure_step(trainer: Trainer, loss: Tensor, norm: Tensor | float | None, held: Sequence[Tensor]) -> Measured:

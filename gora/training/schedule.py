@@ -15,13 +15,16 @@ from gora.methods import METHODS
 from gora.recipe.schema import TrainSection
 
 
-def optimizer_steps(rows: int, settings: TrainSection) -> int:
+def optimizer_steps(rows: int | None, settings: TrainSection) -> int:
     """Optimizer steps of a run: a last, smaller batch of an epoch is a step too; `max_steps` may end it earlier.
 
     Args:
-        rows: training examples.
+        rows: training examples of an epoch; None for a stream, which `max_steps` alone ends.
         settings: the recipe's section.
     """
+    if rows is None:
+        assert settings.max_steps is not None
+        return settings.max_steps
     steps = math.ceil(settings.epochs * math.ceil(rows / settings.batch_size))
     return min(steps, settings.max_steps or steps)
 

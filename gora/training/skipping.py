@@ -43,21 +43,15 @@ class NotFiniteError(GoraError):
 
 @dataclass(frozen=True, kw_only=True)
 class StepRows:
-    """The rows of a step, for messages.
+    """The rows of a step by its number, for messages; all processes have to ask together.
 
     Attributes:
-        of: their indices, by the number of the step.
-        where: the place of a row.
-        not_finite: those of them whose loss is NaN or infinite by themselves; all processes have to ask together.
+        places: where they came from.
+        not_finite: where those of them came from whose loss is NaN or infinite by themselves.
     """
 
-    of: Callable[[int], list[int]]
-    where: Callable[[int], str]
-    not_finite: Callable[[list[int]], list[int]]
-
-    def places(self, indices: Sequence[int]) -> list[str]:
-        """Where the rows came from."""
-        return [self.where(index) for index in indices]
+    places: Callable[[int], list[str]]
+    not_finite: Callable[[int], list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,25 +212,24 @@ class SkipNotFinite(TrainerCallback):
 
     def _tell_skipped(self, step: int) -> None:
         self._course.skip()
-        indices = self._rows.of(step)
-        own = self._rows.not_finite(indices)
-        rows, self._own_rows = self._rows.places(indices), bool(own)
+        own = self._rows.not_finite(step)
+        rows, self._own_rows = self._rows.places(step), bool(own)
         if self._course.in_a_row == 1:
             self._culprits = []
-        self._culprits += self._rows.places(own) if own else rows
+        self._culprits += own or rows
         told = {"loss": told_number(self._loss), "grad_norm": told_number(self._norm), "rows": name_rows(rows)}
         if own:
-            told["not_finite"] = name_rows(self._rows.places(own))
+            told["not_finite"] = name_rows(own)
         self._metrics.add(step, skipped=told)
         which = "the loss of these rows is not finite" if own else "its rows"
-        named = name_rows(self._rows.places(own) if own else rows, _NAMED)
+        named = name_rows(own or rows, _NAMED)
         self._output.warn(
             f"step {step} is skipped: loss {self._loss}, gradient norm {self._norm}; {which}: {named}. Skipped so far: "
             f"{self._course.skipped}, in a row: {self._course.in_a_row} of at most {self._limit}."
         )
 
     def _tell_spike(self, step: int) -> None:
-        rows = self._rows.places(self._rows.of(step))
+        rows = self._rows.places(step)
         self._metrics.add(step, spike={"loss": self._loss, "usual": self._usual, "rows": name_rows(rows)})
         values = f"loss {self._loss:.4f} at step {step}, usually {self._usual:.4f}"
         if not self._after_spike:

@@ -26,19 +26,22 @@ from gora.models.rows_apart import forward
 from gora.recipe.derived import recomputes_activations, training_micro_batch_size
 from gora.runs.context import RunContext
 from gora.runs.folder import PROVENANCE
+from gora.runtime.console import output
 from gora.runtime.precision import autocast
-from gora.training.batches import MicroBatchRows, Padding, StepCollator, Steps
+from gora.training.batches import Padding, StepBatches, StepCollator, StepNumbers
 from gora.training.course import FILE as COURSE
 from gora.training.course import Course, SinceLastLog
-from gora.training.engine_training import accumulate, engine_arguments, make_optimizer, measure_step
+from gora.training.engine_training import engine_arguments, make_optimizer, measure_step, reducing_once
 from gora.training.fitting import FittingSteps
 from gora.training.groups import parameter_groups
 from gora.training.layout import StepLayout
+from gora.training.loader import Waited, loader_workers, step_loader
+from gora.training.pace import Pace
 from gora.training.room import checkpoint_bytes, needed_by_next
 from gora.training.saved_state import reading
 from gora.training.schedule import make_schedule
 from gora.training.skipping import Measured
-from gora.training.step_rows import rows_of_step
+from gora.training.step_rows import STREAM, RunSteps
 
 _SUPERVISED = "supervised"
 
@@ -46,10 +49,14 @@ _SUPERVISED = "supervised"
 class GoraTrainer(Trainer):
     """Trains the adapter of one run.
 
+    Attributes:
+        waited: how long it has waited for data.
+
     Args:
         model: the wrapped model.
         context: recipe, rows, processes, engine, and the folder for checkpoints.
         steps: optimizer steps of the whole run.
+        steps_of_run: the rows of each.
         layout: of the rows of a step.
         method: what is trained, and by which optimizer.
         lr_ratio: learning rate of B over that of A.
@@ -66,6 +73,7 @@ class GoraTrainer(Trainer):
         context: RunContext,
         *,
         steps: int,
+        steps_of_run: RunSteps,
         layout: StepLayout,
         method: Method,
         lr_ratio: float,
@@ -75,16 +83,19 @@ class GoraTrainer(Trainer):
         course: Course,
         halved: Callable[[int], None] | None = None,
     ) -> None:
-        recipe, rows, collator = context.recipe, context.data.train, context.collator
+        recipe = context.recipe
         self._wrapped, self._recipe, self._folder, self._provenance = model, recipe, context.folder, provenance
         self._precision, self._world, self._engine = context.precision, context.world, context.engine
         self._layout, self._settings = layout, context.forward_settings
+        self._steps_of_run = steps_of_run
+        self._numbers, self.waited = StepNumbers(steps_of_run.per_epoch), Waited()
         self._lean = context.fuses and not context.engine.shards_weights and make_lean(model)
         self._method, self._lr_ratio, self._evaluate_loss = method, lr_ratio, evaluate_loss
         self._stage: Path | None = None
         self._least_checkpoint = checkpoint_bytes(model)
         self._rows_seen: torch.Tensor | None = None
         self.padding = Padding()
+        self.pace = Pace(model, context.device, context.world.size, self.waited)
         self.course, self.since_log = course, SinceLastLog()
         self._losses: list[torch.Tensor] = []
         self._norm: torch.Tensor | float | None = None
@@ -94,9 +105,9 @@ class GoraTrainer(Trainer):
             super().__init__(
                 model=model,
                 args=_arguments(context, steps, evaluates=evaluate_loss is not None, all_used=all_used),
-                train_dataset=MicroBatchRows(rows),
-                eval_dataset=rows if evaluate_loss else None,
-                data_collator=StepCollator(collator, layout.end_to_end),
+                train_dataset=StepBatches(steps_of_run, layout, context.world.index),
+                eval_dataset=context.data.train if evaluate_loss else None,
+                data_collator=StepCollator(context.collator, layout.end_to_end),
             )
         self.remove_callback(PrinterCallback)
         # The loss is normalised below, for every family alike; neither the Trainer nor Accelerate may divide again.
@@ -112,12 +123,10 @@ class GoraTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The optimizer steps, each with the micro-batches of this process."""
-        rows: Any = self.train_dataset
-        self._batches = Steps(
-            rows.examples, self._recipe.train.batch_size, self._layout, self._world.index, self._recipe.seed
-        )
-        pin = self.args.dataloader_pin_memory
-        loader: Any = DataLoader(rows, batch_sampler=self._batches, collate_fn=self.data_collator, pin_memory=pin)
+        batches: Any = self.train_dataset
+        collator: Any = self.data_collator
+        pin, workers = self.args.dataloader_pin_memory, loader_workers(self.args.device, self._world)
+        loader: Any = step_loader(batches, self._numbers, collator, workers=workers, pin=pin)
         # They are dealt out already: Accelerate is only to bring them to the device.
         return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
 
@@ -142,9 +151,14 @@ class GoraTrainer(Trainer):
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | None]:
         """The step, and the supervised tokens in it, those of all processes."""
-        step = next(epoch_iterator, None)
+        with self.waited.measuring():
+            step = next(epoch_iterator, None)
         if step is None:
             return [], None
+        if "refused" in step:
+            raise step["refused"]
+        for line in step["remarks"]:
+            output.warn(line)
         self._rows_seen = step["checksum"]
         totals = torch.tensor([sum(step["supervised"]), step["tokens"], step["computed"]])
         if self._world.size > 1:
@@ -153,6 +167,7 @@ class GoraTrainer(Trainer):
         supervised, tokens, computed = totals.tolist()
         self.state.num_input_tokens_seen += tokens
         self.padding.add(tokens, computed)
+        self.pace.add(tokens, computed)
         return [step], torch.tensor(supervised)
 
     def training_step(
@@ -171,27 +186,24 @@ class GoraTrainer(Trainer):
 
     def _in_micro_batches_of(self, size: int) -> dict[str, Any]:
         """The step that is being taken, in micro-batches of another size."""
-        dataset: Any = self.train_dataset
-        layout, lengths = replace(self._layout, size=size), dataset.examples.lengths
-        batch_size, seed = self._recipe.train.batch_size, self._recipe.seed
-        rows = rows_of_step(self.state.global_step + 1, rows=len(dataset), batch_size=batch_size, seed=seed)
-        turns = layout(rows, lengths.__getitem__)
-        step = self.data_collator([dataset[turn[self._world.index]] for turn in turns])
+        batches: Any = self.train_dataset
+        layout = replace(self._layout, size=size)
+        step = self.data_collator(batches.micro_batches(self.state.global_step + 1, layout))
         return send_to_device(step, self.args.device)  # type: ignore[no-any-return]
 
     def _run_step(self, model: torch.nn.Module, inputs: dict[str, Any], tokens: torch.Tensor | int | None) -> Any:
         self._losses.clear()
         batches, gradients = inputs["micro_batches"], self.accelerator.gradient_state
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
-        if deepspeed:
-            accumulate(model, len(batches))
         total = torch.zeros((), device=self.args.device)
-        for place, (batch, supervised) in enumerate(zip(batches, inputs["supervised"], strict=True)):
-            last = place == len(batches) - 1
-            gradients._set_sync_gradients(last)
-            # DeepSpeed is told by the flag above, and takes its step with the last.
-            with nullcontext() if last or deepspeed else self.accelerator.no_sync(model):
-                total += super().training_step(model, {**batch, _SUPERVISED: supervised}, tokens)
+        with reducing_once(model) if deepspeed else nullcontext():
+            for place, (batch, supervised) in enumerate(zip(batches, inputs["supervised"], strict=True)):
+                last = place == len(batches) - 1
+                # Told that no pass is the last, Accelerate leaves the step of DeepSpeed to the context.
+                gradients._set_sync_gradients(last and not deepspeed)
+                with nullcontext() if last or deepspeed else self.accelerator.no_sync(model):
+                    total += super().training_step(model, {**batch, _SUPERVISED: supervised}, tokens)
+        gradients._set_sync_gradients(True)
         return total
 
     def compute_loss(
@@ -248,7 +260,7 @@ class GoraTrainer(Trainer):
     def _run_epoch(self, model: torch.nn.Module, epoch: int, *args: Any, **kwargs: Any) -> None:
         """Where a checkpoint of the last step is taken up, there is no step left, also in the middle of an epoch."""
         # After a resume, a loader that skips rows stands between: not every transformers then hands the epoch on.
-        self._batches.set_epoch(epoch)
+        self._numbers.set_epoch(epoch)
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(model, epoch, *args, **kwargs)
 
@@ -298,6 +310,8 @@ class GoraTrainer(Trainer):
                 (aside / final.name).rmdir()
                 write_json(aside / PROVENANCE, self._provenance)
                 write_json(aside / COURSE, self.course.as_json())
+                if (state := self._steps_of_run.state(self.state.global_step)) is not None:
+                    write_json(aside / STREAM, state)
                 manifest.seal(aside)
         if self._world.main:
             self._drop_old_checkpoints()

@@ -81,6 +81,16 @@ def make_model(folder: Path, layers: int) -> None:
         LlamaForCausalLM(config).save_pretrained(folder)
     for file in TOKENIZER.glob("tokenizer*"):
         shutil.copy(file, folder)
+    fill_vocabulary(folder / "tokenizer.json", config.vocab_size)
+
+
+def fill_vocabulary(path: Path, size: int) -> None:
+    """Give a tokenizer as many tokens as a model has embeddings; no text becomes one of those that are new."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = document["model"]["vocab"]
+    taken = {*vocabulary.values(), *(token["id"] for token in document["added_tokens"])}
+    vocabulary.update({f"unused {number}": number for number in range(size) if number not in taken})
+    path.write_text(json.dumps(document), encoding="utf-8")
 
 
 def make_rows(path: Path, tokens: int) -> None:
@@ -125,16 +135,20 @@ def measure(engine: str, gpus: int, arguments: argparse.Namespace) -> dict[str, 
         error = json.loads(failure.read_text())["message"] if failure.exists() else done.stderr[-3000:]
         return {"error": error, "seconds": seconds}
     results = json.loads((output / "results.json").read_text())
-    stages = [results["precompute"], results["train"]]
+    stages = [results[stage] for stage in ("precompute", "train") if stage in results]
+    gradients = results.get("precompute")
+    logged = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return {
         "seconds": seconds,
-        "gradient_seconds": stages[0]["seconds"]["gradients"],
-        "gradient_rate": stages[0]["tokens_per_second"],
-        "train_rate": stages[1]["tokens_per_second"],
-        "engine": stages[1]["runs_as"],
-        "sums": stages[0]["sums"],
+        "rates": [line["tokens_per_second"] for line in logged if "loss" in line],
+        "gradient_seconds": gradients["seconds"]["gradients"] if gradients else 0.0,
+        "gradient_rate": gradients["tokens_per_second"] if gradients else 0.0,
+        "train_seconds": results["train"]["seconds"],
+        "train_rate": results["train"]["tokens_per_second"],
+        "engine": results["train"]["runs_as"],
+        "sums": gradients["sums"] if gradients else None,
         "memory": [stage["peak_bytes"] for stage in stages],
-        "losses": [json.loads(line).get("loss") for line in (output / "metrics.jsonl").read_text().splitlines()],
+        "losses": [line.get("loss") for line in logged],
     }
 
 

@@ -1,21 +1,26 @@
 """Layers are settled on the empty model: what PEFT cannot adapt is left out or refused before a model is loaded."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
 import transformers as tf
 from peft import PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from torch.nn.utils import parametrizations
 
 from gora.adapters.dry_wrap import choose_layers
 from gora.errors import GoraError, InputError
 from gora.methods import METHODS, AdapterSettings, Wrapping
 from gora.models.load import Source
 from gora.models.targets import find_targets
+from gora.models.tied import reasons_against
 from gora.recipe.load import load_recipe
 from gora.recipe.schema import AdapterSection
 from gora.runs.context import RunContext
+from gora.stages.merge import merge
 from gora.stages.run import run
 from scripts.families.small import small_config
 
@@ -119,6 +124,54 @@ def test_a_classifier_with_other_modules_named_like_its_head_is_refused():
         choose_layers(AdapterSection(targets="attention", rank=2, method="lora"), source)
 
 
+@pytest.mark.parametrize("family", ["zamba", "zamba2"])
+@pytest.mark.parametrize("method", ["gora", "lora", "pissa"])
+def test_layers_of_a_block_that_stands_at_several_depths_are_left_out(family, method):
+    chosen = choose(small_config(family), method=method)
+    with torch.device("meta"):
+        model = tf.AutoModelForCausalLM.from_config(small_config(family))
+    users = Counter(id(value) for _, value in model.named_parameters(remove_duplicate=False))
+    assert all(users[id(model.get_submodule(name).weight)] == 1 for name in chosen.layers)
+    assert {"in_proj", "linear"} <= ends(chosen.layers)
+    assert "used in several places of the model" in chosen.lines()[0]
+    with pytest.raises(InputError, match="used in several places of the model"):
+        choose(small_config(family), method=method, targets="attention")
+
+
+def test_full_training_moves_a_weight_of_several_places_once():
+    assert "q_proj" in ends(choose(small_config("zamba"), method="full", targets="attention").layers)
+
+
+@pytest.mark.parametrize(("targets", "method"), [(["lm_head", "q_proj"], "lora"), (["lm_head"], "gora")])
+def test_a_head_tied_to_the_embedding_is_no_target(targets, method):
+    with pytest.raises(InputError, match="lm_head x1: their weights are also the embeddings"):
+        choose(tf.LlamaConfig(**SIZES, tie_word_embeddings=True), targets=targets, method=method)
+
+
+class Odd(nn.Module):
+    """Layers that share, in each of the ways there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.alone, self.twice, self.owner, self.user = (nn.Linear(4, 4) for _ in range(4))
+        self.again = self.twice
+        self.user.weight = self.owner.weight
+        self.normed = parametrizations.weight_norm(nn.Linear(4, 4))
+        self.block = self.same_block = nn.ModuleDict({"inner": nn.Linear(4, 4)})
+        self.table, self.head = nn.Embedding(4, 4), nn.Linear(4, 4)
+        self.head.weight = self.table.weight
+
+
+def test_each_way_of_sharing_a_weight_has_its_reason():
+    model = Odd()
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    found = reasons_against(model, layers)
+    assert set(layers) - set(found) == {"alone", "block.inner"}
+    assert {name for name, why in found.items() if "several places" in why} == {"twice", "owner", "user"}
+    assert "computed from other parameters" in found["normed"]
+    assert "embeddings" in found["head"]
+
+
 def test_adalora_may_adapt_what_lora_may_not():
     assert "down_proj" in ends(choose(deepseek(), method="adalora").layers)
 
@@ -212,6 +265,51 @@ def test_a_refusal_comes_before_the_model_is_loaded(tmp_path, monkeypatch):
         run(recipe)
     assert not loaded
     assert not (tmp_path / "run" / "plan.safetensors").exists()
+
+
+@pytest.mark.parametrize("method", ["gora", "lora"])
+def test_a_model_with_a_block_at_several_depths_is_trained_beside_it_and_merged(method, tmp_path):
+    torch.manual_seed(0)
+    config = small_config("zamba")
+    config.vocab_size = 32
+    recipe = written(tmp_path, tf.AutoModelForCausalLM.from_config(config), method=method)
+    merged = merge(run(recipe).adapter, tmp_path / "merged").path
+    before, after = (tf.AutoModelForCausalLM.from_pretrained(path) for path in (tmp_path / "model", merged))
+    changed = {name for name, value in after.named_parameters() if not torch.equal(value, before.get_parameter(name))}
+    assert changed and not any("shared_transf" in name for name in changed)
+
+
+@pytest.mark.parametrize("family", ["mamba", "jamba", "longcat_flash"])
+def test_layers_whose_weight_is_used_without_a_call_are_left_out_once_the_model_is_loaded(family, tmp_path, capsys):
+    torch.manual_seed(0)
+    config = small_config(family)
+    config.vocab_size = 32
+    recipe = written(tmp_path, tf.AutoModelForCausalLM.from_config(config), method="gora")
+    adapter = run(recipe).adapter
+    told = capsys.readouterr().out
+    assert "the model uses their weights without calling them" in told
+    base = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    wrapped = PeftModel.from_pretrained(base, adapter)
+    ids = torch.tensor([[2, 5, 6, 7, 8, 9, 4, 5, 10, 3]])
+    before = wrapped(input_ids=ids, use_cache=False).logits
+    for name, value in wrapped.named_parameters():
+        # A layer of which nothing is heard would not change the answer, whatever its adapter says.
+        if ".lora_B." in name:
+            kept = value.data.clone()
+            value.data += 1.0
+            assert not torch.equal(before, wrapped(input_ids=ids, use_cache=False).logits), name
+            value.data = kept
+
+
+def test_one_that_is_asked_for_by_name_is_refused_before_the_gradient_pass(tmp_path):
+    torch.manual_seed(0)
+    config = small_config("mamba")
+    config.vocab_size = 32
+    recipe = written(tmp_path, tf.AutoModelForCausalLM.from_config(config), targets=["dt_proj", "in_proj"])
+    with pytest.raises(InputError, match="dt_proj x2: the model uses their weights without calling them"):
+        run(recipe)
+    assert not (tmp_path / "run" / "plan.safetensors").exists()
+    assert not (tmp_path / "run" / "gradients.partial").exists()
 
 
 def test_a_model_that_writes_into_the_output_of_a_layer_trains(tmp_path):

@@ -219,6 +219,19 @@ def test_tools_that_move_to_the_last_question_need_separate_turns(tmp_path: Path
     assert [text.index("[AVAILABLE_TOOLS]") < text.index("Weather in Oslo?") for text in found] == [True, True, False]
 
 
+@pytest.mark.parametrize("left_out", ["function.name", "function.description", "function.parameters.properties"])
+def test_a_template_that_writes_a_part_of_a_tool_is_named(left_out: str, tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(FAMILIES["qwen-2.5"])
+    parts = ["function.name", "function.description", "function.parameters.properties"]
+    written = "".join(f"{{{{ tool.{part} }}}} " for part in parts if part != left_out)
+    assert "{{ tool | tojson }}" in str(tokenizer.chat_template)
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("{{ tool | tojson }}", written)
+    parameters = {"type": "object", "properties": {"town": {"type": "string"}}}
+    tools = [{"name": "forecast", "description": "Tells the weather.", "parameters": parameters}]
+    with pytest.raises(InputError, match="leaves out the name, the description or a parameter of the tool 'forecast'"):
+        examples_of(tokenizer, tmp_path, {"messages": ONE, "tools": tools})
+
+
 def test_a_template_that_has_no_place_for_tools_is_named(tmp_path: Path) -> None:
     tokenizer = tokenizer_of(FAMILIES["llama-3"])
     (example,) = examples_of(tokenizer, tmp_path, {"messages": WITH_TOOLS})

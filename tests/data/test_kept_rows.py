@@ -253,7 +253,7 @@ def test_a_killed_writer_leaves_nothing_that_is_taken_for_whole(tiny, rows, tmp_
 def test_of_two_commands_one_makes_the_rows_and_the_other_waits(tiny, rows, tmp_path, monkeypatch):
     cache, write_rows = tmp_path / "cache", kept._write
     ready = FORK.Barrier(2)
-    whole, says = kept._whole, []
+    whole, says = kept.whole_note, []
 
     def meeting(entry):
         found = whole(entry)
@@ -267,7 +267,7 @@ def test_of_two_commands_one_makes_the_rows_and_the_other_waits(tiny, rows, tmp_
         write_rows(*args)
 
     def run():
-        monkeypatch.setattr(kept, "_whole", meeting)
+        monkeypatch.setattr(kept, "whole_note", meeting)
         monkeypatch.setattr(kept, "_write", counted)
         fingerprint = made(tiny, rows, cache).fingerprint
         (tmp_path / f"fingerprint-{os.getpid()}").write_text(fingerprint)

@@ -69,6 +69,15 @@ def test_columns_and_message_keys_that_nobody_reads_are_named_once_with_their_nu
     assert said[1] == f"{path}: not read, and how often it is there: message key 'mood' (2), message key 'name' (2)."
 
 
+def test_the_second_way_to_name_role_and_text_is_not_read_beside_the_first(
+    tiny: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    path = write_rows(tmp_path / "x.jsonl", [talk(ASK | {"from": "gpt", "value": "other"}, ANSWER)])
+    prepared(tiny, path, format="chat", chat_template="plain", say=said.append)
+    assert "message key 'from' (1), message key 'value' (1)" in said[0]
+
+
 def test_evaluation_rows_with_the_same_columns_are_named_for_their_own_file(
     tiny: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
@@ -88,6 +97,8 @@ def test_evaluation_rows_with_the_same_columns_are_named_for_their_own_file(
         ("system", "Be brief.", {"template": "{prompt}\n"}, "put {system?} into"),
         ("instruction", "Add.", {}, "set `data.prompt: instruction`"),
         ("images", ["a.png"], {"format": "chat"}, "gora trains text only"),
+        ("images", ["a.png"], {}, "gora trains text only"),
+        ("audio", "a.wav", {"template": "{prompt} <audio>\n"}, "gora trains text only"),
         ("functions", [{"name": "f"}], {"format": "chat"}, "set `data.tools: functions`"),
     ],
 )

@@ -30,6 +30,7 @@ from gora.stages import train as train_stage
 from gora.stages.precompute import precompute
 from gora.stages.run import run
 from gora.stages.train import train
+from gora.training import trainer as trainer_module
 from gora.training.trainer import GoraTrainer
 from tests.helpers.mixtures import gpt_oss, made, recipe_on
 
@@ -57,6 +58,19 @@ UNEVEN = (
     "train.epsilon=1e-3",
 )
 PACKED = ("data.packing=packed", "train.micro_batch_size=4", "train.kernels=fused")
+# Blocks of 16 rows, twelve of the first source and four of the second, whose nine rows begin again in the third block.
+STREAMED = (
+    "adapter.method=lora",
+    "data.train=[{path: 'builtin:gsm8k/train.jsonl', max_rows: 40, weight: 3.0},"
+    " {path: 'builtin:gsm8k/train.jsonl', max_rows: 9, template: alpaca}]",
+    "data.streaming=true",
+    "data.shuffle_buffer=15",
+    "data.max_length=224",
+    "train.max_steps=7",
+    "train.save_steps=3",
+    "train.keep_checkpoints=9",
+    "train.epsilon=1e-3",
+)
 POISONED = 3
 STOP_AFTER = 6
 
@@ -228,6 +242,19 @@ def uneven(folder):
     train(recipe(folder / "again", *UNEVEN), mode="resume")
 
 
+def streamed(folder):
+    """A stream, whose blocks the processes share, with batches that workers make; also taken up in a block's middle."""
+    folder, world, workers = folder / "streamed", join(), trainer_module.loader_workers
+    trainer_module.loader_workers = lambda *_: 1
+    train(recipe(folder / "whole", *STREAMED, f"data.cache={folder / 'cache'}"))
+    if world.main:
+        mark(folder / "again")
+        shutil.copytree(folder / "whole/checkpoints/checkpoint-3", folder / "again/checkpoints/checkpoint-3")
+    world.barrier()
+    train(recipe(folder / "again", *STREAMED, f"data.cache={folder / 'cache'}"), mode="resume")
+    trainer_module.loader_workers = workers
+
+
 def experts(folder):
     """A mixture: sums whole in each process and shared out, and its training under two engines."""
     made_by_process_0 = folder / "experts" / "mixture"
@@ -319,6 +346,6 @@ def one_after_the_other(folder, scenarios):
 
 if __name__ == "__main__":
     of_engines = {name: partial(engine, name) for name in ENGINES}
-    others = (directions, nan, nan_in_training, retaken, unused, interrupt, uneven, memory, experts)
+    others = (directions, nan, nan_in_training, retaken, unused, interrupt, uneven, streamed, memory, experts)
     known = {**of_engines, **{each.__name__: each for each in others}}
     one_after_the_other(Path(sys.argv[1]), {name: known[name] for name in sys.argv[2:]})

@@ -150,6 +150,16 @@ def test_a_configuration_with_impossible_values_is_refused_in_one_line(folder, c
     assert "the folder cannot be loaded" in refusal(folder)
 
 
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    ("key", "value"), [("eos_token_id", "</s>"), ("pad_token_id", 0.5), ("bos_token_id", [2, "<s>"])]
+)
+def test_tokens_that_are_not_named_by_their_ids_are_refused_by_file_and_key(folder, file, key, value):
+    content = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    (folder / file).write_text(json.dumps({**content, key: value}))
+    assert f"{file}: {key} must be the number of a token" in refusal(folder)
+
+
 def test_a_folder_without_tokenizer_files_says_so(folder):
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (folder / file).unlink()

@@ -98,9 +98,21 @@ def test_padding_of_the_base_stays_and_what_it_lacks_is_filled_in(tmp_path):
     assert trained_generation(model(), tokenizer).pad_token_id == 3
 
 
-def test_settings_that_transformers_refuses_to_save_are_saved_as_what_they_do(tmp_path):
-    """Llama-2's and Vicuna's files name a temperature beside greedy decoding."""
-    made = model(eos_token_id=3, temperature=0.6, top_p=0.9)
+@pytest.mark.parametrize(
+    "without_effect",
+    [
+        # Llama-2's and Vicuna's files name a temperature beside greedy decoding.
+        {"temperature": 0.6, "top_p": 0.9},
+        {"min_p": 0.1, "top_k": 7, "typical_p": 0.5},
+        # Summarisers were saved with settings of the search with beams.
+        {"length_penalty": 2.0, "early_stopping": True},
+        {"output_scores": True, "output_attentions": True},
+        {"use_cache": False, "cache_implementation": "static"},
+        {"temperature": 0.6, "length_penalty": 2.0, "output_scores": True},
+    ],
+)
+def test_settings_that_transformers_refuses_to_save_are_saved_as_what_they_do(tmp_path, without_effect):
+    made = model(eos_token_id=3, **without_effect)
     settle_generation(made, save_words(tmp_path / "words", marks=["<|im_end|>"], eos_token="<|im_end|>"))
     made.save_pretrained(tmp_path / "model")
     again = GenerationConfig.from_pretrained(tmp_path / "model")

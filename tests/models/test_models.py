@@ -228,13 +228,6 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
         load_model(settings, find_model(settings), CPU)
 
 
-def test_a_head_tied_to_the_embedding_is_no_target():
-    settings = ModelSection(name="builtin:tiny-6m")
-    model = load_model(settings, find_model(settings), CPU)
-    with pytest.raises(InputError, match=r"weight of lm_head is also that of model.embed_tokens"):
-        find_targets(model, ["lm_head", "q_proj"])
-
-
 def test_a_local_model_is_named_by_its_whole_path(tmp_path, monkeypatch):
     monkeypatch.chdir(TINY.parent)
     assert find_model(ModelSection(name="tiny-6m")).path == str(TINY)

@@ -6,6 +6,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BloomConfig,
+    FalconConfig,
+    FalconForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -78,9 +80,18 @@ def test_models_whose_layers_have_positions_of_two_kinds():
     assert positions_of(config) == 8000
 
 
-@pytest.mark.parametrize("config", [XLNetConfig(), BloomConfig(), T5Config()])
+@pytest.mark.parametrize("config", [XLNetConfig(), BloomConfig(), T5Config(), FalconConfig(alibi=True)])
 def test_models_without_a_limit_have_none(config):
     assert positions_of(config) is None
+
+
+def test_a_model_with_biases_by_distance_reads_beyond_the_number_of_its_configuration():
+    sizes = {"vocab_size": 32, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = FalconForCausalLM(FalconConfig(**sizes, alibi=True, max_position_embeddings=4)).eval()
+    ids = torch.arange(9)[None]
+    assert longest_input(model) is None
+    # Earlier tokens are told alike, whatever stands beyond that number.
+    assert torch.allclose(model(ids).logits[:, :4], model(ids[:, :4]).logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [-1, 0, None, int(1e30), 1e30, 10**9, True, "512"])

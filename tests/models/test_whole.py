@@ -12,6 +12,7 @@ from gora.errors import InputError
 from gora.models.load import find_model, load_model
 from gora.models.whole import not_loaded
 from gora.recipe.schema import ModelSection, Recipe
+from scripts.families.small import build
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -75,9 +76,54 @@ def test_a_processor_is_a_part_of_the_checkpoint(folder, kind):
         refuse(folder)
 
 
-def test_small_leftovers_of_older_versions_are_no_loss(folder):
+def test_constants_of_older_versions_are_no_loss(folder, tmp_path_factory):
     add(folder, **{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)})
     assert not_loaded(of(folder)[1]) == []
+    gpt2 = tmp_path_factory.mktemp("gpt2")
+    tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2)).save_pretrained(gpt2)
+    add(gpt2, **{"h.0.attn.bias": torch.ones(1, 1, 64, 64), "h.0.attn.masked_bias": torch.tensor(-1e4)})
+    assert not_loaded(of(gpt2)[1]) == []
+
+
+def test_a_small_table_that_the_models_class_passes_over_is_no_loss(tmp_path):
+    config = tf.T5Config(vocab_size=64, d_model=64, d_kv=16, d_ff=64, num_layers=2, num_heads=2)
+    tf.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    name = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    add(tmp_path, **{name: torch.ones(32, 2)})
+    assert not_loaded(of(tmp_path)[1]) == []
+
+
+@pytest.mark.parametrize(
+    ("tensor", "shape", "part"),
+    [
+        ("v_head.summary.weight", (1, 32), "v_head.summary.weight"),
+        ("score.weight", (2, 32), "score.weight"),
+        ("model.layers.2.mlp.up_proj.weight", (48, 32), "model.layers.2"),
+        ("model.layers.0.self_attn.q_proj.bias", (32,), "model.layers.0"),
+        ("model.layers.0.self_attn.q_proj.lora_A.default.weight", (2, 32), "model.layers.0"),
+    ],
+)
+def test_whatever_the_model_has_no_place_for_is_named_however_small(folder, tensor, shape, part):
+    add(folder, **{tensor: torch.ones(shape)})
+    assert [found.partition(" ")[0] for found in not_loaded(of(folder)[1])] == [part]
+    with pytest.raises(InputError, match="--merge: "):
+        refuse(folder)
+
+
+def test_many_parts_are_counted(folder):
+    add(folder, **{f"head_{number}.weight": torch.ones(8, 8) for number in range(7)})
+    assert not_loaded(of(folder)[1])[5:] == ["2 other parts"]
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "deepseek_v4", "gpt_oss", "falcon", "opt"])
+def test_names_that_are_changed_while_loading_have_their_place(family, tmp_path):
+    # Experts are stored one by one, and some checkpoints lack the first part of every name.
+    build("causal", family, tmp_path)
+    assert not_loaded(of(tmp_path)[1]) == []
+    weights = load_file(tmp_path / "model.safetensors")
+    bare = {name.removeprefix("model.").removeprefix("transformer."): value for name, value in weights.items()}
+    save_file(bare, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert not_loaded(of(tmp_path)[1]) == []
 
 
 def test_what_the_models_class_passes_over_is_named(folder, monkeypatch):

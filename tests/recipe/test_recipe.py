@@ -15,10 +15,11 @@ from gora import assets
 from gora.errors import InputError
 from gora.recipe import LoadedRecipe, Recipe, accumulation_steps, dump_recipe, json_schema, load_recipe
 from gora.recipe.builtin import builtin_recipes, read_builtin
-from gora.recipe.document import Builder, Document, compose, dump
+from gora.recipe.data_rules import TEMPLATES
+from gora.recipe.document import Builder, Document
 from gora.recipe.messages import FOREIGN_NAMES, known_keys
-from gora.recipe.rules import TEMPLATES
 from gora.recipe.schema import DataSection, ModelSection, Section, SourceSection, TrainSection
+from gora.recipe.yaml_text import compose, dump
 
 MINIMAL = "model:\n  name: some/model\ndata:\n  train:\n    path: rows.jsonl\n"
 
@@ -312,7 +313,7 @@ def test_the_keys_of_a_section_given_twice_are_all_checked(problems: Problems) -
         ("model.name", '"\\uD83D"', "'\\ud83d' has half a character"),
         ("train", "5", "expected a section with keys such as 'epochs', got 5"),
         ("train", "[a]", "expected a section with keys such as 'epochs', got ['a']"),
-        ("data.eval", "rows.jsonl", "expected a section with keys such as 'path', got 'rows.jsonl'"),
+        ("data.eval", "rows.jsonl", "expected a section with keys such as 'path', or a list of them, got 'rows.jsonl'"),
         ("model", "x", "expected a section with keys such as 'name', got 'x'"),
     ],
 )

@@ -20,7 +20,7 @@ from gora.stages.run import run
 from gora.stages.train import train
 from tests.conftest import ROOT
 from tests.helpers import processes
-from tests.helpers.processes import ENGINES, SETTINGS, STOP_AFTER, UNEVEN, recipe
+from tests.helpers.processes import ENGINES, SETTINGS, STOP_AFTER, STREAMED, UNEVEN, recipe
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -144,7 +144,18 @@ def test_process_0_alone_writes_the_log(two):
 
 @pytest.fixture(scope="module")
 def scenarios(tmp_path_factory):
-    names = ("directions", "nan", "nan_in_training", "retaken", "unused", "interrupt", "uneven", "experts", "memory")
+    names = (
+        "directions",
+        "nan",
+        "nan_in_training",
+        "retaken",
+        "unused",
+        "interrupt",
+        "uneven",
+        "streamed",
+        "experts",
+        "memory",
+    )
     return several(tmp_path_factory.mktemp("scenarios"), *names)
 
 
@@ -252,6 +263,24 @@ def test_a_last_step_that_leaves_a_process_without_rows_is_the_step_of_one_proce
         run = scenarios("uneven") / "uneven" / name
         found = [(line["step"], line["loss"], line["tokens"]) for line in lines(run) if "loss" in line]
         assert found == [(step, pytest.approx(loss, rel=1e-5), tokens) for step, loss, tokens in steps[-len(found) :]]
+        saved = load_file(run / "adapter" / "adapter_model.safetensors")
+        for key, value in expected.items():
+            assert (saved[key] - value).norm() <= 1e-5 * value.norm()
+
+
+def test_processes_that_share_a_stream_take_the_steps_of_one_process(scenarios, tmp_path):
+    """Also in a run that is resumed, which another number of processes could do as well."""
+    train(recipe(tmp_path / "run", *STREAMED, f"data.cache={tmp_path / 'cache'}"))
+    expected = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    steps = {line["step"]: line for line in lines(tmp_path / "run") if "loss" in line}
+    assert list(steps) == list(range(1, 8))
+    for name in ("whole", "again"):
+        run = scenarios("streamed") / "streamed" / name
+        found = {line["step"]: line for line in lines(run) if "loss" in line}
+        assert set(found) >= {4, 5, 6, 7}
+        for step, line in found.items():
+            assert (line["rows"], line["tokens"]) == (steps[step]["rows"], steps[step]["tokens"])
+            assert line["loss"] == pytest.approx(steps[step]["loss"], rel=1e-5)
         saved = load_file(run / "adapter" / "adapter_model.safetensors")
         for key, value in expected.items():
             assert (saved[key] - value).norm() <= 1e-5 * value.norm()

@@ -1,6 +1,7 @@
 """What `gora check` says of a recipe, against what a run of it does."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from gora.runs.context import RunContext
 from gora.runtime.gpu_comparison import compare_gpus, gpu_problems
 from gora.stages.check import check
 from gora.stages.run import run
+from scripts.families.small import small_config
 from tests.helpers.checkpoints import recipe_for, save_llama, save_rows
 
 
@@ -130,6 +132,17 @@ def test_the_time_of_all_blocks_is_measured_on_few_with_random_weights(home, mon
     assert all(any(value.requires_grad for value in model.parameters()) for model in made)
     assert context.source.config.num_hidden_layers == 2
     assert time_probe.mean_width([3, 3, 9, 9], 4) == 9
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "phimoe", "mamba2", "qwen2"])
+def test_the_time_is_measured_with_the_layers_that_training_adapts(family, home, monkeypatch):
+    # PEFT refuses some layers of these, and lists of kinds of layers are as short as the model.
+    context = RunContext.alone(recipe(home, "adapter.targets=all-linear"))
+    config = small_config(family)
+    config.vocab_size = 4096
+    inputs = replace(context.inputs, source=replace(context.source, config=config))
+    monkeypatch.setitem(context.__dict__, "inputs", inputs)
+    assert time_probe.seconds_of_micro_batch(context) is not None
 
 
 def test_devices_are_compared_by_what_arrives():

@@ -8,8 +8,9 @@ import pytest
 
 from gora.data import Encoded, Examples
 from gora.data.collate import Collator
-from gora.training.batches import MicroBatchRows, StepCollator, Steps
-from gora.training.layout import StepLayout, choose_layout
+from gora.training.batches import MicroBatchRows, StepBatches, StepCollator, StepNumbers
+from gora.training.layout import StepLayout, choose_layout, padding_by_length
+from gora.training.step_rows import KeptSteps
 
 KINDS = ("none", "by-length", "padding-free", "packed")
 
@@ -26,10 +27,12 @@ def layout(kind, size, processes, rows):
 
 
 def steps(rows, kind, processes, batch_size=12, size=2, epoch=2):
-    shares = [Steps(rows, batch_size, layout(kind, size, processes, rows), rank, seed=3) for rank in range(processes)]
-    for share in shares:
-        share.set_epoch(epoch)
-    return list(zip(*shares, strict=True))
+    of_run = KeptSteps(rows, batch_size, seed=3)
+    numbers = StepNumbers(of_run.per_epoch)
+    numbers.set_epoch(epoch)
+    dealt = layout(kind, size, processes, rows)
+    shares = [StepBatches(of_run, dealt, rank) for rank in range(processes)]
+    return [[share.indices(step, dealt) for share in shares] for (step,) in numbers]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -91,6 +94,15 @@ def test_a_collated_step_counts_its_tokens_and_hashes_its_rows_alike_in_every_la
 
 
 def test_a_model_that_mixes_rows_gets_those_of_similar_length():
-    assert choose_layout("auto", keeps_apart=True) == "packed"
-    assert choose_layout("auto", keeps_apart=False) == "by-length"
-    assert choose_layout("none", keeps_apart=False) == "none"
+    assert choose_layout("auto", keeps_apart=True, padding=0.3) == "packed"
+    assert choose_layout("auto", keeps_apart=True, padding=0.0) == "by-length"
+    assert choose_layout("auto", keeps_apart=False, padding=0.3) == "by-length"
+    assert choose_layout("none", keeps_apart=False, padding=0.3) == "none"
+
+
+def test_padding_by_length_is_that_of_the_micro_batches():
+    assert padding_by_length([7] * 50, batch_size=8, size=4) == 0
+    # In each step of four, sorted, two pairs: 1 and 3 tokens, 5 and 9.
+    lengths = [1, 3, 5, 9]
+    assert padding_by_length(lengths, batch_size=4, size=2) == pytest.approx(1 - 18 / (2 * 3 + 2 * 9))
+    assert padding_by_length(lengths, batch_size=4, size=1) == 0

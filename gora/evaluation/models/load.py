@@ -25,6 +25,7 @@ from gora.models.head import settle_padding
 from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
 from gora.models.weight_files import hub_commit
 from gora.recipe.schema import DataSection, Recipe, SourceSection
+from gora.recipe.sources import asked_as
 from gora.runs.context import RunContext
 from gora.runs.loss import evaluate_loss
 from gora.runtime.world import join
@@ -113,7 +114,8 @@ def _rows_of(named: Named, options: Options, batch_size: int) -> Recipe:
     prompt_format = _prompt_format_of(named)
     if options.data:
         source = SourceSection(path=options.data, max_rows=options.limit)
-        prompt_format = prompt_format.model_copy(update={"train": source, "eval": None, "holdout": 0})
+        own = {"train": source, "eval": None, "holdout": 0, "streaming": False}
+        prompt_format = asked_as(prompt_format).model_copy(update=own)
     elif named.run is None:
         raise InputError(f"{named.name} does not say which rows it is to be measured on: give some with --data.")
     recipe = Recipe(model=named.model, data=prompt_format) if named.recipe is None else named.recipe

@@ -1,0 +1,97 @@
+"""Makes the batches of the next steps while a step is computed, and measures how long training waits for them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from gora.runtime.starter import die_with_parent
+from gora.runtime.world import World
+from gora.training.batches import StepBatches, StepCollator, StepNumbers
+
+_AHEAD = 2
+"""Steps that a worker has ready."""
+_SHARED_MEMORY = Path("/dev/shm")
+_ROOM = 2**30
+
+
+@dataclass
+class Waited:
+    """Seconds in which training waited for data.
+
+    Attributes:
+        last: before the latest step.
+        total: before all steps of this command.
+    """
+
+    last: float = 0.0
+    total: float = 0.0
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Count the time of the block as that of a step."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.last = time.perf_counter() - start
+            self.total += self.last
+
+
+def step_loader(
+    batches: StepBatches, numbers: StepNumbers, collator: StepCollator, *, workers: int, pin: bool
+) -> DataLoader[Any]:
+    """A loader whose items are whole steps, in their order with any number of workers.
+
+    Args:
+        batches: the steps.
+        numbers: which of them.
+        collator: makes batches.
+        workers: processes that make them ahead; 0 makes each when it is asked for.
+        pin: whether they are put into memory from which a GPU copies by itself.
+    """
+    ahead: dict[str, Any] = {}
+    if workers:
+        method = "fork" if sys.platform == "linux" else None
+        ahead = {"prefetch_factor": _AHEAD, "worker_init_fn": _begin, "multiprocessing_context": method}
+    return DataLoader(
+        batches, batch_sampler=numbers, collate_fn=collator.loaded, pin_memory=pin, num_workers=workers, **ahead
+    )
+
+
+def loader_workers(device: torch.device, world: World) -> int:
+    """How many workers a process of training has: one beside a GPU, where a core and shared memory are left for it.
+
+    A processor that computes has nothing to gain from it.
+    """
+    if device.type != "cuda" or sys.platform != "linux":
+        return 0
+    roomy = _SHARED_MEMORY.is_dir() and shutil.disk_usage(_SHARED_MEMORY).free >= _ROOM
+    return int(roomy and len(os.sched_getaffinity(0)) > world.local_size)
+
+
+def _begin(_: int) -> None:
+    # A signal to stop is for the process that trains, which needs its batches still; where that is killed, so is this.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    die_with_parent()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent says so; others say so to the parent."""
+    while signal.sigwaitinfo({signal.SIGINT, signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
