@@ -47,8 +47,9 @@ def _settings(config: Any, runtime: Runtime, *, converted: bool = False) -> Iter
         if key == "modules_to_save" and runtime.name == "vllm" and set(value) <= _HEADS:
             continue
         yield f"{key}: {reason}."
-    if not converted and str(config.init_lora_weights) in runtime.initialisations:
-        yield f"init_lora_weights: {config.init_lora_weights}: {runtime.name} refuses it."
+    start = getattr(config, "init_lora_weights", True)
+    if not converted and str(start) in runtime.initialisations:
+        yield f"init_lora_weights: {start}: {runtime.name} refuses it."
     if not config.base_model_name_or_path:
         yield "base_model_name_or_path: it does not name its base model."
 

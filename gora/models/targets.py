@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 import regex
 from torch import Tensor, nn
@@ -94,6 +95,11 @@ def weight_of(module: Matrix) -> Tensor:
     if isinstance(module, Expert):
         return module.of(module.weight.detach())
     weight: Tensor = dequantize_module_weight(module)
+    held: Any = module.weight
+    if getattr(held, "CB", None) is not None and held.SCB is None:
+        # PEFT has put 8-bit values back without their scales, which the layer holds already: its next forward would
+        # take the values and lose the scales.
+        held.CB = None
     return as_out_in(module, gather(weight).detach())
 
 
