@@ -388,6 +388,14 @@ def accelerate_reads_the_environment() -> bool:
 # --- torch ------------------------------------------------------------------------------------------------------------
 
 
+def tensors_count_what_is_written_into_them() -> bool:
+    value = torch.nn.Parameter(torch.empty(2, 2, device="meta"))
+    before = value._version
+    with torch.no_grad():
+        value.div_(2)
+    return value._version > before
+
+
 def agent_class():
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
@@ -519,6 +527,11 @@ PRIVATE = [
         "accelerate GradientState._set_sync_gradients",
         accelerate_is_told_when_gradients_are_exchanged,
         "processes exchange gradients with every micro-batch, and DeepSpeed steps with each",
+    ),
+    Private(
+        "torch Tensor._version",
+        tensors_count_what_is_written_into_them,
+        "models that change their weights while they run end the merge in a traceback",
     ),
     Private(
         "torch _dynamo.config: force_parameter_static_shapes, recompile_limit",

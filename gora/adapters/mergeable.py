@@ -6,7 +6,7 @@ from gora.errors import InputError
 from gora.methods import METHODS
 from gora.models.load import Source
 from gora.models.quantization import stored_quantization
-from gora.models.streamed import streamable_model
+from gora.models.streamed import changes_weights, streamable_model
 from gora.models.whole import not_loaded
 from gora.recipe.schema import Recipe
 
@@ -27,6 +27,8 @@ def refuse_unmergeable(recipe: Recipe, source: Source) -> None:
         )
     if (stored := stored_quantization(source.config)) is not None:
         raise InputError(f"--merge: {unmergeable_base(recipe.model.name, stored)}")
+    if changes_weights(source):
+        raise InputError(f"--merge: {unsteady_merge(recipe.model.name)}")
     if streamable_model(source) is None and (lost := not_loaded(source)):
         raise InputError(f"--merge: {incomplete_merge(recipe.model.name, lost)}")
 
@@ -36,6 +38,14 @@ def incomplete_merge(name: str, lost: list[str]) -> str:
     return (
         f"the checkpoint {name!r} also holds {', '.join(lost)}, which a merged model would lack. Serve the adapter "
         "beside the base instead of merging."
+    )
+
+
+def unsteady_merge(name: str) -> str:
+    """Why a model that rescales itself is not merged."""
+    return (
+        f"{name!r} changes its own weights while it runs, so that those in memory are not those to store. Serve the "
+        "adapter beside the base instead of merging."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import PreTrainedModel
 
-from gora.models.load import Source
+from gora.models.load import Source, empty_model
 from gora.models.stored_tensors import StoredTensor, stored_tensors, tensors_of
 
 
@@ -39,6 +40,16 @@ def streamable_model(
     model.requires_grad_(False)
     held = tensors_of(model, stored)
     return None if held is None else (model.eval(), held, stored)
+
+
+def changes_weights(source: Source) -> bool:
+    """Whether a model writes into its own weights as it runs, as RWKV does: what is in memory is not what is stored."""
+    model = empty_model(source).eval()
+    written = {name: value._version for name, value in model.named_parameters()}
+    # Most models run on nothing but shapes; the others stop somewhere, which says nothing.
+    with torch.no_grad(), suppress(Exception):
+        model(input_ids=torch.zeros((1, 2), dtype=torch.long, device="meta"))
+    return any(value._version != written[name] for name, value in model.named_parameters())
 
 
 def stream_weights(

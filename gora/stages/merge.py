@@ -31,7 +31,7 @@ from gora.adapters.load import (
     read_config,
     tensor_names,
 )
-from gora.adapters.mergeable import incomplete_merge, unmergeable_base
+from gora.adapters.mergeable import incomplete_merge, unmergeable_base, unsteady_merge
 from gora.adapters.new_tokens import fold_tokens, token_ids
 from gora.adapters.save import ADAPTER_NOTE, BaseNote
 from gora.adapters.serving import model_commands
@@ -46,7 +46,7 @@ from gora.models.load import Source, default_device, find_model, load_model, loa
 from gora.models.new_tokens import embedding_rows
 from gora.models.probe import PROBE, TOLERANCES, probe_logits
 from gora.models.quantization import stored_quantization
-from gora.models.streamed import stream_weights, streamable_model
+from gora.models.streamed import changes_weights, stream_weights, streamable_model
 from gora.models.weight_files import read_stored_weights
 from gora.models.whole import not_loaded
 from gora.recipe.schema import ModelSection
@@ -264,8 +264,11 @@ def _streamed(job: _MergeJob) -> tuple[StreamedMerge, Tensor] | None:
     """The way that needs no whole model in memory, and the logits of base and adapter; None where there is none.
 
     Raises:
-        InputError: there is none, and the model in memory would lack parts of the checkpoint; or the base is another.
+        InputError: there is none, and the model in memory would lack parts of the checkpoint; the base is another, or
+            changes its weights while it runs.
     """
+    if changes_weights(job.source):
+        raise InputError(f"{job.adapter} is not merged: {unsteady_merge(job.settings.name)}")
     found = None if job.tokens else StreamedMerge.of(job.source, job.adapters, getattr(torch, job.settings.dtype))
     if found is not None:
         for origin, (adapter, _) in zip(job.origins, job.adapters, strict=True):

@@ -13,7 +13,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 import gora.adapters.streamed_merge as streamed_merge
 import gora.stages.merge as stage
+from gora.adapters.mergeable import refuse_unmergeable
 from gora.errors import GoraError, InputError
+from gora.models.load import find_model
+from gora.recipe.schema import Recipe
 from gora.stages.merge import merge, weighted_adapters
 from tests.conftest import TINY
 
@@ -289,3 +292,17 @@ def test_a_model_that_reads_a_weight_out_of_turn_is_loaded_as_a_whole(base, tmp_
     expected = by_peft(base, adapter).state_dict()
     found = held(tmp_path / "merged")
     assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_a_model_that_changes_its_weights_while_it_runs_is_refused_before_it_is_loaded(tmp_path, monkeypatch):
+    config = tf.RwkvConfig(vocab_size=4096, hidden_size=32, num_hidden_layers=2, rescale_every=1)
+    base = save(tmp_path / "base", tf.RwkvForCausalLM(config))
+    adapter = adapt(base, tmp_path / "adapter", targets=["key", "receptance"])
+    monkeypatch.setattr(stage, "load_model", lambda *_, **__: pytest.fail("it was loaded"))
+    with pytest.raises(InputError, match="changes its own weights while it runs"):
+        merge(adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    document = {"model": {"name": str(base)}, "data": {"train": {"path": "x"}}, "adapter": {"method": "lora"}}
+    recipe = Recipe.model_validate(document)
+    with pytest.raises(InputError, match=r"--merge: .* changes its own weights"):
+        refuse_unmergeable(recipe, find_model(recipe.model))
