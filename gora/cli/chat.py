@@ -54,7 +54,7 @@ def generate_command(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", metavar="FILE", help="Prompts, one a line; of a .jsonl file the value of `prompt`."),
+        typer.Option("--file", metavar="FILE", help="Prompts, one per line; in a .jsonl file, the value of `prompt`."),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it stands, in no form.")] = False,
     base: BaseOption = False,

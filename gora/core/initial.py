@@ -137,7 +137,7 @@ def leading_directions(gradient: Tensor, rank: int) -> Tensor:
     """Leading right singular vectors of G as the rows of A, float32 (r, in), on the gradient's device.
 
     Each row has length 1/sqrt(3), which rows drawn by `draw_a` have on average. Not of the paper: a random A lets B
-    hold only what of G lies in r random directions, this one the best approximation of rank r.
+    hold only the part of G in r random directions; this one holds its best approximation of rank r.
 
     Args:
         gradient: G, the mean gradient, (out, in).

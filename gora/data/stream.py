@@ -1,6 +1,6 @@
 """A stream of examples in blocks: one is read, shuffled as a whole, and deleted when later ones are used.
 
-A block lies in a folder of the row cache, as rows do that are kept: of the processes of a host, whichever needs it
+Each block has a folder in the row cache, like other kept rows. Of the processes of a host, whichever needs it
 first makes it, and the others map it. What a block holds follows from its place in the stream alone, so that every
 process and every resumed run has the same rows in the same step.
 """

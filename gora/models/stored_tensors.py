@@ -1,4 +1,4 @@
-"""Single tensors of a checkpoint: where each lies in which file, read and written without the rest."""
+"""Single tensors of a checkpoint: the file and place of each, read and written without the rest."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def _load(reference: str, beside_base: bool, trust_remote_code: bool) -> _Speake
 
 
 def _take_turn(speaker: _Speaker, turns: list[Message], line: str, sampling: Sampling) -> list[Message]:
-    """Ask, and answer; what the conversation goes on with is the trained model's answer, as far as it came."""
+    """Ask, and answer; the conversation continues with the trained model's answer, also one that was interrupted."""
     asked = [*turns, {"role": "user", "content": line}]
     ids, told = speaker.ids_of(asked), {}
     for name, base in speaker.ways:

@@ -76,7 +76,7 @@ class Generator:
 
         Args:
             prompt: token ids.
-            sampling: how to choose tokens; its seed is not used, so that a question asked again may be answered anew.
+            sampling: how to choose tokens; its seed is not used, so that a repeated question may get another answer.
             say: gets each new piece of text.
             base: leave the adapter out.
 
