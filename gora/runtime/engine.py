@@ -56,7 +56,7 @@ class Engine:
             return _read(wanted, assets.folder("configs") / f"{wanted}.yaml")
         path = Path(wanted).expanduser()
         if not path.is_file():
-            raise InputError(f"distributed: {wanted!r} is neither a file nor one of {', '.join(NAMES)}.")
+            raise InputError(f"distributed: {wanted!r} is neither a file nor one of auto, {', '.join(NAMES)}.")
         return _read(wanted, path)
 
     @property
