@@ -345,7 +345,9 @@ def test_settings_of_a_file_that_nothing_reads_are_said_once(tmp_path, environme
 
 
 def test_a_name_that_is_no_engine_is_answered_with_the_names():
-    with pytest.raises(InputError, match="'zero4' is neither a file nor one of auto, ddp, zero2, zero2-offload, zero3, fsdp"):
+    with pytest.raises(
+        InputError, match="'zero4' is neither a file nor one of auto, ddp, zero2, zero2-offload, zero3, fsdp"
+    ):
         Engine.of("zero4")
 
 
