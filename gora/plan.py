@@ -27,6 +27,9 @@ FORMAT_VERSION = 2
 _READ_VERSIONS = (1, 2)
 """Version 1 knew no experts; what else it says means the same in version 2, whose fields have defaults for the rest."""
 Factors = dict[str, tuple["Tensor", "Tensor"]]
+Source = Literal["default", "recipe", "preset", "computed", "measured"]
+"""Who decides a setting: the schema's default, the recipe with its overrides, the preset; or what stands for `auto` was
+computed from the model, the rows or the machine, or measured by passes over rows."""
 
 
 class _Record(BaseModel):
@@ -102,7 +105,7 @@ class Decision(_Record):
 
     value: Any
     """Anything JSON can say."""
-    origin: Literal["recipe", "preset", "measured"] = Field(validation_alias="from", serialization_alias="from")
+    origin: Source = Field(validation_alias="from", serialization_alias="from")
     """Under `from` in the document."""
     why: str = ""
     curve: tuple[tuple[float, float], ...] = ()
@@ -127,6 +130,8 @@ class Plan(_Record):
     balance: bool = False
     alpha: float
     reference_rank: int
+    asked_parameters: int | None = None
+    """The budget, where it is another than LoRA's at the reference rank."""
     rank_min: int
     rank_max: int | None
     """None is unbounded."""
@@ -200,6 +205,17 @@ def write_plan(path: Path | str, plan: Plan, factors: Factors) -> None:
     with publish(path, sum(value.nbytes for value in tensors.values())) as aside:
         # One entry only: several are written in no fixed order, and the same plan should be the same file.
         save_file(tensors, aside, metadata={"gora": json.dumps(document)})
+
+
+def add_decision(path: Path | str, setting: str, decision: Decision) -> None:
+    """Write one more decision into a plan file; its ranks and values stay.
+
+    Raises:
+        InputError: see `read_plan` and `read_factors`.
+    """
+    plan = read_plan(path)
+    decided = plan.model_copy(update={"decisions": {**plan.decisions, setting: decision}})
+    write_plan(path, decided, read_factors(path, plan))
 
 
 def read_plan(path: Path | str) -> Plan:

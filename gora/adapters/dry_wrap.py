@@ -27,7 +27,9 @@ from gora.models.targets import find_experts, find_targets, is_linear, kind_of, 
 from gora.models.tied import reasons_against
 from gora.recipe.schema import AdapterSection
 
-_BROAD = ("attention", "all-linear")
+_BROAD = ("attention", "all-linear", "auto")
+_ANY_RANK = 8
+"""For a wrapping that is only tried, before the rank is known."""
 _LEAST_SHARE = 0.01
 _STEPS = 1000
 
@@ -39,7 +41,7 @@ class Chosen:
     Attributes:
         layers: names, in the model's order.
         experts: names of the parameters that hold fused experts, where the recipe asks for them.
-        left_out: how many layers of each kind cannot be adapted, and why; of `attention` and `all-linear` only.
+        left_out: how many layers of each kind cannot be adapted, and why; of `attention`, `all-linear` and `auto` only.
         outside: how many linear layers each tower and projector beside the language model has.
         unreached: share of the language model's weights that are no linear layer's, no embedding's and not adapted.
         unreached_kinds: what those are called.
@@ -168,7 +170,8 @@ def _refusal(
     adapter: AdapterSection, model: PreTrainedModel, names: Iterable[str], experts: tuple[str, ...] = ()
 ) -> str | None:
     """Why PEFT cannot adapt exactly these layers and fused experts of an empty model, in one line."""
-    settings = AdapterSettings(rank=adapter.rank, alpha=adapter.alpha, dropout=adapter.dropout, dora=adapter.dora)
+    rank = _ANY_RANK if adapter.rank == "auto" else adapter.rank
+    settings = AdapterSettings(rank=rank, alpha=adapter.alpha, dropout=adapter.dropout, dora=adapter.dora)
     targets = {name: model.get_submodule(name) for name in names}
     wrapping = Wrapping(targets=targets, experts=experts, settings=settings, steps=_STEPS)
     try:

@@ -57,7 +57,7 @@ def precompute_command(
     """Turn gradients of your data into ranks and initial values: writes the plan."""
     from gora.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or ())
+    loaded = load_recipe(recipe, overrides or (), begin=overwrite)
     if show_sample:
         with importing():
             from gora.stages.sample import show_sample as show

@@ -49,7 +49,7 @@ def run_command(
     """Precompute, train and evaluate."""
     from gora.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or ())
+    loaded = load_recipe(recipe, overrides or (), begin=overwrite)
     mode = mode_of(resume=resume, overwrite=overwrite)
     if dry_run:
         with importing():

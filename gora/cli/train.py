@@ -34,7 +34,7 @@ def train_command(
     """Train the adapter: reads the plan, writes the adapter."""
     from gora.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or ())
+    loaded = load_recipe(recipe, overrides or (), begin=overwrite)
     if show_sample:
         with importing():
             from gora.stages.sample import show_sample as show

@@ -24,9 +24,11 @@ from gora.runs.state import Progress, RunState, find_progress
 _AFTER = {
     "description",
     "output",
+    "preset",
     "adapter.method",
     "adapter.dora",
     "adapter.rank",
+    "adapter.parameters",
     "adapter.alpha",
     "adapter.dropout",
     "gora.gamma",

@@ -11,9 +11,11 @@ from typing import Any
 
 from gora.errors import InputError
 from gora.methods import METHODS
-from gora.recipe import load_recipe
+from gora.recipe import load_recipe, load_recorded
+from gora.recipe.derived import by_key
 from gora.recipe.schema import Recipe
 from gora.recipe.variants import Variant
+from gora.runs.decisions import ASKED, as_asked
 from gora.runs.folder import RunFolder
 from gora.runs.results import task_results
 from gora.runs.state import Progress, RunState, find_progress
@@ -155,15 +157,12 @@ def _refuse_other_run(trial: Trial) -> None:
     path = trial.folder.recipe
     if not path.exists():
         return
+    # Where the folder lies does not count: it may have been copied from another machine.
     try:
-        begun = load_recipe(str(path)).recipe
+        begun = load_recorded(path)
     except InputError as error:
         what = f"{trial.folder.path} holds a run whose recipe cannot be read. Delete it, or give another --output."
         raise InputError(what, error.problems or (error.headline,)) from None
-    if _settings(begun) != _settings(trial.recipe):
+    asked, wanted = as_asked(trial.folder, begun), by_key(trial.recipe)
+    if any(asked.get(key) not in (value, ASKED) for key, value in wanted.items() if key != "output"):
         raise InputError(f"{trial.folder.path} holds a run of other settings. Delete it, or give another --output.")
-
-
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    """All but where the folder lies: it may have been copied from another machine."""
-    return recipe.model_dump(exclude={"output"})

@@ -1,7 +1,7 @@
 """Ranks from importances (paper, section 3.2): a shared budget, in proportion to advantage or tempered."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -143,17 +143,24 @@ def allocate_parameters(
     bounds: RankBounds,
     sizes: Sequence[int] = (),
     rule: Rule = PAPER,
+    aim: int | None = None,
 ) -> list[int]:
-    """As `allocate`, with b chosen so that the trainable parameters come nearest to LoRA's at r_ref.
+    """As `allocate`, with b chosen so that the trainable parameters come nearest to an aim.
 
     Clipping and rounding make the count of `allocate` drift from the aim; here b is found by bisection, in which the
-    count never falls when b grows. What is left over is less than one rank of the layers that would be next.
+    count never falls when b grows. Of layers that would get another rank at the same b, as all do with equal ranks,
+    those go first whose importance is greatest for what it costs.
+
+    Args:
+        importances, shapes, reference_rank, bounds, sizes, rule: see `allocate`.
+        aim: trainable parameters; None is those of LoRA at r_ref.
 
     Raises:
         ValueError: see `advantages`.
     """
     shares, costs = shares_of(importances, shapes, rule, sizes), _costs(shapes, sizes)
-    aim = adapter_parameters(shapes, [reference_rank] * len(shapes), sizes)
+    if aim is None:
+        aim = adapter_parameters(shapes, [reference_rank] * len(shapes), sizes)
 
     def ranks_at(budget: float) -> list[int]:
         wanted = _unclipped(budget, shares, costs)
@@ -173,7 +180,24 @@ def allocate_parameters(
             low = middle
         else:
             high = middle
-    return min((ranks_at(low), ranks_at(high)), key=lambda ranks: abs(parameters(ranks) - aim))
+    members = sizes or [1] * len(shapes)
+    worth = [value / (size * sum(shape)) for value, size, shape in zip(importances, members, shapes, strict=True)]
+    between = _raised_in_turn(ranks_at(low), ranks_at(high), worth)
+    return min(between, key=lambda ranks: abs(parameters(ranks) - aim))
+
+
+def _raised_in_turn(low: list[int], high: list[int], worth: Sequence[float]) -> Iterator[list[int]]:
+    """The lower ranks, then with those raised to the higher that are worth most, and so on; equals go together."""
+    yield low
+    ranks, order = list(low), sorted(range(len(low)), key=lambda layer: -worth[layer])
+    waiting = [layer for layer in order if high[layer] != low[layer]]
+    while waiting:
+        most = worth[waiting[0]]
+        together = [layer for layer in waiting if worth[layer] >= most * (1 - _EQUAL)]
+        for layer in together:
+            ranks[layer] = high[layer]
+        waiting = waiting[len(together) :]
+        yield list(ranks)
 
 
 def adapter_parameters(shapes: Sequence[Shape], ranks: Sequence[int], sizes: Sequence[int] = ()) -> int:

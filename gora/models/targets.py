@@ -30,7 +30,7 @@ def find_targets(
         model: any transformers model; weights may be on the meta device. A classifier's head is no target, nor are
             layers of towers for images and sound beside a language model.
         targets: `attention` (linear layers inside attention blocks, by their names, else by their blocks' classes),
-            `all-linear` (all of them but the output head),
+            `all-linear` or `auto` (all of them but the output head),
             one name or several (the full name or its last parts), or a regular expression on full names.
         exclude: names that are left out again.
         beside_experts: `exclude` may name fused experts as well, of which `find_experts` knows.
@@ -121,7 +121,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def _choose(linear: dict[str, nn.Module], model: nn.Module, targets: str | Sequence[str]) -> set[str]:
-    if targets == "all-linear":
+    if targets in ("all-linear", "auto"):
         head = getattr(model, "get_output_embeddings", lambda: None)()
         return {name for name, module in linear.items() if module is not head}
     if targets == "attention":

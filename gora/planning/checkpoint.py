@@ -82,5 +82,7 @@ def _steps(recipe: Recipe) -> dict[str, object]:
     decided_by = ("settled", "tolerance", "importance")
     ranks = ("allocation", "temperature", "budget", "rank_min", "rank_max")
     watched = decided_by + (ranks if settings.settled == "start" else ())
-    rank = {"rank": recipe.adapter.rank} if settings.settled == "start" else {}
+    adapter = recipe.adapter
+    budget = {} if adapter.parameters is None else {"parameters": adapter.parameters}
+    rank = {"rank": adapter.rank, **budget} if settings.settled == "start" else {}
     return {"steps": "auto", **{name: getattr(settings, name) for name in watched}, **rank}

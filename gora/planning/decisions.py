@@ -15,14 +15,33 @@ from gora.errors import GoraError, InputError
 from gora.gradients.statistics import Norm, Statistics
 from gora.models.experts import member_names
 from gora.plan import DataIdentity, Decision, Factors, ModelIdentity, ModulePlan, Plan
-from gora.recipe.derived import allocation_rule, first_gamma, rank_bounds
+from gora.recipe.derived import (
+    allocation_rule,
+    asked_parameters,
+    by_key,
+    first_gamma,
+    rank_bounds,
+    reference_rank,
+)
+from gora.recipe.origins import Origin
 from gora.recipe.schema import GoraSection, Recipe
 from gora.runtime.console import output
 from gora.runtime.progress import Meter
 
 _BUDGET_MET = 0.005
-_DECIDED = ("allocation", "importance", "init_a", "step", "gamma", "steps")
+_DECIDED = (
+    "adapter.targets",
+    "adapter.parameters",
+    "adapter.rank",
+    "gora.allocation",
+    "gora.importance",
+    "gora.init_a",
+    "gora.step",
+    "gora.gamma",
+    "gora.steps",
+)
 """Settings that a plan says first, whoever decided them."""
+_DEFAULT = Origin("default")
 _NORM_OF_STEP: Mapping[str, Norm] = {"weight": "frobenius", "weight-spectral": "spectral"}
 
 
@@ -142,24 +161,30 @@ def make_plan(
         scale=settings.scale,
         balance=settings.balance,
         alpha=adapter.alpha,
-        reference_rank=adapter.rank,
+        reference_rank=reference_rank(adapter),
+        asked_parameters=asked_parameters(adapter) if settings.budget == "parameters" else None,
         rank_min=bounds.smallest,
         rank_max=bounds.largest,
         importance=settings.importance,
         budget=settings.budget,
         allocation=rule.allocation,
         temperature=rule.temperature if rule.allocation == "softmax" else None,
-        decisions={**_as_asked(settings), **_of_pass(settings, inputs), **measured},
+        decisions={**_decided(recipe), **_of_pass(settings, inputs), **measured},
         modules=modules,
     )
     _say_budget(plan)
     return plan, factors
 
 
-def _as_asked(settings: GoraSection) -> dict[str, Decision]:
-    """What the recipe itself decides about ranks, start and the pass."""
-    values = {f"gora.{name}": getattr(settings, name) for name in _DECIDED}
-    return {key: Decision(value=value, origin="recipe") for key, value in values.items() if value != "auto"}
+def _decided(recipe: Recipe) -> dict[str, Decision]:
+    """What was decided about layers, ranks, start and pass without a look at gradients, and by whom."""
+    values = by_key(recipe)
+    return {
+        key: Decision(value=values[key], origin=origin.source, why="" if origin.source == "recipe" else origin.detail)
+        for key in _DECIDED
+        if values[key] not in ("auto", None) or key == "adapter.targets"
+        for origin in [recipe.origins.get(key, _DEFAULT)]
+    }
 
 
 def _of_pass(settings: GoraSection, inputs: PassInputs) -> dict[str, Decision]:
@@ -172,11 +197,13 @@ def _of_pass(settings: GoraSection, inputs: PassInputs) -> dict[str, Decision]:
 
 def _say_budget(plan: Plan) -> None:
     """Whole ranks and bounds do not let every count be met; where it was asked for, a miss is said."""
-    miss = plan.parameters / plan.lora_parameters - 1 if plan.lora_parameters else 0.0
+    aim = plan.asked_parameters or plan.lora_parameters
+    miss = plan.parameters / aim - 1 if aim else 0.0
     if plan.budget == "parameters" and abs(miss) > _BUDGET_MET:
+        asked = "those asked for" if plan.asked_parameters else f"LoRA's at rank {plan.reference_rank}"
         output.warn(
-            f"{plan.parameters:,} parameters are {abs(miss):.1%} {'above' if miss > 0 else 'below'} LoRA's at rank "
-            f"{plan.reference_rank} ({plan.lora_parameters:,}), the nearest that whole ranks from {plan.rank_min} to "
+            f"{plan.parameters:,} parameters are {abs(miss):.1%} {'above' if miss > 0 else 'below'} {asked} "
+            f"({aim:,}), the nearest that whole ranks from {plan.rank_min} to "
             f"{plan.rank_max or 'the width of a layer'} come to. Widen the bounds (gora.rank_min, gora.rank_max)."
         )
 
@@ -201,9 +228,11 @@ def choose_ranks(
     Raises:
         ValueError: the importances say nothing.
     """
-    choose = allocate_parameters if recipe.gora.budget == "parameters" else allocate
     bounds, rule = rank_bounds(recipe.gora, recipe.adapter), allocation_rule(recipe.gora)
-    return choose(importances, shapes, recipe.adapter.rank, bounds, sizes, rule)
+    rank = reference_rank(recipe.adapter)
+    if recipe.gora.budget == "parameters":
+        return allocate_parameters(importances, shapes, rank, bounds, sizes, rule, asked_parameters(recipe.adapter))
+    return allocate(importances, shapes, rank, bounds, sizes, rule)
 
 
 def _groups(shapes: Mapping[str, tuple[int, int]], experts: Mapping[str, int]) -> list[_Group]:

@@ -12,8 +12,10 @@ from gora.errors import InputError
 from gora.estimate.sizes import divisors
 from gora.gradients.storage import read_document
 from gora.plan import read_plan
+from gora.planning.budget import settle_rank
 from gora.planning.workload import Workload, workload_of
 from gora.recipe.derived import automatic
+from gora.recipe.origins import Origin
 from gora.runs.context import RunContext
 from gora.runs.provenance import begun_with
 from gora.runs.state import Progress
@@ -42,13 +44,14 @@ class Sizes:
 
 
 def settle_sizes(context: RunContext, progress: Progress, *, plan: bool = False) -> RunContext:
-    """Put values in the place of every `auto`, the same in all processes.
+    """Put values in the place of every `auto` that is not measured, the same in all processes.
 
     Args:
         context: the run; its rows are read if the estimate is needed.
         progress: how far the run has come.
         plan: whether training starts from the plan in the folder, which says its own micro-batch.
     """
+    context = settle_rank(context)
     wanted = automatic(context.recipe) | context.automatic
     if context.mode == "resume":
         context = context.with_settings(_as_begun(context, progress, wanted))
@@ -57,7 +60,8 @@ def settle_sizes(context: RunContext, progress: Progress, *, plan: bool = False)
     if open_still := automatic(context.recipe):
         sizes = _agreed(context, choose_sizes(workload_of(context), context))
         settings = {key: value for key, value in sizes.as_settings().items() if key in open_still}
-        context = context.with_settings(settings)
+        origins = dict.fromkeys(settings, Origin("computed", "the most that memory holds"))
+        context = context.with_settings(settings, origins=origins)
         output.say(f"memory    {', '.join(f'{key}: {_said(value)}' for key, value in settings.items())} (auto)")
     return context.with_settings({}, automatic=wanted)
 

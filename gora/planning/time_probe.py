@@ -15,7 +15,7 @@ from torch import nn
 from gora.methods import METHODS, AdapterSettings, Wrapping
 from gora.models.checkpointing import recompute_activations
 from gora.models.load import Source, base_dtype
-from gora.recipe.derived import recomputes_activations, training_micro_batch_size
+from gora.recipe.derived import recomputes_activations, reference_rank, training_micro_batch_size
 from gora.runs.context import RunContext
 from gora.runtime.precision import autocast
 
@@ -81,7 +81,7 @@ def _small_model(context: RunContext, source: Source, layers: int) -> nn.Module:
         model = source.family.from_config(
             config, dtype=base_dtype(context.recipe.model.dtype, context.device), trust_remote_code=False
         ).requires_grad_(False)
-    settings = AdapterSettings(rank=adapter.rank, alpha=adapter.alpha, dropout=adapter.dropout)
+    settings = AdapterSettings(rank=reference_rank(adapter), alpha=adapter.alpha, dropout=adapter.dropout)
     there = dict(model.named_modules())
     targets = {name: there[name] for name in context.chosen.layers if name in there}
     return METHODS["lora"].wrap(model, Wrapping(targets=targets, settings=settings))

@@ -25,6 +25,7 @@ from gora.models.quantization import quantization_of
 from gora.models.rows_apart import wants_repeated_keys
 from gora.models.supervised_head import logits_at_a_time
 from gora.models.targets import weight_shape
+from gora.recipe.derived import reference_rank
 from gora.recipe.schema import AdapterSection
 from gora.runs.context import RunContext
 from gora.runtime.engine import Engine
@@ -190,7 +191,7 @@ def trained_values(context: RunContext, shape: ModelShape, model: Any) -> tuple[
     beside += len(context.new_tokens) * shape.hidden
     if method.saved_as == "model":
         return beside + sum(rows * columns for rows, columns in shape.targets.values()), 0.0
-    ranks: Mapping[str, int] = dict.fromkeys(shape.targets, recipe.adapter.rank)
+    ranks: Mapping[str, int] = dict.fromkeys(shape.targets, reference_rank(recipe.adapter))
     if method.needs_plan and folder.plan.exists():
         from gora.plan import read_plan
 

@@ -6,8 +6,9 @@ from torch import nn
 
 from gora.core.learning_rate import rate_below
 from gora.errors import GoraError
-from gora.plan import Decision
+from gora.plan import Decision, add_decision
 from gora.probing.range_test import STEPS, range_test
+from gora.recipe.origins import Origin
 from gora.runs.context import RunContext
 from gora.runs.decisions import RATE, write_decision
 from gora.runtime.console import output
@@ -36,7 +37,10 @@ def settle_rate(context: RunContext, model: nn.Module, lr_ratio: float) -> RunCo
     output.say(f"rate      train.learning_rate: {decision.value:g} (auto): {decision.why}")
     if context.world.main:
         write_decision(context.folder, RATE, decision)
-    return context.with_settings({RATE: decision.value})
+        if context.folder.plan.exists():
+            add_decision(context.folder.plan, RATE, decision)
+    context.world.barrier()
+    return context.with_settings({RATE: decision.value}, origins={RATE: Origin("measured", decision.why)})
 
 
 def _decide(context: RunContext, model: nn.Module, lr_ratio: float) -> Decision | None:

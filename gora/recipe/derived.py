@@ -6,17 +6,32 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from gora.core.ranks import RankBounds, Rule
+from gora.recipe.origins import Origin
 from gora.recipe.schema import AdapterSection, GoraSection, Recipe, TrainSection
 
 T = TypeVar("T")
 
 
 def rank_bounds(settings: GoraSection, adapter: AdapterSection) -> RankBounds:
-    """Resolve `auto`: r_min is half the reference rank, r_max four times it."""
-    smallest = max(1, adapter.rank // 2) if settings.rank_min == "auto" else settings.rank_min
+    """Resolve `auto`: r_min is half the reference rank, 0 with targets auto; r_max is four times it."""
+    rank = reference_rank(adapter)
+    half = 0 if adapter.targets == "auto" else max(1, rank // 2)
+    smallest = half if settings.rank_min == "auto" else settings.rank_min
     if settings.rank_max == "unbounded":
         return RankBounds(smallest, None)
-    return RankBounds(smallest, 4 * adapter.rank if settings.rank_max == "auto" else settings.rank_max)
+    return RankBounds(smallest, 4 * rank if settings.rank_max == "auto" else settings.rank_max)
+
+
+def reference_rank(adapter: AdapterSection) -> int:
+    """The rank that is asked for; `auto` has to be settled before."""
+    return _settled("adapter.rank", adapter.rank)
+
+
+def asked_parameters(adapter: AdapterSection) -> int | None:
+    """The budget as a number, where one was given; words have to be settled before."""
+    if isinstance(adapter.parameters, str):
+        raise ValueError("adapter.parameters is still in words: it has to be settled before it is used")
+    return adapter.parameters
 
 
 def allocation_rule(settings: GoraSection) -> Rule:
@@ -75,15 +90,27 @@ def automatic(recipe: Recipe) -> frozenset[str]:
     return frozenset(found | ({"gora.micro_batch_size"} if follows else set()))
 
 
-def with_settings(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe with other values under some dotted keys."""
+def leaves_open(recipe: Recipe) -> bool:
+    """Whether anything is `auto` that has to be settled before a model is loaded."""
+    return bool(automatic(recipe)) or recipe.adapter.rank == "auto" or recipe.adapter.parameters is not None
+
+
+def with_settings(recipe: Recipe, settings: Mapping[str, Any], origins: Mapping[str, Origin] | None = None) -> Recipe:
+    """The recipe with other values under some dotted keys.
+
+    Args:
+        recipe: the recipe.
+        settings: values by key of a section.
+        origins: where they come from, if that is worth telling.
+    """
     sections: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
         section, name = key.split(".")
         sections.setdefault(section, {})[name] = value
-    return recipe.model_copy(
+    settled = recipe.model_copy(
         update={name: getattr(recipe, name).model_copy(update=values) for name, values in sections.items()}
     )
+    return settled.with_origins(origins or {})
 
 
 def with_distributed(recipe: Recipe, name: str) -> Recipe:

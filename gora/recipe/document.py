@@ -79,7 +79,9 @@ class Document:
 
     def distance(self, place: Place) -> int:
         """How far a place is from the last word: 0 on the command line, 1 in the recipe, 2 in the one it extends."""
-        return self.files.index(place.origin) + 1 if place.origin in self.files else 0
+        if place.origin in self.files:
+            return self.files.index(place.origin) + 1
+        return 0 if place.origin.startswith("--set") else len(self.files) + 1
 
     def value(self, key: KeyPath) -> Any:
         """The value of a key; None when there is none."""

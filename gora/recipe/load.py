@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gora.errors import InputError
+from gora.recipe import preset
 from gora.recipe.builtin import builtin_paths, nearest_builtin
 from gora.recipe.document import (
     Builder,
@@ -18,12 +19,14 @@ from gora.recipe.document import (
     Problem,
     Unreadable,
     inner_value,
+    read_document,
 )
 from gora.recipe.extends import EXTENDS, read_extended
 from gora.recipe.messages import ITEM, explain, key_path, known_key, known_keys
+from gora.recipe.origins import Origin
 from gora.recipe.rules import Contradiction, contradictions
 from gora.recipe.schema import Recipe
-from gora.recipe.yaml_text import NotYamlError, compose, dump
+from gora.recipe.yaml_text import NotYamlError, annotated, compose, dump
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,14 @@ class LoadedRecipe:
     recipe: Recipe
 
 
-def load_recipe(reference: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def load_recipe(reference: str, overrides: Sequence[str] = (), *, begin: bool = False) -> LoadedRecipe:
     """Load a recipe.
 
     Args:
         reference: a YAML file, or the name of a built-in recipe.
         overrides: `section.key=value`, of which a later one wins.
+        begin: start over in a folder that holds a run. Otherwise a run that was begun before recipes had a `preset`
+            goes on as `paper`.
 
     Raises:
         InputError: there is no such recipe, or something in it or in the overrides is wrong; all of it is listed.
@@ -56,15 +61,48 @@ def load_recipe(reference: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     document = read_extended(path)
     for setting in overrides:
         _override(document, setting)
-    recipe = _check(document)
+    output = document.value(("output",)) or f"runs/{name}"
+    if not begin and isinstance(output, str) and _begun_without_preset(Path(output, "recipe.yaml")):
+        document.values.setdefault("preset", "paper")
+    preset.fill(document)
+    recipe = _check(document).with_origins(preset.origins_of(document))
     if recipe.output is None:
-        recipe = recipe.model_copy(update={"output": f"runs/{name}"})
+        recipe = recipe.model_copy(update={"output": output})
     return LoadedRecipe(name, document.origin, recipe)
 
 
+def load_recorded(path: Path) -> Recipe:
+    """The recipe that a run has written down; of one that is older than presets, silence means the defaults.
+
+    Raises:
+        InputError: see `load_recipe`.
+    """
+    document = read_document(path)
+    document.values.setdefault("preset", "paper")
+    return _check(document)
+
+
 def dump_recipe(recipe: Recipe) -> str:
-    """The complete recipe as YAML, in the order of the schema; loading it gives an equal recipe."""
-    return dump(recipe.model_dump())
+    """The complete recipe as YAML, in the order of the schema; loading it gives an equal recipe.
+
+    What is not the schema's default says where it comes from.
+    """
+    return annotated(dump(recipe.model_dump()), {key: _note(origin) for key, origin in recipe.origins.items()})
+
+
+def _note(origin: Origin) -> str:
+    if origin.source == "recipe":
+        return origin.detail
+    return f"{origin.source}: {origin.detail}" if origin.detail else origin.source
+
+
+def _begun_without_preset(recorded: Path) -> bool:
+    """Whether a folder holds the recipe of a run that is older than presets."""
+    try:
+        return recorded.is_file() and "preset" not in read_document(recorded).values
+    except (InputError, OSError, ValueError):
+        # Whatever is wrong with it is refused by those who need it.
+        return False
 
 
 def json_schema() -> dict[str, Any]:
@@ -150,9 +188,13 @@ def _what_it_is(around: Any, value: Any) -> str:
 
 def _check(document: Document) -> Recipe:
     recipe, wrong = _validate(document)
+    contradicting = contradictions(recipe)
+    if any([preset.take_back(document, found.keys) for found in contradicting]):
+        # What was written wins.
+        return _check(document)
     problems = [*document.problems, *wrong]
     unsure = [key for problem in problems for key in (problem.key, *problem.meant) if key]
-    for found in contradictions(recipe):
+    for found in contradicting:
         keys = [tuple(key.split(".")) for key in found.keys]
         if not any(_overlap(key, other) for key in keys for other in unsure):
             problems.append(_locate(document, found))

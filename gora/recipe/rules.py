@@ -62,7 +62,8 @@ def _remedy(train: TrainSection, processes: int) -> str:
 @rule
 def _ranks(recipe: Recipe) -> Iterator[Contradiction]:
     """The reference rank's budget has to lie between the bounds; `auto` bounds always leave room for it."""
-    if not facts_of(recipe.adapter.method).needs_plan:
+    if not facts_of(recipe.adapter.method).needs_plan or recipe.adapter.rank == "auto":
+        # A rank that follows from the model is looked at when it is known.
         return
     low, high, rank = recipe.gora.rank_min, recipe.gora.rank_max, recipe.adapter.rank
     concerned = ("adapter.rank", "adapter.method")
@@ -160,9 +161,21 @@ def _sizes(recipe: Recipe) -> Iterator[Contradiction]:
     if facts_of(recipe.adapter.method).needs_plan and rows > _MOST_ROWS:
         text = f"the gradient pass would draw {rows:,} rows, and may draw {_MOST_ROWS:,}; lower one of the two"
         yield Contradiction(("gora.steps", "gora.micro_batch_size", "train.micro_batch_size"), text)
-    if recipe.adapter.rank > _LARGEST_RANK:
+    if recipe.adapter.rank != "auto" and recipe.adapter.rank > _LARGEST_RANK:
         text = f"rank {recipe.adapter.rank:,} is above {_LARGEST_RANK:,}, which no layer can use"
         yield Contradiction(("adapter.rank",), text)
+
+
+@rule
+def _parameters(recipe: Recipe) -> Iterator[Contradiction]:
+    """A rank and words for a budget are two answers to one question; two numbers are compared when layers are known."""
+    adapter = recipe.adapter
+    if isinstance(adapter.parameters, str) and adapter.rank != "auto":
+        text = f"{adapter.parameters!r} says how many parameters there are, as does adapter.rank ({adapter.rank})"
+        yield Contradiction(("adapter.parameters", "adapter.rank"), f"{text}; give one of the two")
+    if adapter.parameters is not None and facts_of(adapter.method).saved_as == "model":
+        text = f"{adapter.method} trains the weights of its targets, however many those are; leave it out"
+        yield Contradiction(("adapter.parameters", "adapter.method"), text)
 
 
 @rule

@@ -3,12 +3,14 @@
 The text under a field is its documentation everywhere: in the error messages, in `gora recipes schema` and in `docs/`.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from gora.recipe.data_schema import DataSection, Fraction, Head, MixedSource, Packing, Positive, Section, SourceSection
 from gora.recipe.method_facts import MethodName
+from gora.recipe.origins import Origin
 
 __all__ = [
     "AdapterSection",
@@ -26,6 +28,7 @@ __all__ = [
     "TrainSection",
 ]
 
+Budget = Annotated[str, Field(pattern=r"^rank [1-9][0-9]{0,5} on (attention|all-linear)$")]
 ImportanceKind = Literal["sensitivity", "nuclear-gradient", "nuclear-product", "effective-rank", "above-noise"]
 
 
@@ -62,14 +65,19 @@ class AdapterSection(Section):
     weights themselves; `docs/methods.md` has them all."""
     dora: bool = False
     """Also train the magnitudes of the weights' columns apart (DoRA), where the method has it (`docs/methods.md`)."""
-    rank: Positive = 8
-    """Rank of every layer (lora), or the reference rank whose parameter budget is shared out (gora)."""
+    rank: Positive | Literal["auto"] = 8
+    """Rank of every layer (lora), or the reference rank whose parameter budget is shared out (gora). `auto` is the one
+    that comes nearest to `parameters`, and is meant where `parameters` or targets auto are given without a rank."""
+    parameters: Positive | Budget | None = None
+    """How many parameters to train: a number, or those of another adapter, as `rank 8 on attention` or
+    `rank 16 on all-linear`. null is `rank 8 on attention` with rank auto, and else what `rank` comes to."""
     alpha: Annotated[float, Field(gt=0)] = 16.0
     """Scaling numerator: alpha / sqrt(rank) for gora and rslora, alpha / rank for lora."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapter's input during training."""
     targets: str | Annotated[list[str], Field(min_length=1)] = "attention"
-    """Layers to adapt: `attention`, `all-linear` (all but the output head), layer names, or a regex on full names."""
+    """Layers to adapt: `attention`, `all-linear` (all but the output head), layer names, a regex on full names, or
+    `auto`: all linear layers with the parameters that `attention` would have had, of which layers may get none."""
     exclude: list[str] = []
     """Names of layers, and of fused experts, that are left out of the targets."""
     experts: bool = False
@@ -107,11 +115,12 @@ class GoraSection(Section):
     """Share the singular values of the first step between A and B, instead of rows of A as long as random ones; for
     init_a gradient and sign."""
     rank_min: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Smallest rank; auto is half the reference rank; with 0 a layer may get no adapter."""
+    """Smallest rank; auto is half the reference rank, and 0 with targets auto; with 0 a layer may get no adapter."""
     rank_max: Positive | Literal["auto", "unbounded"] = "auto"
     """Largest rank; auto is four times the reference rank."""
     budget: Literal["paper", "parameters"] = "paper"
-    """`paper`: the paper's equation, whose sum clipping may change; `parameters`: nearest to LoRA's parameter count."""
+    """`paper`: the paper's equation, whose sum clipping may change; `parameters`: nearest to `adapter.parameters`, or
+    to LoRA's parameters at `adapter.rank`."""
     allocation: Literal["proportional", "equal", "sqrt", "softmax"] = "proportional"
     """How importances share out the budget: `proportional`, as in the paper; `equal` ranks; by the root of the
     importance (`sqrt`); or `softmax` of importances brought to 0 to 1, at `temperature`."""
@@ -210,6 +219,9 @@ class Recipe(Section):
 
     extends: Annotated[str | None, Field(exclude=True)] = None
     """A built-in recipe, or a file beside this one, whose settings hold where this recipe has none of its own."""
+    preset: Literal["auto", "paper"] = "auto"
+    """What a recipe's silence means. `auto`: gora decides from the data and the machine, and says what and why
+    (`docs/preset.md`); `paper`: the published settings, which are the defaults given here."""
     description: str = ""
     """One line for the list of recipes."""
     model: ModelSection
@@ -231,3 +243,22 @@ class Recipe(Section):
     """The run folder; null is `runs/` and the recipe's name."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Seed of data order, micro-batches and initial values."""
+
+    _origins: Mapping[str, Origin] = PrivateAttr(default_factory=dict)
+
+    @property
+    def origins(self) -> Mapping[str, Origin]:
+        """Where values come from, by dotted key; those that are not here are the schema's defaults."""
+        return self._origins
+
+    def with_origins(self, origins: Mapping[str, Origin]) -> "Recipe":
+        """The same settings, with more known of where they come from."""
+        recipe = self.model_copy()
+        recipe._origins = {**self._origins, **origins}
+        return recipe
+
+    def __eq__(self, other: Any) -> bool:
+        """Equal settings make equal recipes, wherever they come from."""
+        return isinstance(other, Recipe) and self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]

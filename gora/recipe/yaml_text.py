@@ -4,7 +4,7 @@ Nothing of PyYAML that builds objects ever runs.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
@@ -64,6 +64,27 @@ def compose(text: str) -> yaml.Node | None:
 def dump(values: dict[str, Any]) -> str:
     """Write plain values as YAML that reads back the same, here and in readers of YAML 1.1."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
+
+
+def annotated(text: str, notes: Mapping[str, str]) -> str:
+    """Dumped text with a comment behind the keys of some settings of a section, or at the top.
+
+    Args:
+        text: what `dump` wrote.
+        notes: by dotted key of at most two parts.
+    """
+    lines, section = text.split("\n"), ""
+    for number, line in enumerate(lines):
+        found = re.match(r"(  )?([a-z_0-9]+):( |$)", line)
+        if found is None:
+            continue
+        indented, name = found[1], found[2]
+        section = section if indented else name
+        note = notes.get(f"{section}.{name}" if indented else name)
+        if note:
+            # A comment ends with its line.
+            lines[number] = f"{line}  # {' '.join(note.split())}"
+    return "\n".join(lines)
 
 
 def _syntax(problem: str) -> str:

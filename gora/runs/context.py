@@ -48,6 +48,7 @@ from gora.models.trial import rounding, row_to_try, try_out
 from gora.models.weight_files import StoredWeights, stored_weights
 from gora.plan import ModelIdentity
 from gora.recipe.derived import with_settings
+from gora.recipe.origins import Origin
 from gora.recipe.schema import Recipe
 from gora.runs.engine_choice import AUTO, choose_engine
 from gora.runs.folder import RunFolder
@@ -179,14 +180,20 @@ class RunContext:
             output.warn_once(f"{engine.name}: only the engine is taken from this file, not {', '.join(ignored)}.")
         return cls(recipe=recipe, world=world, engine=engine, device=device, precision=precision, **named)
 
-    def with_settings(self, settings: Mapping[str, Any], automatic: frozenset[str] | None = None) -> RunContext:
+    def with_settings(
+        self,
+        settings: Mapping[str, Any],
+        automatic: frozenset[str] | None = None,
+        origins: Mapping[str, Origin] | None = None,
+    ) -> RunContext:
         """The same run with other values of settings that its rows and model do not depend on.
 
         Args:
             settings: values by dotted key.
             automatic: replaces the attribute, unless None.
+            origins: where the values come from, if that is worth telling.
         """
-        recipe = with_settings(self.recipe, settings)
+        recipe = with_settings(self.recipe, settings, origins)
         other = replace(self, recipe=recipe, automatic=self.automatic if automatic is None else automatic)
         # What was read once stays read.
         other.__dict__.update({key: value for key, value in self.__dict__.items() if key in _READ_ONCE})

@@ -7,6 +7,7 @@ import torch
 from gora.disk import size_text
 from gora.models.load import empty_model, find_model, weight_bytes
 from gora.recipe.derived import with_distributed
+from gora.recipe.origins import Origin
 from gora.recipe.schema import Recipe
 from gora.runtime.console import output
 
@@ -35,11 +36,16 @@ def choose_engine(
     if recipe.distributed != AUTO:
         return recipe
     if processes == 1 or device.type != "cuda":
-        return with_distributed(recipe, "ddp")
+        return _decided(recipe, "ddp", "one process, or no GPUs")
     source = find_model(recipe.model, labels=recipe.data.choices, trust_remote_code=trust_remote_code, weights=weights)
     needed = weight_bytes(empty_model(source), recipe.model, device)
     total = torch.cuda.get_device_properties(device).total_memory
     fits = needed <= _WEIGHTS * total or recipe.model.quantization is not None
     name = "ddp" if fits else "fsdp"
     output.say(f"engine    {name} (auto): the weights take {size_text(needed)} of a GPU's {size_text(total)}")
-    return with_distributed(recipe, name)
+    why = f"the weights take {size_text(needed)} of a GPU's {size_text(total)}"
+    return _decided(recipe, name, why)
+
+
+def _decided(recipe: Recipe, name: str, why: str) -> Recipe:
+    return with_distributed(recipe, name).with_origins({"distributed": Origin("computed", why)})

@@ -13,7 +13,7 @@ from gora.files import read_json
 from gora.manifest import sha256_of
 from gora.models.weight_files import StoredWeights, WeightsNote
 from gora.plan import Plan
-from gora.recipe.derived import AUTOMATIC, allocation_rule, by_key, micro_batch_size, rank_bounds
+from gora.recipe.derived import AUTOMATIC, allocation_rule, asked_parameters, by_key, micro_batch_size, rank_bounds
 from gora.recipe.document import read_document
 from gora.recipe.schema import Recipe
 from gora.runs.folder import PROVENANCE, RunFolder
@@ -134,6 +134,7 @@ def plan_differences(plan: Plan, recipe: Recipe) -> list[str]:
     bounds = rank_bounds(recipe.gora, recipe.adapter)
     pairs = {
         "adapter.rank": (plan.reference_rank, recipe.adapter.rank),
+        "adapter.parameters": (plan.asked_parameters, _asked(recipe)),
         "adapter.alpha": (plan.alpha, recipe.adapter.alpha),
         "gora.gamma": (plan.asked("gora.gamma", plan.gamma, recipe.gora.gamma), recipe.gora.gamma),
         "gora.step": (plan.step, recipe.gora.step),
@@ -155,6 +156,10 @@ def plan_differences(plan: Plan, recipe: Recipe) -> list[str]:
     ]
 
 
+def _asked(recipe: Recipe) -> int | None:
+    return asked_parameters(recipe.adapter) if recipe.gora.budget == "parameters" else None
+
+
 def _differing(recipe: dict[str, Any], now: Recipe) -> list[str]:
     """A setting that the older recipe does not have counts as its default: it may be new in this gora."""
     try:
@@ -171,10 +176,11 @@ def _differing(recipe: dict[str, Any], now: Recipe) -> list[str]:
 
 
 def _named_as_now(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A run's recipe with the names that its method has now.
+    """A run's recipe with the names that its method has now, and with the preset that it had before there were any.
 
     What is `lora-ga-peft` was `lora-ga` until recipes had `gora.allocation`, which every recipe of a run spells out.
     """
+    recipe = {"preset": "paper", **recipe}
     adapter, settings = recipe.get("adapter"), recipe.get("gora")
     earlier = isinstance(settings, dict) and "allocation" not in settings
     if earlier and isinstance(adapter, dict) and adapter.get("method") == "lora-ga":

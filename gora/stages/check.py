@@ -14,6 +14,7 @@ from gora.errors import InputError
 from gora.gradients.placement import size_text
 from gora.methods import METHODS
 from gora.models.checkpoint_files import check_weights
+from gora.planning.budget import settle_rank
 from gora.planning.facts import disk_facts, memory_facts, model_facts, pass_facts, peaks, row_facts, target_facts
 from gora.planning.memory_advice import cheapest_changes
 from gora.planning.sizes import settle_sizes
@@ -126,6 +127,10 @@ class _Look:
         divisible = self.trying(lambda: accumulation_steps(recipe.train, self._processes))
         if not (self.trying(lambda: context.inputs) and self.trying(lambda: context.chosen)):
             return recipe
+        settled: list[RunContext] = []
+        if not self.trying(lambda: settled.append(settle_rank(context))):
+            return recipe
+        context = settled[0]
         self.trying(lambda: self._weights(context))
         self._rows(context)
         work = workload_of(context)

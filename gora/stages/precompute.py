@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from gora.errors import InputError
-from gora.files import delete, write_text
+from gora.files import delete
 from gora.gradients.archive import ArchivedStatistics, ArchiveType, archive_gradients
 from gora.gradients.sampled import SampledStatistics
 from gora.models.experts import Target, expert_counts, matrices_of
@@ -24,11 +24,11 @@ from gora.planning.memory_advice import explaining_memory
 from gora.planning.placement import check_memory
 from gora.planning.room import collect_within_memory
 from gora.planning.sizes import GRADIENTS, settle_sizes
-from gora.recipe import dump_recipe
-from gora.recipe.derived import automatic, gradient_steps, micro_batch_size
+from gora.recipe.derived import automatic, gradient_steps, leaves_open, micro_batch_size
 from gora.recipe.schema import Recipe
 from gora.report.ranks import rank_report
 from gora.runs.context import RunContext
+from gora.runs.decisions import record_recipe
 from gora.runs.replacing import clear_run
 from gora.runs.results import record_stage
 from gora.runs.state import Mode
@@ -71,7 +71,7 @@ def precompute(
         _refuse_what_needs_whole_gradients(recipe, keep)
     with RunContext.open(recipe, command="gora precompute", mode=mode, trust_remote_code=trust_remote_code) as context:
         progress = context.settle("precompute")
-        if automatic(recipe):
+        if leaves_open(recipe):
             with output.logging_to(context.folder.log, "precompute"):
                 context = settle_sizes(context, progress)
         return precompute_in(context, low_memory=low_memory, keep=keep)
@@ -257,6 +257,6 @@ def _report_sampling(collected: Collected, shapes: Mapping[str, tuple[int, int]]
 
 
 def _publish(context: RunContext, plan: Plan, factors: Factors) -> None:
-    write_text(context.folder.recipe, dump_recipe(context.recipe))
+    record_recipe(context.folder, context.recipe)
     write_plan(context.folder.plan, plan, factors)
     output.say(rank_report(plan))

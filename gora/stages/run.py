@@ -18,7 +18,7 @@ from gora.models.load import base_dtype, find_model
 from gora.models.weight_files import tensor_shapes
 from gora.planning.sizes import settle_sizes
 from gora.recipe import accumulation_steps
-from gora.recipe.derived import automatic
+from gora.recipe.derived import leaves_open
 from gora.recipe.schema import Recipe
 from gora.runs.context import RunContext
 from gora.runs.folder import RunFolder
@@ -70,7 +70,7 @@ def run(
         # What training or a task would refuse is refused before the gradients take their time.
         refuse_what_cannot_train(context.engine, context.device, recipe.adapter.method)
         accumulation_steps(recipe.train, context.world.size)
-        if automatic(recipe):
+        if leaves_open(recipe):
             with output.logging_to(context.folder.log, "run"):
                 context = settle_sizes(context, progress)
         job = closing_job(

@@ -15,7 +15,7 @@ from gora.adapters.base import check_base
 from gora.adapters.save import BaseNote, adapter_values, save_adapter, save_values, save_whole
 from gora.data.prompting import describe_prompt_format
 from gora.errors import GoraError, InputError, Interrupted
-from gora.files import delete, write_text
+from gora.files import delete
 from gora.methods import METHODS
 from gora.models.quantization import quantization_of
 from gora.models.rows_apart import keeps_apart
@@ -23,11 +23,11 @@ from gora.plan import Plan, read_plan
 from gora.planning.memory_advice import explained, explaining_memory
 from gora.planning.sizes import TRAIN, settle_sizes
 from gora.probing.rate import settle_rate
-from gora.recipe import accumulation_steps, dump_recipe
+from gora.recipe import accumulation_steps
 from gora.recipe.derived import recomputes_activations, training_micro_batch_size
 from gora.recipe.schema import Recipe
 from gora.runs.context import RunContext
-from gora.runs.decisions import as_decided
+from gora.runs.decisions import as_decided, record_recipe
 from gora.runs.folder import step_of
 from gora.runs.loss import evaluate_loss, finite_loss, not_finite_rows
 from gora.runs.provenance import (
@@ -184,7 +184,7 @@ def _start(context: RunContext, opened: _Opened) -> Wrapped:
         clear_training(folder)
         if opened.plan is None:
             delete(folder.plan)
-        write_text(folder.recipe, dump_recipe(context.recipe))
+        record_recipe(folder, context.recipe)
         if start.initial:
             keep_initial(folder, start.initial)
     return start
@@ -194,7 +194,7 @@ def _confirm(context: RunContext, start: Wrapped) -> RunContext:
     """Try the micro-batch that gora chose."""
     confirmed = confirm_micro_batch(context, start.model)
     if confirmed is not context and context.world.main:
-        write_text(context.folder.recipe, dump_recipe(confirmed.recipe))
+        record_recipe(context.folder, confirmed.recipe)
     return confirmed
 
 
@@ -203,7 +203,7 @@ def _settle_rate(context: RunContext, start: Wrapped) -> RunContext:
     with explaining_memory(context, "training", "while a learning rate was looked for"):
         settled = settle_rate(context, start.model, _lr_ratio(context.recipe))
     if settled is not context and context.world.main:
-        write_text(context.folder.recipe, dump_recipe(settled.recipe))
+        record_recipe(context.folder, settled.recipe)
     return settled
 
 
@@ -384,7 +384,7 @@ def _halving(context: RunContext, provenance: dict[str, Any]) -> Callable[[int],
 
     def halved(rows: int) -> None:
         provenance["recipe"]["train"]["micro_batch_size"] = rows
-        write_text(context.folder.recipe, dump_recipe(context.with_settings({TRAIN: rows}).recipe))
+        record_recipe(context.folder, context.with_settings({TRAIN: rows}).recipe)
         output.warn(f"Out of memory: the step is repeated with micro-batches of {rows} rows, as are those after it.")
 
     return halved

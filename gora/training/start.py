@@ -30,6 +30,7 @@ from gora.models.weight_files import WeightsNote
 from gora.plan import Factors, Plan, identity_differences, read_factors
 from gora.planning.gradient_pass import collect_gradients
 from gora.planning.micro_batches import MicroBatches
+from gora.recipe.derived import reference_rank
 from gora.runs.context import RunContext
 from gora.runs.folder import RunFolder
 from gora.runs.loss import finite_loss
@@ -147,7 +148,7 @@ def _wrapping(
         targets={name: target for name, target in targets.items() if isinstance(target, nn.Module)},
         experts=tuple(name for name, target in targets.items() if isinstance(target, FusedExperts)),
         settings=AdapterSettings(
-            rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, dora=settings.dora
+            rank=reference_rank(settings), alpha=settings.alpha, dropout=settings.dropout, dora=settings.dora
         ),
         steps=steps,
         plan=plan,

@@ -14,7 +14,7 @@ from gora.adapters.save import ADAPTER_NOTE
 from gora.data.prompting import read_prompt_format
 from gora.errors import InputError
 from gora.files import read_json
-from gora.recipe import load_recipe
+from gora.recipe import load_recorded
 from gora.recipe.schema import DataSection, Head, ModelSection, Recipe
 from gora.runs.folder import RunFolder
 from gora.runs.state import find_progress
@@ -80,7 +80,7 @@ def find_subject(reference: str) -> Named:
 
 
 def _run(folder: RunFolder) -> Named:
-    recipe = load_recipe(str(folder.recipe)).recipe
+    recipe = load_recorded(folder.recipe)
     name, progress = str(folder.path), find_progress(folder)
     if progress.trained is None:
         raise InputError(
