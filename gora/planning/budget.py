@@ -13,6 +13,7 @@ from gora.models.experts import matrices_of
 from gora.models.load import empty_model
 from gora.models.targets import find_targets, weight_shape
 from gora.recipe.origins import Origin
+from gora.recipe.rules import contradictions
 from gora.recipe.schema import AdapterSection
 from gora.runs.context import RunContext
 from gora.runtime.console import output
@@ -61,7 +62,10 @@ def settle_rank(context: RunContext) -> RunContext:
         RANK: Origin("computed", f"{comes_to}, the nearest to {budget.parameters:,}"),
         PARAMETERS: Origin("computed", budget.words),
     }
-    return context.with_settings({RANK: rank, PARAMETERS: budget.parameters}, origins=origins)
+    settled = context.with_settings({RANK: rank, PARAMETERS: budget.parameters}, origins=origins)
+    if problems := [f"{found.keys[0]}: {found.text}" for found in contradictions(settled.recipe)]:
+        raise InputError(f"adapter.rank: auto is {rank} here, and some settings do not go with it.", problems)
+    return settled
 
 
 def parameters_per_rank(context: RunContext, chosen: Chosen) -> int:

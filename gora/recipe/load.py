@@ -188,13 +188,13 @@ def _what_it_is(around: Any, value: Any) -> str:
 
 def _check(document: Document) -> Recipe:
     recipe, wrong = _validate(document)
-    contradicting = contradictions(recipe)
-    if any([preset.take_back(document, found.keys) for found in contradicting]):
-        # What was written wins.
-        return _check(document)
+    while any([preset.take_back(document, found.keys) for found in contradictions(recipe)]):
+        # What was written wins over the preset.
+        recipe, more = _validate(document)
+        wrong += more
     problems = [*document.problems, *wrong]
     unsure = [key for problem in problems for key in (problem.key, *problem.meant) if key]
-    for found in contradicting:
+    for found in contradictions(recipe):
         keys = [tuple(key.split(".")) for key in found.keys]
         if not any(_overlap(key, other) for key in keys for other in unsure):
             problems.append(_locate(document, found))

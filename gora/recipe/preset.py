@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gora.recipe.document import Document, KeyPath, Place
@@ -16,7 +17,7 @@ from gora.recipe.origins import Origin
 
 PRESET = Place("preset: auto")
 """The place of what no file and no option says."""
-_IMPLIED = Place("implied")
+_IMPLIED = Place("implied by adapter.targets or adapter.parameters")
 _SHARES_OUT = ("gora.allocation", "gora.importance", "gora.temperature", "gora.rank_min", "gora.rank_max")
 
 Written = Callable[[str], Any]
@@ -45,6 +46,11 @@ def _makes_plan(written: Written) -> bool:
     return method in METHOD_NAMES and facts_of(method).needs_plan
 
 
+def _leaves_the_rank_open(written: Written) -> bool:
+    """Bounds are those of a reference rank that the writer had in mind."""
+    return not written("adapter.experts") and all(written(key) is None for key in ("gora.rank_min", "gora.rank_max"))
+
+
 def _shares_out_nothing(written: Written) -> bool:
     return _makes_plan(written) and all(written(key) is None for key in _SHARES_OUT)
 
@@ -60,7 +66,7 @@ AUTO: tuple[Setting, ...] = (
         key="adapter.rank",
         value="auto",
         why="as many parameters as rank 8 on attention",
-        applies=lambda written: not written("adapter.experts"),
+        applies=_leaves_the_rank_open,
     ),
     Setting(
         key="gora.allocation",
@@ -120,12 +126,14 @@ def fill(document: Document) -> None:
     def written(key: str) -> Any:
         return document.value(tuple(key.split(".")))
 
+    if written("adapter.targets") == "auto" or written("adapter.parameters") is not None:
+        _put(document, "adapter.rank", "auto", _IMPLIED)
+    if written("adapter.parameters") is not None and _makes_plan(written):
+        _put(document, "gora.budget", "parameters", _IMPLIED)
     if document.value(("preset",)) in (None, "auto"):
         for setting in AUTO:
             if setting.applies(written):
                 _put(document, setting.key, setting.value, PRESET)
-    if written("adapter.targets") == "auto" or written("adapter.parameters") is not None:
-        _put(document, "adapter.rank", "auto", _IMPLIED)
 
 
 def take_back(document: Document, keys: tuple[str, ...]) -> bool:
@@ -146,8 +154,13 @@ def origins_of(document: Document) -> Mapping[str, Origin]:
         if place == PRESET:
             origins[name] = Origin("preset", _BY_KEY[name].why)
         elif not isinstance(document.value(key), dict):
-            origins[name] = Origin("recipe", str(place))
+            origins[name] = Origin("recipe", _short(place))
     return origins
+
+
+def _short(place: Place) -> str:
+    """A file without its folder, which says nothing to whoever gets the run."""
+    return place.origin if place.line is None else f"{Path(place.origin).name}:{place.line}"
 
 
 def _put(document: Document, name: str, value: Any, place: Place) -> None:

@@ -64,7 +64,7 @@ def test_a_built_in_recipe_can_be_extended_from_anywhere(write, tmp_path):
 
 
 def test_a_problem_is_named_by_the_file_that_it_stands_in(write):
-    write(base=BASE, leaf="extends: base.yaml\ntrain:\n  epohcs: 3\n  batch_size: 7\n")
+    write(base=BASE, leaf="extends: base.yaml\ntrain:\n  epohcs: 3\n  batch_size: 7\n  micro_batch_size: 8\n")
     assert [line.split(": ")[0] for line in problems("leaf.yaml")] == ["base.yaml:9", "leaf.yaml:3", "leaf.yaml:4"]
     # The last word counts: what is overridden is no longer where it was.
     (found,) = problems("leaf.yaml", "train={batch_size: 7}")
