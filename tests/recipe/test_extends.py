@@ -67,8 +67,8 @@ def test_a_problem_is_named_by_the_file_that_it_stands_in(write):
     write(base=BASE, leaf="extends: base.yaml\ntrain:\n  epohcs: 3\n  batch_size: 7\n  micro_batch_size: 8\n")
     assert [line.split(": ")[0] for line in problems("leaf.yaml")] == ["base.yaml:9", "leaf.yaml:3", "leaf.yaml:4"]
     # The last word counts: what is overridden is no longer where it was.
-    (found,) = problems("leaf.yaml", "train={batch_size: 7}")
-    assert found.startswith("--set train={batch_size: 7}: train.batch_size")
+    (found,) = problems("leaf.yaml", "train={batch_size: 7, micro_batch_size: 8}")
+    assert found.startswith("--set train={batch_size: 7, micro_batch_size: 8}: train.batch_size")
 
 
 def test_a_replaced_section_leaves_no_places_behind(write):

@@ -432,7 +432,6 @@ CONTRADICTIONS = [
     ("gora: {rank_min: 40}", "gora.rank_min: rank_min (40) is above rank_max (auto, here 32)"),
     ("gora: {rank_min: 9}", "gora.rank_min: rank_min (9) is above adapter.rank (8)"),
     ("gora: {rank_max: 7}", "gora.rank_max: rank_max (7) is below adapter.rank (8)"),
-    ("preset: paper\ngora: {rank_max: 3}", "gora.rank_max: rank_min (auto, here 4) is above rank_max (3)"),
     ("train: {batch_size: 10, micro_batch_size: 4}", "train.batch_size: batch_size (10) is not a multiple of"),
     ("train: {micro_batch_size: 3}", "train.micro_batch_size: batch_size (64) is not a multiple of"),
     ("evaluation: {steps: 5}", "evaluation.steps: there are no rows to evaluate on"),
@@ -466,6 +465,11 @@ def test_settings_that_contradict_each_other_are_refused(problems: Problems, lin
     found = problems(with_data(lines))
     assert any(sentence in problem for problem in found), found
     assert all(problem.startswith("recipe.yaml:6: ") for problem in found)
+
+
+def test_a_bound_that_is_left_open_is_named_with_its_value(problems: Problems) -> None:
+    found = problems(MINIMAL + "gora: {rank_max: 3}\n", "preset=paper")
+    assert any("rank_min (auto, here 4) is above rank_max (3)" in problem for problem in found)
 
 
 @pytest.mark.parametrize(
