@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,15 @@ _VERSION = 1
 _CHUNK = 2**20
 
 
-def seal(folder: Path) -> None:
-    """Write the manifest of all files in a folder, subfolders included."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / NAME]
+def seal(folder: Path, unlisted: Collection[str] = ()) -> None:
+    """Write the manifest of all files in a folder, subfolders included.
+
+    Args:
+        folder: where.
+        unlisted: names of files that may change later, such as a model card.
+    """
+    left_out = {folder / name for name in (NAME, *unlisted)}
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in left_out]
     with ThreadPoolExecutor(4) as pool:
         digests = list(pool.map(sha256_of, paths))
     files = {
