@@ -52,16 +52,16 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def do_HEAD(self):  # noqa: N802 - the library's name
+    def do_HEAD(self):
         self._serve()
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         self._serve()
 
-    def do_POST(self):  # noqa: N802
+    def do_POST(self):
         self._serve()
 
-    def do_PUT(self):  # noqa: N802
+    def do_PUT(self):
         self._serve()
 
     def _serve(self):

@@ -223,6 +223,7 @@ def talking(tmp_path_factory):
 
 def test_adapters_and_models_of_the_hub_are_taken_by_their_names(foreign, talking, tmp_path):
     """One of PEFT's, whose base is on the hub as well: what each command needs is fetched, and then read offline."""
+    asking = ("--task", "gsm8k", "--data", "builtin:gsm8k/test.jsonl", "--limit", 2, "--max-new-tokens", 4, "--both")
     question = ("--prompt", "What is 3 plus 4?", "--max-new-tokens", "8")
     with serving() as (hub, env):
         hub.add(BASE, talking)
@@ -235,8 +236,7 @@ def test_adapters_and_models_of_the_hub_are_taken_by_their_names(foreign, talkin
         merged, exported, evaluated, answered, model, damaged, pickled, missing, revision = commands(
             ["merge", name, "--output", "merged", "--dtype", "float32"],
             ["export", name, "--for", "sglang", "--output", "exported"],
-            ["eval", name, "--task", "gsm8k", "--data", "builtin:gsm8k/test.jsonl", "--limit", "2", "--output", "found"]
-            + ["--max-new-tokens", "4", "--both"],
+            ["eval", name, *asking, "--output", "found"],
             ["generate", name, *question],
             ["generate", f"{BASE}@main", *question],
             ["merge", "me/foreign", "--output", "other"],
