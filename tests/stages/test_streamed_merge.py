@@ -3,6 +3,10 @@
 import errno
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -19,7 +23,7 @@ from gora.errors import GoraError, InputError
 from gora.models.load import find_model
 from gora.recipe.schema import Recipe
 from gora.stages.merge import merge
-from tests.conftest import TINY
+from tests.conftest import ROOT, TINY
 
 SIZES = {"vocab_size": 4096, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
 LLAMA = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
@@ -273,6 +277,28 @@ def test_a_disk_that_fills_up_leaves_nothing(base, tmp_path, monkeypatch):
     with pytest.raises(GoraError, match="merged cannot be written: No space left"):
         merge(adapter, tmp_path / "merged")
     assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
+
+
+def test_a_merge_that_is_killed_or_finds_the_disk_full_leaves_nothing_under_the_final_name(base, tmp_path):
+    """Killed just before one of its file operations, of every kind; the next one makes the same files."""
+    adapter = adapt(base, tmp_path / "adapter")
+    (tmp_path / "tries").mkdir()
+    command = [sys.executable, "-m", "tests.helpers.merge_points", str(adapter), str(tmp_path / "tries"), "7"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    tries = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"operation"')]
+    assert len(tries) == 8
+    assert {"pwrite", "fsync"} <= {each["operation"] for each in tries}
+    for each in tries:
+        assert each["ended"] == (1 if each["operation"] == "full" else -signal.SIGKILL)
+        assert ("merged" in each["left"]) is each["complete"]
+        assert each["again"] == 0
+        assert each["same"]
+        assert each["names"] == ["merged"]
+    assert not tries[0]["complete"]
+    assert tries[-1]["left"] == []
+    assert "merged cannot be written" in done.stderr
 
 
 def test_a_model_that_reads_a_weight_out_of_turn_is_loaded_as_a_whole(base, tmp_path, monkeypatch):
