@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,19 @@ _VERSION = 1
 _CHUNK = 2**20
 
 
-def seal(folder: Path) -> None:
-    """Write the manifest of all files in a folder, subfolders included."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / NAME]
+def seal(folder: Path, *, unlisted: Collection[str] = (), known: Mapping[str, str] | None = None) -> None:
+    """Write the manifest of all files in a folder, subfolders included.
+
+    Args:
+        folder: where.
+        unlisted: names of files that may change later, such as a model card.
+        known: SHA-256 of files that need not be read again, by their names in the folder.
+    """
+    known = known or {}
+    left_out = {folder / name for name in (NAME, *unlisted)}
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in left_out]
     with ThreadPoolExecutor(4) as pool:
-        digests = list(pool.map(sha256_of, paths))
+        digests = list(pool.map(lambda path: known.get(path.relative_to(folder).as_posix()) or sha256_of(path), paths))
     files = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest}
         for path, digest in zip(paths, digests, strict=True)

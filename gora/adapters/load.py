@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gora import manifest
+from gora.adapters.hub import fetch_adapter, may_be_on_hub
 from gora.adapters.new_tokens import KEY as TOKENS_KEY
 from gora.adapters.new_tokens import make_room
 from gora.adapters.save import ADAPTER_NOTE, BaseNote
@@ -47,16 +48,21 @@ _NOT_PLAIN = {
 }
 
 
-def find_adapter(path: Path) -> Path:
-    """The adapter folder: the path itself, or `adapter` in a run folder.
+def find_adapter(path: Path | str) -> Path:
+    """The adapter folder: the path itself, or `adapter` in a run folder; else that of an adapter on the hub.
 
     Raises:
-        InputError: neither is one, or a file in it is damaged.
+        InputError: none of them is one, or a file in it is damaged.
     """
+    name, path = str(path), Path(path).expanduser()
     for folder in (path, path / "adapter"):
         if (folder / "adapter_config.json").is_file() or manifest.is_sealed(folder):
             verify_files(folder)
             return folder
+    if may_be_on_hub(name):
+        folder = fetch_adapter(name)
+        verify_files(folder)
+        return folder
     raise InputError(f"{path} is not an adapter folder: no adapter_config.json in it or in {path / 'adapter'}.")
 
 

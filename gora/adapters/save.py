@@ -27,6 +27,8 @@ from gora.runtime.console import output
 
 ADAPTER_NOTE = "gora.json"
 _WEIGHTS = "adapter_model.safetensors"
+_CARD = "README.md"
+"""Changes when the adapter is evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,7 @@ def save_adapter(
             generation.to_json_file(aside / "generation_config.json")
         write_json(aside / ADAPTER_NOTE, note)
         _check(load_file(aside / _WEIGHTS), held)
-        manifest.seal(aside)
+        manifest.seal(aside, unlisted=[_CARD])
 
 
 def _bytes_of(values: dict[str, torch.Tensor]) -> int:
@@ -174,7 +176,7 @@ def save_whole(
         write_json(
             aside / ADAPTER_NOTE, {"gora_version": __version__, "method": method, "prompt_format": prompt_format}
         )
-        manifest.seal(aside)
+        manifest.seal(aside, unlisted=[_CARD])
 
 
 def converted(

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
-from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import GenerationConfig
 
-from gora.adapters.fold import adapted_weights, folded, folded_bias
+from gora import manifest
+from gora.adapters.fold import adapted_weights, folded_bias, folded_pieces
 from gora.adapters.load import load_adapters, read_initialisation, tensor_names
+from gora.adapters.merge_job import MergeJob
 from gora.errors import GoraError
 from gora.files import read_json, write_json
 from gora.models.generation import trained_generation
-from gora.models.load import Source, default_device
-from gora.models.stored_tensors import StoredTensor, write_again, written_bytes
+from gora.models.load import default_device, find_model
+from gora.models.probe import PROBE, probe_logits
+from gora.models.stored_tensors import StoredTensor, row_pieces, write_again, written_bytes
 from gora.models.streamed import stream_weights, streamable_model
 from gora.models.whole import beside_weights
 from gora.runtime.console import output
@@ -28,80 +31,125 @@ _MEGABYTE = 10**6
 _LEAVE_THE_BASE = ("True", "False", "gaussian", "orthogonal", "eva")
 
 
-@dataclass(frozen=True, kw_only=True)
 class StreamedMerge:
-    """Adapters on a base whose every weight is one tensor of its files.
+    """Adapters on a base whose every weight is one tensor of its files; see `Merge`.
 
-    Attributes:
-        source: the base.
-        model: it, with the adapters in memory and its own weights in their files.
+    Args:
+        job: what is merged.
+        model: the base, with the adapters in memory and its own weights in their files.
         held: the tensor of every weight, by its name in the model without adapters.
         stored: all tensors of the files.
-        loaded: type that the weights had in training.
+        expected: logits of base and adapters.
     """
 
-    source: Source
-    model: PeftModel
-    held: dict[str, StoredTensor]
-    stored: list[StoredTensor]
-    loaded: torch.dtype
+    def __init__(
+        self,
+        job: MergeJob,
+        model: PeftModel,
+        held: dict[str, StoredTensor],
+        stored: list[StoredTensor],
+        expected: Tensor,
+    ) -> None:
+        self._job, self._model, self._held, self._stored, self.expected = job, model, held, stored, expected
 
     @classmethod
-    def of(cls, source: Source, adapters: Sequence[tuple[Path, float]], loaded: torch.dtype) -> StreamedMerge | None:
+    def of(cls, job: MergeJob) -> StreamedMerge | None:
         """None where the base has to be loaded as a whole; see `streamable_model`.
 
         Raises:
-            InputError: an adapter does not fit, or its file does not hold what its configuration says.
+            InputError: the base is another, or an adapter does not fit, or its file does not hold what its
+                configuration says.
         """
-        found = streamable_model(source, loaded) if all(_is_beside(path) for path, _ in adapters) else None
+        if job.tokens or not all(_is_beside(path) for path, _ in job.adapters):
+            return None
+        found = streamable_model(job.source, job.loaded)
         if found is None:
             return None
         model, held, stored = found
-        device = default_device()
-        stream_weights(model, held, loaded, device)
-        wrapped = load_adapters(model, adapters).eval()
-        return cls(source=source, model=wrapped, held=held, stored=stored, loaded=loaded)
+        stream_weights(model, held, job.loaded, default_device())
+        wrapped = load_adapters(model, job.adapters).eval()
+        job.check_base((name, tensor.read().to(job.loaded)) for name, tensor in held.items())
+        expected = _probe(wrapped, job)
+        # Some models read a weight in passing, out of its block's turn.
+        return cls(job, wrapped, held, stored, expected) if expected.isfinite().all() else None
 
-    def base_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and value of every weight of the base, as they were in training."""
-        for name, tensor in self.held.items():
-            yield name, tensor.read().to(self.loaded)
-
-    def bytes(self, dtype: torch.dtype) -> int:
+    @property
+    def bytes(self) -> int:
         """Size of the merged model."""
-        return written_bytes(self.stored, dtype)
+        return written_bytes(self._stored, self._job.torch_dtype)
 
-    def write(self, folder: Path, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write the merged model: the base's files with other weights, its other parts as they are.
+    def write(self, folder: Path) -> Mapping[str, str]:
+        """Write the base's files with other weights, its other parts as they are; SHA-256 of the files with weights.
 
         Raises:
             GoraError: a value does not fit into the type.
         """
         folder.mkdir()
-        adapted = adapted_weights(self.model)
-        own = dict(self.model.get_base_model().named_parameters())
-        layers = {held.name: adapted[name] for name, held in self.held.items() if name in adapted}
-        biases = {self.held[name].name: value for name, value in _biases(adapted, own) if name in self.held}
-        if lost := sorted(adapted.keys() - self.held.keys()):
-            raise GoraError(f"{lost[0]} is adapted, and its weight is not in the files of the base.")
-        device = default_device()
+        dtype, loaded, device = self._job.torch_dtype, self._job.loaded, default_device()
+        layers, biases = self._changes()
 
-        def change(tensor: StoredTensor) -> Tensor | None:
+        def change(tensor: StoredTensor) -> Iterable[Tensor] | None:
             if tensor.name in layers:
-                return folded(layers[tensor.name], tensor.read().to(device, self.loaded))
+                return folded_pieces(layers[tensor.name], tensor.read().to(device, loaded))
             if tensor.name in biases:
-                return biases[tensor.name](tensor.read().to(device, self.loaded))
+                return [biases[tensor.name](tensor.read().to(device, loaded))]
             if tensor.dtype.is_floating_point and tensor.dtype != dtype:
-                return tensor.read().to(self.loaded)
+                return (piece.to(loaded) for piece in row_pieces(tensor.read()))
             return None
 
-        total = sum(tensor.bytes for tensor in self.stored) // _MEGABYTE
-        with Meter(output, "merging (MB)", total, quiet=total < 1000) as meter:
+        total = sum(tensor.bytes for tensor in self._stored) // _MEGABYTE
+        with Meter(output, "merging (MB)", total, quiet=total < 1000) as meter, ThreadPoolExecutor(1) as behind:
+            digests: dict[str, Future[str]] = {}
+
+            def finished(path: Path) -> None:
+                digests[path.name] = behind.submit(_flushed_digest, path)
+
             try:
-                write_again(self.stored, folder, dtype, change, lambda size: meter.advance(steps=size // _MEGABYTE))
+                write_again(
+                    self._stored,
+                    folder,
+                    dtype,
+                    change,
+                    done=lambda size: meter.advance(steps=size // _MEGABYTE),
+                    finished=finished,
+                )
             except OverflowError as error:
                 raise GoraError(f"The merged model is not kept: {error}. Give --dtype bfloat16.") from None
-        _write_configuration(self.source, self.model.get_base_model(), tokenizer, dtype, folder)
+        _write_configuration(self._job, self._model.get_base_model(), folder)
+        return {name: digest.result() for name, digest in digests.items()}
+
+    def logits_of(self, folder: Path) -> Tensor:
+        """See `Merge`; from the files that were written."""
+        job = self._job
+        source = find_model(job.settings.model_copy(update={"name": str(folder), "revision": None}))
+        found = streamable_model(source, job.torch_dtype)
+        if found is None:
+            raise GoraError(f"{folder} does not hold the weights of the base model: it was not kept.")
+        model, held, _ = found
+        stream_weights(model, held, job.torch_dtype, default_device())
+        return _probe(model, job)
+
+    def _changes(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What is added to each weight, and what becomes of each bias, by its name in the files."""
+        adapted = adapted_weights(self._model)
+        own = dict(self._model.get_base_model().named_parameters())
+        layers = {held.name: adapted[name] for name, held in self._held.items() if name in adapted}
+        biases = {self._held[name].name: value for name, value in _biases(adapted, own) if name in self._held}
+        if lost := sorted(adapted.keys() - self._held.keys()):
+            raise GoraError(f"{lost[0]} is adapted, and its weight is not in the files of the base.")
+        return layers, biases
+
+
+def _probe(model: nn.Module, job: MergeJob) -> Tensor:
+    # One text: every weight is read once.
+    return probe_logits(model, job.tokenizer, PROBE[-1:])
+
+
+def _flushed_digest(path: Path) -> str:
+    """Flush a file to the disk and take its SHA-256, while the next one is made."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    return manifest.sha256_of(path)
 
 
 def _is_beside(adapter: Path) -> bool:
@@ -121,17 +169,15 @@ def _biases(adapted: Mapping[str, Any], own: Mapping[str, Tensor]) -> Iterator[t
             yield f"{name.removesuffix('weight')}bias", (lambda bias, layer=layer: folded_bias(layer, bias))
 
 
-def _write_configuration(
-    source: Source, model: Any, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, folder: Path
-) -> None:
+def _write_configuration(job: MergeJob, model: Any, folder: Path) -> None:
     """The base's own files beside its weights, with the new type and the token that was trained to end answers."""
-    for name, path in beside_weights(source).items():
+    for name, path in beside_weights(job.source).items():
         (folder / name).write_bytes(path.read_bytes())
     document = read_json(folder / "config.json")
-    _settle_dtype(document, str(dtype).removeprefix("torch."))
+    _settle_dtype(document, job.dtype)
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
-    settings = trained_generation(model, tokenizer)
+    settings = trained_generation(model, job.tokenizer)
     if settings is not None:
         settings.save_pretrained(str(folder))
         inner = document if model.config.model_type == document.get("model_type") else document.get("text_config")

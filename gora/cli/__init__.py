@@ -17,6 +17,7 @@ from gora.cli.export import export_command
 from gora.cli.inspect_ranks import inspect_ranks_command
 from gora.cli.merge import merge_command
 from gora.cli.precompute import precompute_command
+from gora.cli.push import push_command
 from gora.cli.recipes import recipes_app
 from gora.cli.run import run_command
 from gora.cli.train import train_command
@@ -47,6 +48,7 @@ app.command("merge")(merge_command)
 app.command("export")(export_command)
 app.command("chat")(chat_command)
 app.command("generate")(generate_command)
+app.command("push")(push_command)
 app.command("inspect-ranks")(inspect_ranks_command)
 app.command("cache")(cache_command)
 app.add_typer(recipes_app, name="recipes")

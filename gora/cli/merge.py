@@ -39,7 +39,8 @@ def merge_command(
 ) -> None:
     """Fold an adapter into its base model."""
     with importing():
-        from gora.stages.merge import merge, weighted_adapters
+        from gora.adapters.merge_job import weighted_adapters
+        from gora.stages.merge import merge
 
     adapters = weighted_adapters(adapter, weighted or [])
     merge(adapters, output, base=base, dtype=dtype.value, overwrite=overwrite, trust_remote_code=trust_remote_code)

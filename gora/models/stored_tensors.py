@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from math import prod
 from mmap import ACCESS_COPY, mmap
@@ -37,6 +37,7 @@ _TYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _AT_A_TIME = 2
+_PIECE_BYTES = 1 << 20
 _INDEX = "model.safetensors.index.json"
 
 
@@ -131,17 +132,21 @@ def write_again(
     stored: Iterable[StoredTensor],
     folder: Path,
     dtype: torch.dtype,
-    change: Callable[[StoredTensor], Tensor | None],
+    change: Callable[[StoredTensor], Iterable[Tensor] | None],
+    *,
     done: Callable[[int], None],
+    finished: Callable[[Path], None],
 ) -> None:
-    """Write a checkpoint's files again, tensor by tensor: in memory are a few of them at a time.
+    """Write a checkpoint's files again, two tensors at a time, each to its place.
 
     Args:
         stored: all tensors, file by file.
         folder: where the files go, under the names that they have; the index is written last.
         dtype: of all floating tensors.
-        change: the new values of a tensor, in any floating type; None leaves it as it is.
+        change: the new values of a tensor in order, in pieces of any floating type; None leaves it as it is, and its
+            bytes are copied.
         done: told the bytes of each tensor that has been written.
+        finished: told each file that has been written.
 
     Raises:
         OverflowError: a value does not fit into the type.
@@ -150,31 +155,28 @@ def write_again(
     for tensor in stored:
         by_file.setdefault(tensor.path, []).append(tensor)
     places: dict[str, str] = {}
-    total = 0
-    for path, tensors in by_file.items():
-        name = path.name if len(by_file) > 1 else "model.safetensors"
-        with open(folder / name, "wb") as file:
-            file.write(_header(path, tensors, dtype))
-            contents = _in_order(lambda tensor: _content(tensor, dtype, change), tensors)
-            for tensor, content in zip(tensors, contents, strict=True):
-                file.write(content)
-                done(tensor.bytes)
-                places[tensor.name] = name
-                total += prod(tensor.shape) * _type_of(tensor, dtype).itemsize
-    if len(by_file) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-        write_json(folder / _INDEX, index)
-
-
-def _in_order(make: Callable[[StoredTensor], memoryview], tensors: Sequence[StoredTensor]) -> Iterator[memoryview]:
-    """What is made of each tensor, in order, a few of them ahead and side by side."""
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        ahead = deque(pool.submit(make, tensor) for tensor in tensors[:_AT_A_TIME])
-        for tensor in [*tensors[_AT_A_TIME:], *[None] * len(ahead)]:
-            content = ahead.popleft().result()
-            if tensor is not None:
-                ahead.append(pool.submit(make, tensor))
-            yield content
+        for path, tensors in by_file.items():
+            name = path.name if len(by_file) > 1 else "model.safetensors"
+            with open(folder / name, "wb", buffering=0) as file:
+                header, begins = _header(path, tensors, dtype)
+                file.write(header)
+                jobs = [
+                    pool.submit(_write, file.fileno(), begin, tensor, dtype, change)
+                    for tensor, begin in zip(tensors, begins, strict=True)
+                ]
+                try:
+                    for tensor, job in zip(tensors, jobs, strict=True):
+                        job.result()
+                        done(tensor.bytes)
+                        places[tensor.name] = name
+                finally:
+                    # After an error, none begins that has not begun; the file is open until the others have ended.
+                    wait([job for job in jobs if not job.cancel()])
+            finished(folder / name)
+    if len(by_file) > 1:
+        index = {"metadata": {"total_size": written_bytes(stored, dtype)}, "weight_map": dict(sorted(places.items()))}
+        write_json(folder / _INDEX, index)
 
 
 def written_bytes(stored: Iterable[StoredTensor], dtype: torch.dtype) -> int:
@@ -186,29 +188,47 @@ def _type_of(tensor: StoredTensor, dtype: torch.dtype) -> torch.dtype:
     return dtype if tensor.dtype.is_floating_point else tensor.dtype
 
 
-def _content(tensor: StoredTensor, dtype: torch.dtype, change: Callable[[StoredTensor], Tensor | None]) -> memoryview:
-    values = change(tensor)
-    exact = tensor.read() if values is None else values
-    rounded = exact.to(_type_of(tensor, dtype)).cpu().contiguous()
-    if rounded.dtype == torch.float16 and not rounded.isfinite().all() and exact.isfinite().all():
-        raise OverflowError(f"{tensor.name} holds values that float16 does not reach")
-    return _bytes_of(rounded)
+def row_pieces(values: Tensor, like: Tensor | None = None) -> Iterator[Tensor]:
+    """Blocks of rows of about a megabyte, as views; they are those of `like` where that is given."""
+    sized = values if like is None else like
+    if not values.dim() or sized.nbytes <= _PIECE_BYTES:
+        yield values
+        return
+    yield from values.split(max(1, _PIECE_BYTES // (sized.nbytes // len(values))))
 
 
-def _bytes_of(values: Tensor) -> memoryview:
-    return values.reshape(-1).view(torch.uint8).numpy().data
+def _write(
+    file: int,
+    begin: int,
+    tensor: StoredTensor,
+    dtype: torch.dtype,
+    change: Callable[[StoredTensor], Iterable[Tensor] | None],
+) -> None:
+    """Put the new values of a tensor into its place."""
+    pieces = change(tensor)
+    for exact in row_pieces(tensor.read()) if pieces is None else pieces:
+        rounded = exact.to(_type_of(tensor, dtype)).cpu().contiguous()
+        if rounded.dtype == torch.float16 and not rounded.isfinite().all() and exact.isfinite().all():
+            raise OverflowError(f"{tensor.name} holds values that float16 does not reach")
+        left = memoryview(rounded.reshape(-1).view(torch.uint8).numpy().data)
+        while left:
+            written = os.pwrite(file, left, begin)
+            left, begin = left[written:], begin + written
 
 
-def _header(path: Path, tensors: list[StoredTensor], dtype: torch.dtype) -> bytes:
-    """See the format of safetensors: the length, then JSON with type, shape and place of every tensor."""
+def _header(path: Path, tensors: list[StoredTensor], dtype: torch.dtype) -> tuple[bytes, list[int]]:
+    """The head of a file of safetensors (its length, then JSON with type, shape and place of every tensor), and where
+    in the file each tensor begins."""
     with safe_open(path, framework="pt") as file:
         metadata: Mapping[str, str] = file.metadata() or {}
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
-    end = 0
+    end, begins = 0, []
     for tensor in tensors:
         held = _type_of(tensor, dtype)
+        begins.append(end)
         begin, end = end, end + prod(tensor.shape) * held.itemsize
         header[tensor.name] = {"dtype": _NAMES[held], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    head = len(text).to_bytes(8, "little") + text
+    return head, [len(head) + begin for begin in begins]

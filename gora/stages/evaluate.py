@@ -24,6 +24,7 @@ from gora.evaluation.tasks.loss import Loss
 from gora.files import write_text
 from gora.recipe.schema import Recipe
 from gora.report.scores import scores_table
+from gora.runs.card import write_card
 from gora.runs.folder import RunFolder
 from gora.runs.owner import owning_together
 from gora.runs.results import record_task, task_results, versions
@@ -101,6 +102,8 @@ def _evaluate(named: Named, job: Job, folder: RunFolder, world: World) -> dict[s
             if any(scores.metrics for sides in found.values() for scores in sides.values()):
                 output.say(scores_table(figures))
             output.say(f"results   {folder.results}, {folder.evaluation}")
+            if named.run is not None and named.run.path == folder.path:
+                write_card(folder)
     return found
 
 

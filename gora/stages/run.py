@@ -20,6 +20,7 @@ from gora.planning.sizes import settle_sizes
 from gora.recipe import accumulation_steps
 from gora.recipe.derived import leaves_open
 from gora.recipe.schema import Recipe
+from gora.runs.card import write_card
 from gora.runs.context import RunContext
 from gora.runs.folder import RunFolder
 from gora.runs.provenance import check_same_settings
@@ -92,6 +93,8 @@ def run(
             check_same_settings(context.folder, context.recipe)
             output.say(f"adapter   {progress.trained} is finished")
             trained = Trained(adapter=progress.trained, losses=losses_of(context.folder))
+            if context.world.main:
+                write_card(context.folder)
         else:
             trained = train_in(context)
         if (rest := unfinished(job, context.folder, context.world)).tasks:

@@ -26,9 +26,10 @@ from gora.probing.rate import settle_rate
 from gora.recipe import accumulation_steps
 from gora.recipe.derived import recomputes_activations, training_micro_batch_size
 from gora.recipe.schema import Recipe
+from gora.runs.card import write_card
 from gora.runs.context import RunContext
 from gora.runs.decisions import as_decided, record_recipe
-from gora.runs.folder import step_of
+from gora.runs.folder import RunFolder, step_of
 from gora.runs.loss import evaluate_loss, finite_loss, not_finite_rows
 from gora.runs.provenance import (
     check_provenance,
@@ -263,7 +264,7 @@ def _close(context: RunContext, start: Wrapped, fitted: _Fitted) -> Trained:
     if number := context.world.most(fitted.request.number or 0):
         raise Interrupted(number, f"{made} is trained and saved; add --resume for what is left.")
     final = _final_loss(context, trainer, start)
-    losses = context.world.from_main(lambda: complete_results(folder, final))
+    losses = context.world.from_main(lambda: _record(folder, final))
     steps = trainer.state.global_step
     rate = f"{steps} steps in {clock(report.seconds)}, {report.tokens_per_second:,.0f} tokens/s"
     output.say(f"timing    {rate}; {peak_text()}")
@@ -272,6 +273,12 @@ def _close(context: RunContext, start: Wrapped, fitted: _Fitted) -> Trained:
     if warning := end_warning(losses, fitted.course, context.recipe):
         output.warn(warning)
     return Trained(adapter=made, losses=losses, steps=steps, seconds=report.seconds)
+
+
+def _record(folder: RunFolder, final: float | None) -> dict[str, float]:
+    losses = complete_results(folder, final)
+    write_card(folder)
+    return losses
 
 
 def _complete(context: RunContext, progress: Progress) -> Trained:
@@ -296,7 +303,7 @@ def _complete(context: RunContext, progress: Progress) -> Trained:
             model = load_trained(context, trained)
             with output.terminal.status("evaluating"):
                 final = finite_loss(model, context, "the trained adapter")
-        losses = context.world.from_main(lambda: complete_results(folder, final))
+        losses = context.world.from_main(lambda: _record(folder, final))
         output.say(f"adapter   {trained}")
         newest = folder.all_checkpoints()[-1:]
         if warning := end_warning(losses, Course.read(newest[0]) if newest else Course(), context.recipe):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,19 +22,21 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
+import gora.adapters.merge_job as merge_job
 import gora.adapters.streamed_merge as streamed_merge
-import gora.stages.merge as stage
+import gora.adapters.whole_merge as whole_merge
 from gora.adapters.save import BaseNote, save_adapter
 from gora.cli import app
 from gora.errors import GoraError, InputError
 from gora.methods import METHODS, AdapterSettings, Wrapping
 from gora.models.fingerprint import base_weights, weights_fingerprint
 from gora.models.load import find_model
+from gora.models.probe import probe_logits
 from gora.models.targets import find_targets
 from gora.models.weight_files import read_stored_weights
 from gora.recipe import load_recipe
 from gora.recipe.schema import ModelSection
-from gora.stages.merge import merge, probe_logits
+from gora.stages.merge import merge
 from gora.stages.precompute import precompute
 from gora.stages.train import train
 from tests.conftest import TINY
@@ -174,7 +177,7 @@ def test_the_same_base_in_other_files_is_taken_without_a_look_at_the_weights_in_
     sharded = shutil.copytree(made[0], tmp_path / "sharded", ignore=shutil.ignore_patterns("*.safetensors"))
     AutoModelForCausalLM.from_pretrained(made[0]).save_pretrained(sharded, max_shard_size="50KB")
     assert (sharded / "model.safetensors.index.json").exists()
-    monkeypatch.setattr(stage, "weights_fingerprint", never)
+    monkeypatch.setattr(merge_job, "weights_fingerprint", never)
     merge(made[1], tmp_path / "merged", base=str(sharded))
 
 
@@ -246,7 +249,7 @@ def test_the_probe_of_the_adapter_runs_in_the_type_of_training(made, tmp_path, m
         seen.append(model.get_input_embeddings().weight.dtype)
         return probe_logits(model, *texts)
 
-    monkeypatch.setattr(stage, "probe_logits", remember)
+    monkeypatch.setattr(streamed_merge, "probe_logits", remember)
     merge(made[1], tmp_path / "merged", dtype="bfloat16")
     assert seen == [torch.float32, torch.bfloat16]
 
@@ -260,7 +263,7 @@ def test_the_revision_in_the_adapter_is_that_of_its_base_and_of_no_other(copied,
         seen.append((settings.name, settings.revision))
         raise InputError("far enough")
 
-    monkeypatch.setattr(stage, "find_model", stop)
+    monkeypatch.setattr(merge_job, "find_model", stop)
     refuses("far enough", copied, tmp_path / "merged")
     refuses("far enough", copied, tmp_path / "merged", base="some/other")
     assert seen == [(str(made[0]), "abc123"), ("some/other", None)]
@@ -315,7 +318,7 @@ def test_many_missing_tensors_are_counted(copied, tmp_path):
 
 @pytest.mark.parametrize("left", [0, 4, 5000, -8])
 def test_a_cut_off_file_is_refused_before_the_base_is_loaded(copied, tmp_path, monkeypatch, left):
-    monkeypatch.setattr(stage, "load_model", never)
+    monkeypatch.setattr(whole_merge, "load_model", never)
     path = copied / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:left])
     refuses("not a whole safetensors file", copied, tmp_path / "merged")
@@ -354,7 +357,7 @@ def test_the_adapter_of_another_tool_is_merged_in_the_own_type_of_its_base(tmp_p
     ],
 )
 def test_what_plain_folding_cannot_merge_is_refused_with_every_reason(copied, tmp_path, monkeypatch, change):
-    monkeypatch.setattr(stage, "load_model", never)
+    monkeypatch.setattr(whole_merge, "load_model", never)
     config = json.loads((copied / "adapter_config.json").read_text())
     (copied / "adapter_config.json").write_text(json.dumps(config | change))
     with warnings.catch_warnings():
@@ -371,13 +374,13 @@ def test_an_unusable_configuration_is_refused(copied, tmp_path, content):
 
 def test_the_tokenizer_beside_the_adapter_may_run_code_only_when_told(made, tmp_path, monkeypatch):
     seen = []
-    load = stage.load_tokenizer
+    load = merge_job.load_tokenizer
 
     def remember(settings, source):
         seen.append((settings.tokenizer, source.trust_remote_code))
         return load(settings, source)
 
-    monkeypatch.setattr(stage, "load_tokenizer", remember)
+    monkeypatch.setattr(merge_job, "load_tokenizer", remember)
     merge(made[1], tmp_path / "merged", trust_remote_code=True)
     assert seen == [(str(made[1]), True)]
 
@@ -389,11 +392,11 @@ def test_the_tokenizer_beside_the_adapter_may_run_code_only_when_told(made, tmp_
 def test_a_small_difference_is_rounding_in_bfloat16_and_an_error_in_float32(made, tmp_path, monkeypatch, dtype, kept):
     write = streamed_merge.write_again
 
-    def inexact(stored, folder, dtype, change, done):
+    def inexact(stored, folder, dtype, change, **told):
         def changed(tensor):
-            return 1.01 * tensor.read() if tensor.name == "model.norm.weight" else change(tensor)
+            return [1.01 * tensor.read()] if tensor.name == "model.norm.weight" else change(tensor)
 
-        write(stored, folder, dtype, changed, done)
+        write(stored, folder, dtype, changed, **told)
 
     monkeypatch.setattr(streamed_merge, "write_again", inexact)
     if kept:
@@ -412,7 +415,7 @@ def test_a_small_difference_is_rounding_in_bfloat16_and_an_error_in_float32(made
     "place", ["run/adapter", "run", ".", "run/adapter/merged", "base", "base/merged", "run/../base"]
 )
 def test_the_destination_keeps_off_adapter_and_base(made, tmp_path, monkeypatch, place):
-    monkeypatch.setattr(stage, "load_model", never)
+    monkeypatch.setattr(whole_merge, "load_model", never)
     base = shutil.copytree(made[0], tmp_path / "base")
     adapter = shutil.copytree(made[1], tmp_path / "run" / "adapter")
     refuses("is, contains or lies inside", adapter.parent, tmp_path / place, base=str(base), overwrite=True)
@@ -421,14 +424,14 @@ def test_the_destination_keeps_off_adapter_and_base(made, tmp_path, monkeypatch,
 
 
 def test_the_destination_is_never_the_current_folder_or_above_it(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "load_model", never)
+    monkeypatch.setattr(whole_merge, "load_model", never)
     here = tmp_path / "model" / "notes"
     here.mkdir(parents=True)
     (here / "config.json").write_text("{}")
     (here.parent / "config.json").write_text("{}")
     monkeypatch.chdir(here)
     for place in (".", "..", str(here.parent)):
-        refuses("current folder", made[1], stage.Path(place), overwrite=True)
+        refuses("current folder", made[1], Path(place), overwrite=True)
     assert here.exists()
 
 
@@ -439,7 +442,7 @@ def test_overwrite_replaces_a_model_folder_and_nothing_else(made, tmp_path, monk
     before = (folder / "model.safetensors").stat().st_ino
     merge(made[1], folder, overwrite=True)
     assert (folder / "model.safetensors").stat().st_ino != before
-    monkeypatch.setattr(stage, "load_model", never)
+    monkeypatch.setattr(whole_merge, "load_model", never)
     for name in ("adapter_config.json", "plan.safetensors", "notes.txt"):
         (folder / name).write_text("mine")
         refuses("never replaced", made[1], folder, overwrite=True)
@@ -451,7 +454,7 @@ def test_overwrite_replaces_a_model_folder_and_nothing_else(made, tmp_path, monk
 
 
 def test_a_file_or_a_link_as_destination_is_refused_before_loading(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "load_model", never)
+    monkeypatch.setattr(whole_merge, "load_model", never)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(made[0].parent / "elsewhere")
     for overwrite in (False, True):

@@ -32,8 +32,9 @@ from gora.methods import METHODS
 from gora.models.fingerprint import base_weights, weights_fingerprint
 from gora.models.load import find_model
 from gora.models.new_tokens import grow_embeddings, token_layers
+from gora.models.probe import probe_logits
 from gora.runtime.engine import Engine
-from gora.stages.merge import merge, probe_logits
+from gora.stages.merge import merge
 from gora.stages.run import run
 from gora.stages.train import train
 from tests.helpers.callbacks import call_too

@@ -92,7 +92,7 @@ def test_the_note_of_the_adapter_says_how_the_base_was_held(trained):
 
 def test_a_merge_into_the_stored_base_is_refused_before_it_is_loaded(trained, tmp_path, monkeypatch):
     kind, _, adapter = trained
-    monkeypatch.setattr("gora.stages.merge.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("gora.adapters.whole_merge.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(InputError, match=rf"is stored in {kind}.*--base FULL_MODEL"):
         merge(adapter, tmp_path / "merged")
 

@@ -3,6 +3,10 @@
 import errno
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import gora.adapters.streamed_merge as streamed_merge
-import gora.stages.merge as stage
+import gora.adapters.whole_merge as whole_merge
+from gora.adapters.merge_job import weighted_adapters
 from gora.adapters.mergeable import refuse_unmergeable
 from gora.errors import GoraError, InputError
 from gora.models.load import find_model
 from gora.recipe.schema import Recipe
-from gora.stages.merge import merge, weighted_adapters
-from tests.conftest import TINY
+from gora.stages.merge import merge
+from tests.conftest import ROOT, TINY
 
 SIZES = {"vocab_size": 4096, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
 LLAMA = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
@@ -80,7 +85,7 @@ def held(folder):
 
 
 def refuse_loading(monkeypatch):
-    monkeypatch.setattr(stage, "load_model", lambda *_, **__: pytest.fail("the whole model was loaded"))
+    monkeypatch.setattr(whole_merge, "load_model", lambda *_, **__: pytest.fail("the whole model was loaded"))
 
 
 @pytest.fixture(scope="module")
@@ -157,13 +162,13 @@ def test_no_more_than_a_block_is_read_at_a_time(base, tmp_path, monkeypatch):
     read = streamed_merge.StoredTensor.read
     monkeypatch.setattr(streamed_merge.StoredTensor, "read", lambda self: reads.append(self.name) or read(self))
     forgotten = []
-    forget = stage.stream_weights.__globals__["_Reader"].forget
+    forget = streamed_merge.stream_weights.__globals__["_Reader"].forget
 
     def remember(self, *arguments):
         forget(self, *arguments)
         forgotten.append({getattr(own, name).untyped_storage().nbytes() for own, name, *_ in self._places})
 
-    monkeypatch.setattr(stage.stream_weights.__globals__["_Reader"], "forget", remember)
+    monkeypatch.setattr(streamed_merge.stream_weights.__globals__["_Reader"], "forget", remember)
     merge(adapt(base, tmp_path / "adapter"), tmp_path / "merged")
     # Every weight is read to ask base and adapter, to write, and to ask the merged model.
     assert {reads.count(name) for name in held(base)} == {3}
@@ -259,7 +264,7 @@ def test_towers_and_processors_of_the_checkpoint_are_in_the_merged_one(tmp_path,
 
 
 def test_a_disk_that_fills_up_leaves_nothing(base, tmp_path, monkeypatch):
-    folded, calls = streamed_merge.folded, []
+    folded, calls = streamed_merge.folded_pieces, []
 
     def full(layer, weight):
         calls.append(1)
@@ -267,11 +272,33 @@ def test_a_disk_that_fills_up_leaves_nothing(base, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         return folded(layer, weight)
 
-    monkeypatch.setattr(streamed_merge, "folded", full)
+    monkeypatch.setattr(streamed_merge, "folded_pieces", full)
     adapter = adapt(base, tmp_path / "adapter")
     with pytest.raises(GoraError, match="merged cannot be written: No space left"):
         merge(adapter, tmp_path / "merged")
     assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
+
+
+def test_a_merge_that_is_killed_or_finds_the_disk_full_leaves_nothing_under_the_final_name(base, tmp_path):
+    """Killed just before one of its file operations, of every kind; the next one makes the same files."""
+    adapter = adapt(base, tmp_path / "adapter")
+    (tmp_path / "tries").mkdir()
+    command = [sys.executable, "-m", "tests.helpers.merge_points", str(adapter), str(tmp_path / "tries"), "7"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    tries = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"operation"')]
+    assert len(tries) == 8
+    assert {"pwrite", "fsync"} <= {each["operation"] for each in tries}
+    for each in tries:
+        assert each["ended"] == (1 if each["operation"] == "full" else -signal.SIGKILL)
+        assert ("merged" in each["left"]) is each["complete"]
+        assert each["again"] == 0
+        assert each["same"]
+        assert each["names"] == ["merged"]
+    assert not tries[0]["complete"]
+    assert tries[-1]["left"] == []
+    assert "merged cannot be written" in done.stderr
 
 
 def test_a_model_that_reads_a_weight_out_of_turn_is_loaded_as_a_whole(base, tmp_path, monkeypatch):
@@ -283,8 +310,8 @@ def test_a_model_that_reads_a_weight_out_of_turn_is_loaded_as_a_whole(base, tmp_
 
     monkeypatch.setattr(tf.models.llama.modeling_llama, "LlamaForCausalLM", Passing)
     monkeypatch.setattr(tf, "LlamaForCausalLM", Passing)
-    loaded, load = [], stage.load_model
-    monkeypatch.setattr(stage, "load_model", lambda *a, **b: loaded.append(1) or load(*a, **b))
+    loaded, load = [], whole_merge.load_model
+    monkeypatch.setattr(whole_merge, "load_model", lambda *a, **b: loaded.append(1) or load(*a, **b))
     monkeypatch.setitem(AutoModelForCausalLM._model_mapping._extra_content, tf.LlamaConfig, Passing)
     adapter = adapt(base, tmp_path / "adapter")
     merge(adapter, tmp_path / "merged")
@@ -298,7 +325,7 @@ def test_a_model_that_changes_its_weights_while_it_runs_is_refused_before_it_is_
     config = tf.RwkvConfig(vocab_size=4096, hidden_size=32, num_hidden_layers=2, rescale_every=1)
     base = save(tmp_path / "base", tf.RwkvForCausalLM(config))
     adapter = adapt(base, tmp_path / "adapter", targets=["key", "receptance"])
-    monkeypatch.setattr(stage, "load_model", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr(whole_merge, "load_model", lambda *_, **__: pytest.fail("it was loaded"))
     with pytest.raises(InputError, match="changes its own weights while it runs"):
         merge(adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()

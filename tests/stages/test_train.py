@@ -22,13 +22,14 @@ from gora.data.examples import Examples
 from gora.errors import GoraError, InputError, Interrupted
 from gora.models.fingerprint import base_weights, weights_fingerprint
 from gora.models.load import find_model
+from gora.models.probe import probe_logits
 from gora.models.weight_files import read_stored_weights
 from gora.plan import read_plan
 from gora.recipe import load_recipe
 from gora.recipe.schema import ModelSection, TrainSection
 from gora.runs.owner import mark
 from gora.runtime.world import World
-from gora.stages.merge import merge, probe_logits
+from gora.stages.merge import merge
 from gora.stages.precompute import precompute
 from gora.stages.train import train
 from gora.training.batches import MicroBatchRows

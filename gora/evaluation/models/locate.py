@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
 from pydantic import ValidationError
 
+from gora.adapters.hub import NoAdapterThere, fetch_adapter, may_be_on_hub
 from gora.adapters.load import is_classifier, read_base_note, verify_files
 from gora.adapters.save import ADAPTER_NOTE
 from gora.data.prompting import read_prompt_format
 from gora.errors import InputError
 from gora.files import read_json
 from gora.recipe import load_recorded
+from gora.models.hub_names import split_revision
 from gora.recipe.schema import DataSection, Head, ModelSection, Recipe
 from gora.runs.folder import RunFolder
 from gora.runs.state import find_progress
@@ -52,7 +55,8 @@ def find_subject(reference: str) -> Named:
     """Look at what the user named.
 
     Args:
-        reference: a run folder, an adapter folder, or a model: a folder, a hub id or `builtin:NAME`.
+        reference: a run folder; an adapter: a folder, or `ORG/NAME[@REVISION]` on the hub; or a model: a folder,
+            a hub id with or without a revision, or `builtin:NAME`.
 
     Raises:
         InputError: it is a run that has not finished, or its files are damaged.
@@ -62,6 +66,10 @@ def find_subject(reference: str) -> Named:
         return _run(RunFolder(path))
     if (path / "adapter_config.json").is_file():
         return _adapter(path)
+    if may_be_on_hub(reference):
+        # What is no adapter there is taken for a model.
+        with suppress(NoAdapterThere):
+            return replace(_adapter(fetch_adapter(reference)), name=reference)
     if path.is_dir():
         verify_files(path)
     if path.is_dir() and not (path / "config.json").is_file():
@@ -70,9 +78,10 @@ def find_subject(reference: str) -> Named:
             "(config.json)."
         )
     prompt_format = _read_prompt_format(path / ADAPTER_NOTE) if path.is_dir() else None
+    name, revision = split_revision(reference)
     return Named(
         name=reference,
-        model=ModelSection(name=reference, head=_head(path)),
+        model=ModelSection(name=name, revision=revision, head=_head(path)),
         adapter=None,
         base=None,
         prompt_format=prompt_format,
