@@ -14,11 +14,13 @@ from gora.cli.check import check_command
 from gora.cli.compare import compare_command
 from gora.cli.evaluate import evaluate_command
 from gora.cli.export import export_command
+from gora.cli.init import init_command
 from gora.cli.inspect_ranks import inspect_ranks_command
 from gora.cli.merge import merge_command
 from gora.cli.precompute import precompute_command
 from gora.cli.push import push_command
 from gora.cli.recipes import recipes_app
+from gora.cli.report import report_command
 from gora.cli.run import run_command
 from gora.cli.train import train_command
 from gora.errors import GoraError
@@ -38,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command("init")(init_command)
 app.command("run")(run_command)
 app.command("check")(check_command)
 app.command("precompute")(precompute_command)
@@ -50,6 +53,7 @@ app.command("chat")(chat_command)
 app.command("generate")(generate_command)
 app.command("push")(push_command)
 app.command("inspect-ranks")(inspect_ranks_command)
+app.command("report")(report_command)
 app.command("cache")(cache_command)
 app.add_typer(recipes_app, name="recipes")
 
