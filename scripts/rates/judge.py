@@ -16,14 +16,15 @@ import multiprocessing
 import os
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-FACTORS = (0.125, 0.25, 0.5, 2.0, 4.0)
+FACTORS = (0.5, 2.0, 0.25, 4.0, 0.125)
+"""In this order: the nearest ones of all combinations come first."""
 ROWS, STEPS, HELD_OUT = 16, 150, 256
-CHOICE = {"format": "instruction", "response": "response"}
 SETS: dict[str, dict[str, Any]] = {
     "math": {"train": "gsm8k/train.jsonl", "eval": "gsm8k/test.jsonl", "prompt": "question", "response": "answer"},
     "code": {"train": "code_feedback_standin/train.jsonl", "format": "chat", "chat_template": "plain"},
@@ -32,7 +33,11 @@ SETS: dict[str, dict[str, Any]] = {
         "prompt": "instruction",
         "response": "output",
     },
-    "arc": {"train": "commonsense/arc_easy/train.jsonl", "eval": "commonsense/arc_easy/test.jsonl", "prompt": "question"},
+    "arc": {
+        "train": "commonsense/arc_easy/train.jsonl",
+        "eval": "commonsense/arc_easy/test.jsonl",
+        "prompt": "question",
+    },
     "boolq": {"train": "commonsense/boolq/train.jsonl", "eval": "commonsense/boolq/test.jsonl", "prompt": "question"},
     "sst2": {
         "train": "glue/sst2/train.jsonl",
@@ -78,7 +83,11 @@ def combinations() -> list[Combination]:
     found = [
         *(("smollm2", "math", "all-linear", method) for method in ("rslora", "lora-one", "lora-ga")),
         *(("smollm2", "code", "attention", method) for method in ("rslora", "lora+", "dora")),
-        *(("smollm2", "arc", targets, method) for targets in ("attention", "all-linear") for method in ("lora", "gora")),
+        *(
+            ("smollm2", "arc", targets, method)
+            for targets in ("attention", "all-linear")
+            for method in ("lora", "gora")
+        ),
         *(("smollm2", "boolq", "all-linear", method) for method in ("lora", "gora")),
         ("smollm2", "instruction", "all-linear", "rslora"),
         *(("base-28m", "math", "attention", method) for method in ("lora", "gora paper")),
@@ -95,7 +104,10 @@ def recipe_of(what: Combination, models: dict[str, str], data: Path) -> dict[str
     """The recipe of a combination, but for its rate and its folder."""
     rows = dict(SETS[what.rows])
     section: dict[str, Any] = {
-        "train": {"path": str(data / rows.pop("train")), "max_rows": ROWS * what.steps + (0 if "eval" in rows else HELD_OUT)},
+        "train": {
+            "path": str(data / rows.pop("train")),
+            "max_rows": ROWS * what.steps + (0 if "eval" in rows else HELD_OUT),
+        },
         "max_length": 256,
         "overlong": "drop",
     }
@@ -109,7 +121,13 @@ def recipe_of(what: Combination, models: dict[str, str], data: Path) -> dict[str
         "data": section | rows,
         "adapter": {"method": what.method, "targets": what.targets},
         "gora": {},
-        "train": {"batch_size": ROWS, "micro_batch_size": ROWS, "max_steps": what.steps, "epochs": 20.0},
+        "train": {
+            "batch_size": ROWS,
+            "micro_batch_size": ROWS,
+            "max_steps": what.steps,
+            "epochs": 20.0,
+            "kernels": "fused",
+        },
         "evaluation": {"micro_batch_size": 64},
     }
     if what.model == "minilm":
@@ -181,26 +199,32 @@ def main() -> None:
         for number in numbers:
             devices.put(number)
     waiting: dict[Future[dict[str, Any]], Combination] = {}
+    ready: list[tuple[int, int, Combination, float | str]] = []
     with ProcessPoolExecutor(
         given.workers * len(numbers), context, initializer=start, initargs=(devices, not given.loud)
     ) as pool:
 
-        def submit(what: Combination, rate: float | str) -> None:
-            done = [run["rate"] for run in found.get(str(what), [])]
-            if rate not in done and time.monotonic() < end:
+        def add(what: Combination, rate: float | str, turn: int) -> None:
+            if rate not in [run["rate"] for run in found.get(str(what), [])]:
+                heappush(ready, (turn, len(ready) - 1000 * what.steps, what, rate))
+
+        def add_grid(what: Combination, rate: float) -> None:
+            for turn, factor in enumerate(FACTORS, 1):
+                add(what, float(f"{rate * factor:.3g}"), turn)
+
+        def fill() -> None:
+            while ready and len(waiting) < given.workers * len(numbers) and time.monotonic() < end:
+                _, _, what, rate = heappop(ready)
                 folder = str(given.work / f"{what} {rate}".replace(" ", "_"))
                 waiting[pool.submit(run_one, recipe_of(what, models, given.data), folder, rate)] = what
-
-        def submit_grid(what: Combination, rate: float) -> None:
-            for factor in FACTORS:
-                submit(what, float(f"{rate * factor:.3g}"))
 
         for what in wanted:
             known = next((run for run in found.get(str(what), []) if run.get("auto")), None)
             if known is None:
-                submit(what, "auto")
+                add(what, "auto", 0)
             else:
-                submit_grid(what, known["rate"])
+                add_grid(what, known["rate"])
+        fill()
         while waiting:
             finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -210,11 +234,8 @@ def main() -> None:
                 text = result.get("failed") or f"{result['loss']['final']:.4f} ({result['loss']['base']:.4f})"
                 print(f"{what}: {result['rate']} {text} {result['seconds']:.0f} s", flush=True)
                 if result.get("auto"):
-                    submit_grid(what, result["rate"])
-            if time.monotonic() > end:
-                for future in list(waiting):
-                    if future.cancel():
-                        waiting.pop(future)
+                    add_grid(what, result["rate"])
+            fill()
 
 
 if __name__ == "__main__":

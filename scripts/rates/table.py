@@ -1,6 +1,6 @@
 """The table of `judge.py`'s runs: how far the rate that gora found ends from the best of its grid.
 
-    python scripts/rates/table.py judged.json
+python scripts/rates/table.py judged.json
 """
 
 from __future__ import annotations
@@ -67,14 +67,16 @@ def rows(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 def main() -> None:
     """Print it."""
     judged = rows(json.loads(Path(sys.argv[1]).read_text()))
-    print("| model, set, targets | method | base | rate found | loss | best of the grid | above it | above the parabola |")
+    print(
+        "| model, set, targets | method | base | rate found | loss | best of the grid | above it | above the parabola |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for row in judged:
-        grid = row["loss"] / (1 + row["above the best of the grid"])
+        above, between = row["above the best of the grid"], row["above the parabola"]
+        grid = row["loss"] / (1 + above)
         print(
             f"| {row['model']}, {row['set']}, {row['targets']} | {row['method']} | {row['base']:.4f} | {row['rate']:.2g} | "
-            f"{row['loss']:.4f} | {grid:.4f} (near {row['best rate']:.2g}) | {row['above the best of the grid']:.1%} | "
-            f"{row['above the parabola']:.1%} |"
+            f"{row['loss']:.4f} | {grid:.4f} (near {row['best rate']:.2g}) | {above:.1%} | {between:.1%} |"
         )
     within = sum(row["above the best of the grid"] <= 0.01 for row in judged)
     worse = sum(row["loss"] > row["base"] for row in judged)
