@@ -75,8 +75,9 @@ def main() -> None:
         above, between = row["above the best of the grid"], row["above the parabola"]
         grid = row["loss"] / (1 + above)
         print(
-            f"| {row['model']}, {row['set']}, {row['targets']} | {row['method']} | {row['base']:.4f} | {row['rate']:.2g} | "
-            f"{row['loss']:.4f} | {grid:.4f} (near {row['best rate']:.2g}) | {above:.1%} | {between:.1%} |"
+            f"| {row['model']}, {row['set']}, {row['targets']} | {row['method']} | {row['base']:.4f} | "
+            f"{row['rate']:.2g} | {row['loss']:.4f} | {grid:.4f} (near {row['best rate']:.2g}) | {above:.1%} | "
+            f"{between:.1%} |"
         )
     within = sum(row["above the best of the grid"] <= 0.01 for row in judged)
     worse = sum(row["loss"] > row["base"] for row in judged)
