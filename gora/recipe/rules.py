@@ -98,7 +98,7 @@ def _evaluations(recipe: Recipe) -> Iterator[Contradiction]:
     if train.keep == "best" and recipe.adapter.method == "full":
         text = "the best values of a whole model are not kept; use keep: last, or another method"
         yield Contradiction(("train.keep", "adapter.method"), text)
-    if evaluation.samples and recipe.model.head == "classification":
+    if evaluation.samples and recipe.model.head != "language":
         text = "a classifier writes no answers; leave samples at 0"
         yield Contradiction(("evaluation.samples", "model.head"), text)
 

@@ -515,6 +515,7 @@ def _facts(context: RunContext, report: Report, trainer: GoraTrainer) -> dict[st
         "spikes": trainer.course.spikes,
         "tokens": int(trainer.state.num_input_tokens_seen),
         "tokens_per_second": report.tokens_per_second,
+        "unit": report.unit,
         "seconds": report.seconds,
         "data_wait_seconds": trainer.waited.total,
         "peak_bytes": peak_bytes(),

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 RECIPE = """\
+preset: paper
 model: {{name: {work}/vit, head: image-classification}}
 data: {{format: image, train: {{path: {work}/photos}}, cache: {work}/rows, augment: crop}}
 adapter: {{method: lora, targets: all-linear, rank: 8}}

@@ -328,6 +328,7 @@ def _measured(kind: str, method: str, rate: float, seed: int, given: argparse.Na
 
 
 RECIPE = """\
+preset: paper
 model: {{name: {base}, head: image-classification, dtype: float32}}
 data:
   format: image

@@ -11,7 +11,9 @@ from gora.recipe.schema import AdapterSection, DataSection, ModelSection, Recipe
 def test_weights_trained_in_float32_beside_bfloat16_ones_are_refused_where_nothing_brings_them_together():
     data = DataSection(train=SourceSection(path="rows.jsonl"))
     full = Recipe(model=ModelSection(name="x"), data=data, adapter=AdapterSection(method="full"))
-    with pytest.raises(InputError, match=r"full trains weights in float32.*Give model\.dtype: float32, or train\.precis"):
+    with pytest.raises(
+        InputError, match=r"full trains weights in float32.*Give model\.dtype: float32, or train\.precis"
+    ):
         refuse_mixed_types(full, "fp32", torch.bfloat16)
     lora = full.model_copy(update={"adapter": AdapterSection(method="lora")})
     for recipe, precision, dtype in (

@@ -123,6 +123,7 @@ def write_recipe(home, kind, *, name=None, method="gora", rate=1e-3):
         write_folder(home / "test", 4, seed=500)
     path = home / f"{name or kind}.yaml"
     path.write_text(f"""\
+preset: paper
 model: {{name: {home / kind}, head: {head_of(kind)}}}
 data:
   format: image
