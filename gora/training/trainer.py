@@ -130,7 +130,11 @@ class GoraTrainer(Trainer):
         workers = loader_workers(self.args.device, self._world, self._most_workers)
         loader: Any = step_loader(batches, self._numbers, collator, workers=workers, pin=pin)
         # They are dealt out already: Accelerate is only to bring them to the device.
-        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+        # Images are large: their copies need not wait for what the GPU is doing.
+        behind = pin and self._most_workers > 1
+        return prepare_data_loader(
+            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=behind
+        )
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The method's optimizer, with a group for each of its parts."""
