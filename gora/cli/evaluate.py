@@ -27,7 +27,7 @@ def evaluate_command(
         typer.Option(
             "--task",
             metavar="NAME",
-            help="gsm8k, glue/NAME, humaneval, mbpp, mtbench, loss, or harness:NAME for a task of lm-eval; "
+            help="gsm8k, glue/NAME, humaneval, mbpp, mtbench, image, loss, or harness:NAME for a task of lm-eval; "
             "may be repeated.",
         ),
     ],

@@ -19,7 +19,7 @@ from gora.adapters.forms import LoraTensors, compact, read_lora, served_rank, un
 from gora.adapters.gguf import FILE as GGUF_FILE
 from gora.adapters.gguf import family_known, require_gguf, write_gguf
 from gora.adapters.kinds import layers_of_kinds, same_names_elsewhere
-from gora.adapters.load import WEIGHTS, find_adapter, is_classifier, load_adapter, read_base_note, tensor_names
+from gora.adapters.load import WEIGHTS, find_adapter, head_of, load_adapter, read_base_note, tensor_names
 from gora.adapters.mlx import refuse_for_mlx, write_mlx
 from gora.adapters.reading import form_refusals, misreadings
 from gora.adapters.runtimes import Runtime, find_runtime
@@ -33,6 +33,7 @@ from gora.models.load import Source, default_device, empty_model, find_model, lo
 from gora.models.new_tokens import embedding_rows
 from gora.models.probe import TOLERANCES, probe_logits
 from gora.models.weight_files import read_stored_weights
+from gora.recipe.image_rules import reads_images
 from gora.recipe.schema import ModelSection
 from gora.runtime.console import output
 from gora.runtime.quiet import quiet_libraries
@@ -127,6 +128,11 @@ class _ExportJob:
             raise InputError(f"{adapter / 'adapter_config.json'} cannot be read: {error}") from None
         if lora.config.peft_type != "LORA":
             raise InputError(f"{adapter} is a {lora.config.peft_type} adapter; only LoRA adapters are exported.")
+        if reads_images(head_of(lora.config)):
+            raise InputError(
+                f"{adapter} is of a vision model, which {runtime.name} does not serve. PEFT loads it as it is; "
+                "`gora merge` writes an ordinary model."
+            )
         named = lora.config.base_model_name_or_path
         lora.config.base_model_name_or_path = base or named
         problems = form_refusals(lora, runtime) + (refuse_for_mlx(lora) if runtime.file == "mlx" else [])
@@ -136,7 +142,7 @@ class _ExportJob:
         values: dict[str, Any] = {
             "name": base or named,
             "revision": lora.config.revision if base in (None, named) else None,
-            "head": "classification" if is_classifier(lora.config) else "language",
+            "head": head_of(lora.config),
         }
         if origin:
             quantization = origin.quantization if origin.quantization in ("nf4", "int8") else None

@@ -71,7 +71,7 @@ def merge(
     writing = publish(destination, way.bytes)
     with _owning_run_of(destination), writing as aside, output.terminal.status("writing and comparing"):
         digests = way.write(aside)
-        job.tokenizer.save_pretrained(str(aside))
+        job.processor.save_pretrained(str(aside))
         if (job.adapter / ADAPTER_NOTE).exists():
             # Whoever asks the merged model something needs the form that was trained.
             shutil.copyfile(job.adapter / ADAPTER_NOTE, aside / ADAPTER_NOTE)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, Sampler
 
-from gora.data import Collator, LabelCollator
+from gora.data import Collator, ImageCollator, LabelCollator
 from gora.data.collate import tokens_in
 from gora.data.encode import IGNORED
 from gora.data.examples import Examples
@@ -149,7 +149,7 @@ class StepCollator:
         end_to_end: whether rows follow each other without padding.
     """
 
-    collator: Collator | LabelCollator
+    collator: Collator | LabelCollator | ImageCollator
     end_to_end: bool
 
     def loaded(self, items: Sequence[DealtStep | Refused]) -> dict[str, Any]:
@@ -177,5 +177,5 @@ class StepCollator:
             # A filler's tokens are computed and belong to no row.
             "tokens": sum(real for (real, _), trained in zip(counts, supervised, strict=True) if trained),
             "computed": sum(computed for _, computed in counts),
-            "checksum": sum(rows_checksum(self.collator(rows)) for rows in micro_batches),
+            "checksum": sum(rows_checksum(self.collator.identity(rows)) for rows in micro_batches),
         }

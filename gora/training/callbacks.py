@@ -29,8 +29,9 @@ class Report(TrainerCallback):
         metrics: Metrics,
         wanted_groups: list[dict[str, Any]],
         engine: Engine,
+        unit: str = "tokens",
     ) -> None:
-        self._output, self._metrics, self._wanted = output, metrics, wanted_groups
+        self._output, self._metrics, self._wanted, self.unit = output, metrics, wanted_groups, unit
         self._engine = engine
         self.check: Callable[[], str] | None = None
         """Sees that the engine asked for is the one that runs, and says which it is."""
@@ -52,7 +53,7 @@ class Report(TrainerCallback):
         self._tokens = state.num_input_tokens_seen
         if self.lap is not None:
             self.lap()  # what came before the first step belongs to no line
-        self._meter = Meter(self._output, "training", state.max_steps, state.global_step)
+        self._meter = Meter(self._output, "training", state.max_steps, state.global_step, unit=self.unit)
         self._meter.__enter__()
 
     def on_pre_optimizer_step(
@@ -77,7 +78,7 @@ class Report(TrainerCallback):
             rate = self.lap() if self.lap is not None else {}
             rows = {"rows": logs["rows"]} if "rows" in logs else {}
             self._metrics.add(state.global_step, **values, **rows, tokens=int(state.num_input_tokens_seen), **rate)
-            self._output.log(f"step {state.global_step}: loss {logs['loss']:.4f}  {pace_text(rate)}")
+            self._output.log(f"step {state.global_step}: loss {logs['loss']:.4f}  {pace_text(rate, self.unit)}")
         elif "eval_loss" in logs:
             self._metrics.add(state.global_step, epoch=state.epoch, eval_loss=logs["eval_loss"])
             self._output.say(f"step {state.global_step}: evaluation loss {logs['eval_loss']:.4f}")
@@ -98,12 +99,12 @@ class Report(TrainerCallback):
         return self._meter.tokens_per_second
 
 
-def pace_text(lap: dict[str, Any]) -> str:
+def pace_text(lap: dict[str, Any], unit: str = "tokens") -> str:
     """A lap in words."""
     if not lap:
         return ""
     rate, computed = lap["tokens_per_second"], lap["computed_per_second"]
-    parts = [f"{rate:,.0f} tokens/s"]
+    parts = [f"{rate:,.0f} {unit}/s"]
     if computed > rate:
         parts.append(f"{computed:,.0f} with padding")
     if "peak_share" in lap:

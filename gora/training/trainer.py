@@ -35,7 +35,7 @@ from gora.training.engine_training import engine_arguments, make_optimizer, meas
 from gora.training.fitting import FittingSteps
 from gora.training.groups import parameter_groups
 from gora.training.layout import StepLayout
-from gora.training.loader import Waited, loader_workers, step_loader
+from gora.training.loader import IMAGE_WORKERS, Waited, loader_workers, step_loader
 from gora.training.pace import Pace
 from gora.training.room import checkpoint_bytes, needed_by_next
 from gora.training.saved_state import reading
@@ -90,12 +90,13 @@ class GoraTrainer(Trainer):
         self._steps_of_run = steps_of_run
         self._numbers, self.waited = StepNumbers(steps_of_run.per_epoch), Waited()
         self._lean = context.fuses and not context.engine.shards_weights and make_lean(model)
+        self._most_workers = 1 if context.inputs.of_text else IMAGE_WORKERS
         self._method, self._lr_ratio, self._evaluate_loss = method, lr_ratio, evaluate_loss
         self._stage: Path | None = None
         self._least_checkpoint = checkpoint_bytes(model)
         self._rows_seen: torch.Tensor | None = None
         self.padding = Padding()
-        self.pace = Pace(model, context.device, context.world.size, self.waited)
+        self.pace = Pace(model, context.device, context.world.size, self.waited, of_text=context.inputs.of_text)
         self.course, self.since_log = course, SinceLastLog()
         self._losses: list[torch.Tensor] = []
         self._norm: torch.Tensor | float | None = None
@@ -125,10 +126,15 @@ class GoraTrainer(Trainer):
         """The optimizer steps, each with the micro-batches of this process."""
         batches: Any = self.train_dataset
         collator: Any = self.data_collator
-        pin, workers = self.args.dataloader_pin_memory, loader_workers(self.args.device, self._world)
+        pin = self.args.dataloader_pin_memory
+        workers = loader_workers(self.args.device, self._world, self._most_workers)
         loader: Any = step_loader(batches, self._numbers, collator, workers=workers, pin=pin)
         # They are dealt out already: Accelerate is only to bring them to the device.
-        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+        # Images are large: their copies need not wait for what the GPU is doing.
+        behind = pin and self._most_workers > 1
+        return prepare_data_loader(
+            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=behind
+        )
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The method's optimizer, with a group for each of its parts."""
