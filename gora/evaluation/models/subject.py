@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from gora.data import LabelledText
@@ -91,6 +91,7 @@ class LocalSubject:
             the backend has no losses.
         classify: the numbers of labels, of a model with a head for them.
         base: leave the adapter out.
+        close: gives back what the backend holds outside of this process's memory.
     """
 
     prompting: Prompting
@@ -99,6 +100,7 @@ class LocalSubject:
     measure: Callable[[Options, bool], tuple[float, int]] | None = None
     classify: Callable[[Sequence[LabelledText], bool], list[int]] | None = None
     base: bool = False
+    close: Callable[[], None] = field(default=lambda: None)
 
     @property
     def identity(self) -> str | None:
