@@ -13,15 +13,14 @@ from peft import PeftConfig
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gora.adapters.base import other_base
+from gora.adapters.base import base_named, find_base, other_base
 from gora.adapters.load import is_classifier, read_base_note, tensor_names
 from gora.adapters.mergeable import unmergeable_base
 from gora.adapters.new_tokens import token_ids
 from gora.adapters.save import BaseNote
 from gora.errors import InputError
 from gora.models.fingerprint import weights_fingerprint
-from gora.models.hub_names import split_revision
-from gora.models.load import Source, find_model, load_tokenizer
+from gora.models.load import Source, load_tokenizer
 from gora.models.probe import TOLERANCES
 from gora.models.quantization import stored_quantization
 from gora.models.weight_files import read_stored_weights
@@ -77,7 +76,7 @@ class MergeJob:
         cls,
         adapters: Sequence[tuple[Path, float]],
         config: PeftConfig,
-        name: str,
+        base: str | None,
         dtype: str,
         trust_remote_code: bool,
     ) -> MergeJob:
@@ -86,7 +85,7 @@ class MergeJob:
         Args:
             adapters: folders, each with its factor.
             config: of the first one.
-            name: of the base, on the hub with or without a revision.
+            base: what the user calls the base, on the hub with or without a revision; None is what the adapter names.
             dtype: of the merged weights, or `auto`.
             trust_remote_code: let the model run Python code of its own.
 
@@ -99,14 +98,14 @@ class MergeJob:
         # A broken file is named before anything is loaded.
         for path, _ in adapters:
             tensor_names(path)
-        # The revision in the adapter is one of the model that it names.
-        own = config.revision if name == config.base_model_name_or_path else None
-        name, revision = split_revision(name)
+        name, revision = base_named(config, base)
         settings = ModelSection(
-            name=name, revision=revision or own, head="classification" if is_classifier(config) else "language"
+            name=name, revision=revision, head="classification" if is_classifier(config) else "language"
         )
         labels = origin.labels if origin else None
-        source = find_model(settings, labels=labels, trust_remote_code=trust_remote_code)
+        source = find_base(
+            settings, adapter, given=base is not None, labels=labels, trust_remote_code=trust_remote_code
+        )
         if (stored := stored_quantization(source.config)) is not None:
             raise InputError(unmergeable_base(name, stored))
         loaded = origin.dtype if origin else _own_dtype(source)

@@ -90,6 +90,9 @@ def push(run: Path, repository: str, *, base: str | None = None, public: bool = 
 
 def _finished(run: Path) -> RunFolder:
     folder = RunFolder(run.expanduser())
+    if not folder.recipe.exists() and folder.path == (of_its_run := RunFolder(folder.path.parent)).trained:
+        # Other commands end by naming the adapter's own folder.
+        folder = of_its_run
     if not folder.recipe.is_file():
         raise InputError(f"{run} is not a run folder: it holds no recipe.yaml.")
     progress = find_progress(folder)

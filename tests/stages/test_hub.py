@@ -125,8 +125,9 @@ def test_a_card_that_cannot_be_made_is_told_and_no_more(copied, capsys):
     assert (copied.adapter / "README.md").read_text() == before
 
 
-def test_a_dry_run_lists_what_would_be_uploaded(run, capsys):
-    result = push(run.path, "me/mine", base=BASE, dry_run=True)
+@pytest.mark.parametrize("named", ["path", "adapter"])
+def test_a_dry_run_lists_what_would_be_uploaded(run, capsys, named):
+    result = push(getattr(run, named), "me/mine", base=BASE, dry_run=True)
     assert result.url is None
     assert result.files["adapter_model.safetensors"] == (run.adapter / "adapter_model.safetensors").stat().st_size
     told = capsys.readouterr().out
@@ -231,9 +232,12 @@ def test_adapters_and_models_of_the_hub_are_taken_by_their_names(foreign, talkin
         hub.commit("me/foreign", {"adapter_model.safetensors": b"damaged"})
         hub.add("me/pickled", foreign)
         del hub.files("me/pickled")[1]["adapter_model.safetensors"]
+        elsewhere = json.loads((foreign / "adapter_config.json").read_text()) | {"base_model_name_or_path": "/far/base"}
+        hub.add("me/elsewhere", foreign)
+        hub.commit("me/elsewhere", {"adapter_config.json": json.dumps(elsewhere).encode()})
         env |= {"HF_HOME": str(tmp_path / "hub")}
         name = f"me/foreign@{first}"
-        merged, exported, evaluated, answered, model, damaged, pickled, missing, revision = commands(
+        merged, exported, evaluated, answered, model, damaged, pickled, missing, revision, far, near = commands(
             ["merge", name, "--output", "merged", "--dtype", "float32"],
             ["export", name, "--for", "sglang", "--output", "exported"],
             ["eval", name, *asking, "--output", "found"],
@@ -243,6 +247,8 @@ def test_adapters_and_models_of_the_hub_are_taken_by_their_names(foreign, talkin
             ["merge", "me/pickled", "--output", "other"],
             ["merge", "me/missing", "--output", "other"],
             ["merge", "me/foreign@nothing", "--output", "other"],
+            ["merge", "me/elsewhere", "--output", "other"],
+            ["merge", "me/elsewhere", "--base", f"{BASE}@main", "--output", "near"],
             cwd=tmp_path,
             env=env,
         )
@@ -250,7 +256,8 @@ def test_adapters_and_models_of_the_hub_are_taken_by_their_names(foreign, talkin
     offline, unknown = commands(
         ["generate", name, *question], ["merge", "me/unknown", "--output", "other"], cwd=tmp_path, env=env | OFFLINE
     )
-    assert [each[0] for each in (merged, exported, evaluated, answered, model, offline)] == [0] * 6, evaluated
+    worked = (merged, exported, evaluated, answered, model, offline, near)
+    assert [each[0] for each in worked] == [0] * len(worked), worked
     assert answered[1] == offline[1] != model[1]
     assert not (tmp_path / "other").exists()
     for refused, told in (
@@ -259,6 +266,7 @@ def test_adapters_and_models_of_the_hub_are_taken_by_their_names(foreign, talkin
         (missing, "The hub knows no such repository"),
         (revision, "no such branch, tag or commit"),
         (unknown, "not in the hub's cache"),
+        (far, "names it as its base; give another name of it with --base"),
     ):
         assert refused[0] == 2
         assert told in refused[2]
