@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from gora.plan import read_plan
 from gora.recipe import load_recipe
 from gora.runs.card import write_card
 from gora.runs.folder import RunFolder
+from gora.runs.replacing import refuse_foreign_files
 from gora.runs.state import RunState, find_progress
 from gora.stages.push import push
 from gora.stages.run import run as run_recipe
@@ -115,6 +117,16 @@ def test_a_card_that_changes_leaves_the_adapter_whole(copied):
     write_card(copied)
     assert "| gsm8k | exact_match | 0.2500 | " in (copied.adapter / "README.md").read_text()
     assert find_progress(copied).state == RunState.FINISHED
+
+
+def test_what_a_killed_command_left_of_a_card_stops_nobody(copied):
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    left = copied.adapter / f".writing-new-README.md-{socket.gethostname().replace('-', '_')}-{dead.stdout.strip()}"
+    left.write_text("# half")
+    refuse_foreign_files(copied)
+    assert not left.exists()
 
 
 def test_a_card_that_cannot_be_made_is_told_and_no_more(copied, capsys):
