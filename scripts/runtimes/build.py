@@ -3,7 +3,8 @@
     python scripts/runtimes/build.py FOLDER [llama.cpp] [vllm] [mlx]
     GORA_RUNTIMES=FOLDER python -m pytest -m slow tests/runtimes
 
-llama.cpp is compiled from the source of `llama-cpp-python` (minutes, a C++ compiler); vLLM and MLX are their builds for CPUs.
+llama.cpp is compiled from the source of `llama-cpp-python` (minutes, a C++ compiler); vLLM and MLX are their builds for
+CPUs.
 """
 
 from __future__ import annotations
