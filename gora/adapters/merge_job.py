@@ -13,16 +13,15 @@ from peft import PeftConfig
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gora.adapters.base import other_base
+from gora.adapters.base import base_named, find_base, other_base
 from gora.adapters.load import head_of, read_base_note, tensor_names
 from gora.adapters.mergeable import unmergeable_base
 from gora.adapters.new_tokens import token_ids
 from gora.adapters.save import BaseNote
 from gora.errors import InputError
 from gora.models.fingerprint import weights_fingerprint
-from gora.models.hub_names import split_revision
 from gora.models.image_processor import Processor, load_image_reader
-from gora.models.load import Source, find_model, load_tokenizer
+from gora.models.load import Source, load_tokenizer
 from gora.models.probe import TOLERANCES
 from gora.models.quantization import stored_quantization
 from gora.models.weight_files import read_stored_weights
@@ -79,7 +78,7 @@ class MergeJob:
         cls,
         adapters: Sequence[tuple[Path, float]],
         config: PeftConfig,
-        name: str,
+        base: str | None,
         dtype: str,
         trust_remote_code: bool,
     ) -> MergeJob:
@@ -88,7 +87,7 @@ class MergeJob:
         Args:
             adapters: folders, each with its factor.
             config: of the first one.
-            name: of the base, on the hub with or without a revision.
+            base: what the user calls the base, on the hub with or without a revision; None is what the adapter names.
             dtype: of the merged weights, or `auto`.
             trust_remote_code: let the model run Python code of its own.
 
@@ -101,12 +100,12 @@ class MergeJob:
         # A broken file is named before anything is loaded.
         for path, _ in adapters:
             tensor_names(path)
-        # The revision in the adapter is one of the model that it names.
-        own = config.revision if name == config.base_model_name_or_path else None
-        name, revision = split_revision(name)
-        settings = ModelSection(name=name, revision=revision or own, head=head_of(config))
+        name, revision = base_named(config, base)
+        settings = ModelSection(name=name, revision=revision, head=head_of(config))
         labels = origin.labels if origin else None
-        source = find_model(settings, labels=labels, trust_remote_code=trust_remote_code)
+        source = find_base(
+            settings, adapter, given=base is not None, labels=labels, trust_remote_code=trust_remote_code
+        )
         if (stored := stored_quantization(source.config)) is not None:
             raise InputError(unmergeable_base(name, stored))
         loaded = origin.dtype if origin else _own_dtype(source)

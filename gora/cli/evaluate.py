@@ -20,7 +20,10 @@ Backend = Literal["hf", "vllm"]
 
 def evaluate_command(
     subject: Annotated[
-        str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="A run folder, an adapter folder, or a model.")
+        str,
+        typer.Argument(
+            metavar="RUN|ADAPTER|MODEL", help="A run, an adapter or a model: a folder, or a name on the hub."
+        ),
     ],
     tasks: Annotated[
         list[str],

@@ -185,7 +185,10 @@ def _ask(
     )
     output.say(f"subject   {named.name}: {subject.prompting.title}")
     if world.size == 1:
-        return _run_all(named, subject, sides, job, folder)
+        try:
+            return _run_all(named, subject, sides, job, folder)
+        finally:
+            subject.close()
     shared = DistributedBackend(subject.backend, world)
     if not world.main:
         shared.serve()

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gora import manifest
-from gora.adapters.base import other_base
+from gora.adapters.base import base_named, find_base, other_base
 from gora.adapters.destination import EXPORT_NOTE, EXPORTED, check_destination
 from gora.adapters.forms import LoraTensors, compact, read_lora, served_rank, uniform, write_lora
 from gora.adapters.gguf import FILE as GGUF_FILE
@@ -29,7 +29,7 @@ from gora.disk import size_text
 from gora.errors import GoraError, InputError
 from gora.files import publish, write_json, write_text
 from gora.models.head import settle_padding
-from gora.models.load import Source, default_device, empty_model, find_model, load_model, load_tokenizer
+from gora.models.load import Source, default_device, empty_model, load_model, load_tokenizer
 from gora.models.new_tokens import embedding_rows
 from gora.models.probe import TOLERANCES, probe_logits
 from gora.models.weight_files import read_stored_weights
@@ -73,7 +73,7 @@ def export(
     """Write an adapter in the form that a runtime and its version read.
 
     Args:
-        adapter: an adapter folder of PEFT, or a run folder that holds one.
+        adapter: an adapter of PEFT (a folder, or `ORG/NAME[@REVISION]` on the hub), or a run folder that holds one.
         runtime: see `find_runtime`.
         destination: the new folder.
         base: the base model; None is the one that the adapter names.
@@ -133,22 +133,24 @@ class _ExportJob:
                 f"{adapter} is of a vision model, which {runtime.name} does not serve. PEFT loads it as it is; "
                 "`gora merge` writes an ordinary model."
             )
-        named = lora.config.base_model_name_or_path
-        lora.config.base_model_name_or_path = base or named
+        lora.config.base_model_name_or_path, lora.config.revision = base_named(lora.config, base)
         problems = form_refusals(lora, runtime) + (refuse_for_mlx(lora) if runtime.file == "mlx" else [])
         if problems:
             raise InputError(f"{adapter} cannot be exported for {runtime.name}.", problems)
         origin = read_base_note(adapter)
         values: dict[str, Any] = {
-            "name": base or named,
-            "revision": lora.config.revision if base in (None, named) else None,
+            "name": lora.config.base_model_name_or_path,
+            "revision": lora.config.revision,
             "head": head_of(lora.config),
         }
         if origin:
             quantization = origin.quantization if origin.quantization in ("nf4", "int8") else None
             values |= {"dtype": origin.dtype, "quantization": quantization}
         settings = ModelSection(**values)
-        source = find_model(settings, labels=origin.labels if origin else None, trust_remote_code=trust_remote_code)
+        labels = origin.labels if origin else None
+        source = find_base(
+            settings, adapter, given=base is not None, labels=labels, trust_remote_code=trust_remote_code
+        )
         _check_base(origin, source, settings.name, adapter)
         if runtime.file in ("gguf", "ollama") and family_known(source.config):
             require_gguf()

@@ -106,7 +106,7 @@ def _look(
     for path, _ in adapters:
         check_destination(destination, path, name, overwrite)
     refuse_several(adapters, configs)
-    return MergeJob.of(adapters, configs[0], name, dtype, trust_remote_code)
+    return MergeJob.of(adapters, configs[0], base, dtype, trust_remote_code)
 
 
 def _way(job: MergeJob) -> Merge:

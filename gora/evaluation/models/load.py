@@ -61,9 +61,8 @@ def load_subject(
         check_vllm(named.model, source)
         if named.adapter is not None:
             read_config(named.adapter)
-        return LocalSubject(
-            prompting=prompting, backend=Vllm(named.model, source, named.adapter), fingerprint=fingerprint
-        )
+        engine = Vllm(named.model, source, named.adapter)
+        return LocalSubject(prompting=prompting, backend=engine, fingerprint=fingerprint, close=engine.close)
     model = _model(named, source, tokenizer)
     measure = _measuring(named, model, batch_size, trust_remote_code)
     if source.head == "language":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from gora.data import LabelledText
@@ -93,6 +93,7 @@ class LocalSubject:
         classify: the numbers of labels, of a model with a head for them.
         see: what is recognised in the images of options; None where it is a model of text.
         base: leave the adapter out.
+        close: gives back what the backend holds outside of this process's memory.
     """
 
     prompting: Prompting | OfImages
@@ -102,6 +103,7 @@ class LocalSubject:
     classify: Callable[[Sequence[LabelledText], bool], list[int]] | None = None
     see: Callable[[Options, bool], Recognised] | None = None
     base: bool = False
+    close: Callable[[], None] = field(default=lambda: None)
 
     @property
     def identity(self) -> str | None:
