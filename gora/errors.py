@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+DISTRIBUTION = "gora-finetune"
+"""What pip installs. The name `gora` belongs to another project there."""
+
 
 class GoraError(Exception):
     """The work failed for a reason that the message explains: exit code 1.
@@ -47,3 +50,8 @@ class Interrupted(GoraError):
     def __init__(self, signal_number: int, kept: str) -> None:
         self.exit_code = 128 + signal_number
         super().__init__(f"Stopped by signal {signal_number}. {kept}", code="interrupted")
+
+
+def pip_extra(extra: str) -> str:
+    """The command that installs one of gora's extras."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 # Threads do not survive a fork, and a child that waits for those of the tokenizers library waits for ever.
 os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
+
+# A shell ignores Ctrl-C in what it runs in the background, and so would everything that tests start and stop.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 # Rows that tests tokenise are kept here and not among the user's; other code of gora's makes other entries.

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from gora.adapters.forms import LoraTensors
-from gora.errors import GoraError, InputError
+from gora.errors import GoraError, InputError, pip_extra
 
 FILE = "adapter.gguf"
 
@@ -52,7 +52,7 @@ def family_known(config: PreTrainedConfig) -> bool:
 def require_gguf() -> None:
     """Raises InputError where the package that writes the format is not installed."""
     if find_spec("gguf") is None:
-        raise InputError("GGUF files are written by the package gguf: pip install 'gora[gguf]'.")
+        raise InputError(f"GGUF files are written by the package gguf: {pip_extra('gguf')}.")
 
 
 def write_gguf(lora: LoraTensors, config: PreTrainedConfig, path: Path) -> None:

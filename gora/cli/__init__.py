@@ -14,6 +14,7 @@ from gora.cli.check import check_command
 from gora.cli.compare import compare_command
 from gora.cli.evaluate import evaluate_command
 from gora.cli.export import export_command
+from gora.cli.init import init_command
 from gora.cli.inspect_ranks import inspect_ranks_command
 from gora.cli.merge import merge_command
 from gora.cli.precompute import precompute_command
@@ -38,6 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command("init")(init_command)
 app.command("run")(run_command)
 app.command("check")(check_command)
 app.command("precompute")(precompute_command)

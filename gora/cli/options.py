@@ -7,12 +7,17 @@ from typing import Annotated
 import typer
 
 from gora.errors import InputError
+from gora.recipe import LoadedRecipe, load_recipe
 from gora.runs.folder import RunFolder
 from gora.runs.owner import holding_for_workers
 from gora.runs.state import Mode
+from gora.runtime.imports import importing
 from gora.runtime.launch import Launch
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a built-in recipe.")]
+OptionalRecipeArgument = Annotated[
+    str | None, typer.Argument(metavar="[RECIPE]", help="A YAML file, or the name of a built-in recipe.")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting of the recipe; may be repeated."),
@@ -45,6 +50,38 @@ NodeRankOption = Annotated[
 RendezvousOption = Annotated[
     str | None, typer.Option("--rendezvous", metavar="HOST:PORT", help="Where the hosts meet, on the first of them.")
 ]
+
+
+ModelOption = Annotated[
+    str | None, typer.Option("--model", metavar="MODEL", help="With --data, instead of RECIPE: what to tune.")
+]
+DataOption = Annotated[
+    str | None, typer.Option("--data", metavar="DATA", help="Rows to tune it on; see `gora init` for the recipe.")
+]
+
+
+def loaded_recipe(
+    recipe: str | None,
+    model: str | None,
+    data: str | None,
+    overrides: list[str] | None,
+    *,
+    begin: bool,
+    trust_remote_code: bool,
+) -> LoadedRecipe:
+    """The recipe that is named, or the one that `gora init` would write."""
+    if recipe is not None and model is None and data is None:
+        return load_recipe(recipe, overrides or (), begin=begin)
+    if recipe is not None or model is None or data is None:
+        raise InputError("Give a RECIPE, or --model and --data.")
+    with importing():
+        from gora.runtime.world import launched
+        from gora.stages.init import propose
+
+    made = propose(model, data, overrides or (), begin=begin, trust_remote_code=trust_remote_code)
+    if not launched():
+        typer.echo(made.text)
+    return made.loaded
 
 
 def mode_of(*, resume: bool, overwrite: bool) -> Mode:

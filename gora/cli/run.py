@@ -7,17 +7,20 @@ import typer
 
 from gora.cli.options import (
     CodeExecutionOption,
+    DataOption,
     GpusOption,
+    ModelOption,
     NodeRankOption,
     NodesOption,
+    OptionalRecipeArgument,
     OverwriteOption,
     ProcessesOption,
-    RecipeArgument,
     RendezvousOption,
     ResumeOption,
     SetOption,
     TrustOption,
     WeakSandboxOption,
+    loaded_recipe,
     mode_of,
     started_elsewhere,
 )
@@ -25,7 +28,9 @@ from gora.runtime.imports import importing
 
 
 def run_command(
-    recipe: RecipeArgument,
+    recipe: OptionalRecipeArgument = None,
+    model: ModelOption = None,
+    data: DataOption = None,
     overrides: SetOption = None,
     merge: Annotated[bool, typer.Option("--merge", help="Also write the merged model.")] = False,
     from_gradients: Annotated[
@@ -47,9 +52,9 @@ def run_command(
     ] = False,
 ) -> None:
     """Precompute, train and evaluate."""
-    from gora.recipe import load_recipe
-
-    loaded = load_recipe(recipe, overrides or (), begin=overwrite)
+    loaded = loaded_recipe(
+        recipe, model, data, overrides, begin=overwrite, trust_remote_code=trust_remote_code
+    )
     mode = mode_of(resume=resume, overwrite=overwrite)
     if dry_run:
         with importing():

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from gora.core.initial import module_alpha
 from gora.errors import GoraError
-from gora.methods.base import ADAPTER, Method, Wrapping, lora_layers, pair, wrap_with
+from gora.methods.base import ADAPTER, Method, Wrapping, differences, lora_layers, pair, wrap_with
 from gora.plan import Factors, Plan
 
 
@@ -31,7 +31,7 @@ class Gora(Method):
         config = plan_config(plan, shared.dropout, names)
         config.use_dora = shared.dora
         wrapped = wrap_with(model, config)
-        _fill(wrapped, plan, factors)
+        set_initial_values(wrapped, factors)
         verify(wrapped, plan, factors)
         return wrapped
 
@@ -94,12 +94,25 @@ def verify(wrapped: PeftModel, plan: Plan, factors: Factors) -> None:
         raise GoraError("The adapter differs from the plan:\n" + "\n".join(f"  - {line}" for line in sorted(wrong)))
 
 
-def _fill(wrapped: PeftModel, plan: Plan, factors: Factors) -> None:
+def set_initial_values(wrapped: PeftModel, values: Factors) -> None:
+    """Put A and B into a wrapped model; magnitudes of DoRA are taken again from the weights after that first step.
+
+    Args:
+        wrapped: the model in PEFT's adapter of the name `default`.
+        values: A and B of every adapted layer, see `gora.plan.Factors`.
+
+    Raises:
+        GoraError: the model is wrapped in other layers, or with other ranks.
+    """
     layers = lora_layers(wrapped)
+    if told := differences(values, layers):
+        raise GoraError(f"The adapter is not the one that these values are for: {'; '.join(told)}")
     with torch.no_grad():
-        for module in plan.adapted:
-            layer = layers[module.name]
-            for mine, value in zip(pair(layer), as_held(factors[module.name]), strict=True):
+        for name, factors in values.items():
+            layer, held = layers[name], as_held(factors)
+            for mine, value in zip(pair(layer), held, strict=True):
+                if mine.shape != value.shape:
+                    raise GoraError(f"{name} has {tuple(mine.shape)} values, and {tuple(value.shape)} are given.")
                 mine.copy_(value)
             if ADAPTER in layer.lora_magnitude_vector:
                 magnitudes: Any = layer.lora_magnitude_vector[ADAPTER]

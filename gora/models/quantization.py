@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig
 
-from gora.errors import InputError
+from gora.errors import DISTRIBUTION, InputError, pip_extra
 from gora.recipe.schema import ModelSection
 
 _BITSANDBYTES = ("nf4", "fp4", "int8")
 # Their layers are unpacked into ordinary weights while they are loaded.
 _UNPACKED = ("fp8", "mxfp4", "compressed-tensors")
 _PACKAGES = {
-    **dict.fromkeys(_BITSANDBYTES, ("bitsandbytes", "'gora[bitsandbytes]'")),
+    **dict.fromkeys(_BITSANDBYTES, ("bitsandbytes", f"'{DISTRIBUTION}[bitsandbytes]'")),
     "compressed-tensors": ("compressed_tensors", "compressed-tensors"),
     "gptq": ("gptqmodel", "gptqmodel"),
     "awq": ("gptqmodel", "gptqmodel"),
@@ -29,7 +29,7 @@ _PACKAGES = {
 }
 _PACKED = (
     "its layers hold packed numbers and no weight, of which ranks, initial values and checks are made. Name the model "
-    "in whole weights, with model.quantization: nf4 (pip install 'gora[bitsandbytes]')."
+    f"in whole weights, with model.quantization: nf4 ({pip_extra('bitsandbytes')})."
 )
 
 

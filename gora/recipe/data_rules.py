@@ -112,7 +112,7 @@ def _format(recipe: Recipe) -> Iterator[Contradiction]:
             yield Contradiction((f"data.{name}", "data.format"), text)
         for source in sources:
             own = source.key_of(name)
-            if own.startswith(source.key) and source.data.format not in formats:
+            if own.startswith(f"{source.key}.") and source.data.format not in formats:
                 text = f"{name} belongs to format: {others}, but the format is {source.data.format}"
                 yield Contradiction((own, source.key_of("format")), text)
 

@@ -109,18 +109,37 @@ def read_document(path: Path) -> Document:
     Raises:
         InputError: the file cannot be read, is not YAML, is empty, or is not a mapping at the top.
     """
-    document = Document(origin=str(path))
     try:
-        node = compose(_read(path))
+        return parse_document(_read(path), str(path))
+    except NotYamlError as error:
+        raise _unreadable(str(path), error) from None
+
+
+def parse_document(text: str, origin: str) -> Document:
+    """Read a recipe's text.
+
+    Args:
+        text: YAML.
+        origin: what messages call it.
+
+    Raises:
+        InputError: it is not YAML, is empty, or is not a mapping at the top.
+    """
+    document = Document(origin=origin)
+    try:
+        node = compose(text)
         if node is None or node.tag == f"{TAG}null":
             raise NotYamlError(1, "the file is empty; a recipe needs at least model.name and data.train.path")
         if not isinstance(node, yaml.MappingNode):
             raise NotYamlError(node.start_mark.line + 1, "expected sections such as 'model:' at the top of the file")
         document.values = Builder(document, document.origin).mapping(node, ())
     except NotYamlError as error:
-        problem = Problem(Place(document.origin, error.line), (), error.text)
-        raise InputError(f"{document.origin}: 1 problem", [str(problem)]) from None
+        raise _unreadable(origin, error) from None
     return document
+
+
+def _unreadable(origin: str, error: NotYamlError) -> InputError:
+    return InputError(f"{origin}: 1 problem", [str(Problem(Place(origin, error.line), (), error.text))])
 
 
 class Builder:

@@ -19,6 +19,7 @@ from gora.recipe.document import (
     Problem,
     Unreadable,
     inner_value,
+    parse_document,
     read_document,
 )
 from gora.recipe.extends import EXTENDS, read_extended
@@ -58,7 +59,24 @@ def load_recipe(reference: str, overrides: Sequence[str] = (), *, begin: bool = 
     """
     path = _find(reference)
     name = reference.replace("/", "-") if builtin_paths().get(reference) == path else path.stem
-    document = read_extended(path)
+    return _loaded(read_extended(path), name, overrides, begin=begin)
+
+
+def parse_recipe(text: str, origin: str, overrides: Sequence[str] = (), *, begin: bool = False) -> LoadedRecipe:
+    """Load a recipe that is no file, and extends none.
+
+    Args:
+        text: YAML.
+        origin: what messages call it; its name without an ending is that of the recipe.
+        overrides, begin: see `load_recipe`.
+
+    Raises:
+        InputError: something in it or in the overrides is wrong; all of it is listed.
+    """
+    return _loaded(parse_document(text, origin), Path(origin).stem, overrides, begin=begin)
+
+
+def _loaded(document: Document, name: str, overrides: Sequence[str], *, begin: bool) -> LoadedRecipe:
     for setting in overrides:
         _override(document, setting)
     output = document.value(("output",)) or f"runs/{name}"

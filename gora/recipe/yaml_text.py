@@ -61,9 +61,14 @@ def compose(text: str) -> yaml.Node | None:
         raise NotYamlError(1, _syntax(str(error))) from None
 
 
-def dump(values: dict[str, Any]) -> str:
-    """Write plain values as YAML that reads back the same, here and in readers of YAML 1.1."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
+def dump(values: dict[str, Any] | list[Any], *, flow: bool = False) -> str:
+    """Write plain values as YAML that reads back the same, here and in readers of YAML 1.1.
+
+    Args:
+        values: a mapping or a list.
+        flow: on one line, with brackets.
+    """
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6, default_flow_style=flow)
 
 
 def annotated(text: str, notes: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gora.errors import InputError
+from gora.errors import InputError, pip_extra
 from gora.files import publish
 from gora.plan import Plan
 from gora.report.curves import curves_of, draw_curve
@@ -67,7 +67,7 @@ def plot_ranks(plan: Plan, path: Path) -> None:
     try:
         import matplotlib
     except ModuleNotFoundError:
-        raise InputError('Plots need matplotlib, which is not installed: pip install "gora[plot]".') from None
+        raise InputError(f"Plots need matplotlib, which is not installed: {pip_extra('plot')}.") from None
 
     # The user's own matplotlibrc is left out, so that a plan always gives the same picture.
     with matplotlib.rc_context():

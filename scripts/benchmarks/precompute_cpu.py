@@ -21,11 +21,7 @@ def measure(way: str) -> None:
     """Run one way in this process and print seconds and peak bytes."""
     import torch
 
-    from gora.gradients.attach import Attachment
-    from gora.gradients.checkpoint import NoCheckpoint
-    from gora.gradients.collect import Collection, Pace
-    from gora.gradients.sums import DeviceSums
-    from gora.models.targets import weight_shape
+    from gora import mean_gradients
     from gora.planning.gradient_pass import MicroBatches
     from gora.recipe import load_recipe
     from gora.runs.context import RunContext
@@ -45,15 +41,7 @@ def measure(way: str) -> None:
         for index in range(STEPS):
             loss_of(batches[index]).backward()
     else:
-        sums = DeviceSums({name: weight_shape(module) for name, module in targets.items()}, context.device)
-        Collection(
-            attachment=Attachment(model, targets),
-            sums=sums,
-            batch_of=batches.__getitem__,
-            loss_of=loss_of,
-            pace=Pace.alone(STEPS),
-            checkpoint=NoCheckpoint(),
-        ).run()
+        mean_gradients(model, targets, map(batches.__getitem__, range(STEPS)), loss_of)
     seconds = time.perf_counter() - start
     print("measured", seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 

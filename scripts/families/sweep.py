@@ -100,24 +100,25 @@ def alone(kind: str, family: str, seconds: float) -> dict[str, str]:
     """Try a family in a process of its own."""
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe(duplex=False)
-    child = fork.Process(target=_send, args=(theirs, kind, family))
-    child.start()
-    theirs.close()
-    try:
-        late = {"all": f"fault: still running after {seconds} s"}
-        found: dict[str, str] = ours.recv() if ours.poll(seconds) else late
-    except EOFError:
-        found = {"all": "fault: the process died"}
-    child.kill()
-    child.join()
+    # The folder is this process's own: a child that is killed deletes nothing.
+    with TemporaryDirectory() as folder:
+        child = fork.Process(target=_send, args=(theirs, kind, family, Path(folder)))
+        child.start()
+        theirs.close()
+        try:
+            late = {"all": f"fault: still running after {seconds} s"}
+            found: dict[str, str] = ours.recv() if ours.poll(seconds) else late
+        except EOFError:
+            found = {"all": "fault: the process died"}
+        child.kill()
+        child.join()
     return found
 
 
-def _send(pipe: Any, kind: str, family: str) -> None:
+def _send(pipe: Any, kind: str, family: str, folder: Path) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1), os.dup2(nowhere, 2)
-    with TemporaryDirectory() as folder:
-        pipe.send(attempt(kind, family, Path(folder)))
+    pipe.send(attempt(kind, family, folder))
 
 
 def attempt(kind: str, family: str, folder: Path) -> dict[str, str]:

@@ -29,7 +29,7 @@ FORMS = {
 }
 FILTERS = ("strict-match", "flexible-extract")
 installed = pytest.mark.skipif(
-    find_spec("lm_eval") is None, reason="lm-eval is not installed: pip install 'gora[lm-eval]'"
+    find_spec("lm_eval") is None, reason="lm-eval is not installed: pip install 'gora-finetune[lm-eval]'"
 )
 
 

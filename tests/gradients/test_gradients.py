@@ -17,7 +17,7 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from gora import manifest
+from gora import manifest, mean_gradients
 from gora.errors import GoraError, InputError
 from gora.gradients.attach import Attachment
 from gora.gradients.buffered import ENOUGH_TOKENS, BufferedSums, buffered_bytes
@@ -329,22 +329,13 @@ def test_a_layer_that_is_passed_by_is_left_to_autograd_and_an_unused_one_has_non
     model = PassesBy()
     targets = dict(model.named_children())
     batches = [torch.randn(4, 6, generator=torch.Generator().manual_seed(i)) for i in range(3)]
-    attachment = Attachment(model, targets)
-    sums = make_sums(attachment, targets)
-    run = Collection(
-        attachment=attachment,
-        sums=sums,
-        batch_of=batches.__getitem__,
-        loss_of=model,
-        pace=Pace.alone(3),
-        checkpoint=NoCheckpoint(),
-    )
-    assert run.run().counted == 3
+    gradients = mean_gradients(model, targets, batches, model)
+    assert gradients.counted == 3
     weights = [model.called.weight, model.passed_by.weight]
     expected = torch.autograd.grad(sum(model(batch) for batch in batches), weights)
     for name, total in zip(("called", "passed_by"), expected, strict=True):
-        assert (sums.read(name) - total).norm() <= 1e-6 * total.norm()
-    assert not sums.read("unused").any()
+        assert (3 * gradients[name] - total).norm() <= 1e-6 * total.norm()
+    assert not gradients["unused"].any()
 
 
 class Frozen8Bit(torch.nn.Linear):
@@ -655,17 +646,9 @@ def test_reentrant_segments_of_the_caller_s_own_are_exact():
     def loss(batch):
         return checkpoint(lambda x: torch.tanh(layer(x)), batch, use_reentrant=True).square().mean()
 
-    sums = DeviceSums({"layer": (6, 6)}, torch.device("cpu"))
-    Collection(
-        attachment=Attachment(layer, {"layer": layer}),
-        sums=sums,
-        batch_of=[rows].__getitem__,
-        loss_of=loss,
-        pace=Pace.alone(1),
-        checkpoint=NoCheckpoint(),
-    ).run()
+    gradients = mean_gradients(layer, {"layer": layer}, [rows], loss)
     (expected,) = torch.autograd.grad(torch.tanh(layer(rows)).square().mean(), layer.weight)
-    assert (sums.read("layer") - expected).norm() <= 1e-6 * expected.norm()
+    assert (gradients["layer"] - expected).norm() <= 1e-6 * expected.norm()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")

@@ -6,13 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from gora import mean_gradients
 from gora.core.importance import importance
 from gora.errors import InputError
 from gora.gradients.attach import Attachment
-from gora.gradients.checkpoint import NoCheckpoint
-from gora.gradients.collect import Collection, Pace
-from gora.gradients.statistics import SummedStatistics
-from gora.gradients.sums import DeviceSums
 from gora.models.load import find_model, load_model, weight_bytes
 from gora.models.targets import find_targets, weight_of, weight_shape
 from gora.plan import read_plan
@@ -60,25 +57,16 @@ def test_a_quantised_layer_gives_the_products_of_its_own_operands_and_the_import
     with attachment.attached():
         for batch in batches:
             loss_of(batch).backward()
-    sums = DeviceSums({name: weight_shape(layer) for name, layer in targets.items()}, DEVICE)
-    progress = Collection(
-        attachment=attachment,
-        sums=sums,
-        batch_of=batches.__getitem__,
-        loss_of=loss_of,
-        pace=Pace.alone(len(batches)),
-        checkpoint=NoCheckpoint(),
-    ).run()
-    statistics = SummedStatistics(sums, attachment.keys, lambda name: weight_of(targets[name]), progress.counted)
-    assert progress.counted == 3
+    gradients = mean_gradients(model, "attention", batches, loss_of)
+    assert gradients.counted == 3
     assert len(targets) == len(exact) > 0
     whole = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).state_dict()
     for name, mean in exact.items():
-        assert (statistics.mean(name).double().cpu() - mean).norm() <= 1e-6 * mean.norm() != 0
+        assert (gradients[name].double().cpu() - mean).norm() <= 1e-6 * mean.norm() != 0
         found, expected = weight_of(targets[name]).double().cpu(), whole[f"{name}.weight"].double()
         assert found.shape == expected.shape
         assert 0 < (found - expected).norm() < 0.12 * expected.norm()
-        importances = (statistics.importance(name, "sensitivity"), importance(found, mean, "sensitivity"))
+        importances = (gradients.statistics.importance(name, "sensitivity"), importance(found, mean, "sensitivity"))
         assert importances[0] == pytest.approx(importances[1], rel=1e-5)
 
 
@@ -87,17 +75,7 @@ def test_the_gradient_is_that_of_autograd_with_the_dequantised_weights(kind):
     """The error of the layer's own arithmetic remains: int8 also rounds its inputs."""
     model, _ = quantized(kind)
     batch = next(micro_batches(1))
-    targets = find_targets(model, "attention")
-    sums = DeviceSums({name: weight_shape(layer) for name, layer in targets.items()}, DEVICE)
-    attachment = Attachment(model, targets)
-    Collection(
-        attachment=attachment,
-        sums=sums,
-        batch_of=lambda index: batch,
-        loss_of=lambda b: model(**b, use_cache=False).loss,
-        pace=Pace.alone(1),
-        checkpoint=NoCheckpoint(),
-    ).run()
+    gradients = mean_gradients(model, "attention", [batch], lambda b: model(**b, use_cache=False).loss)
     plain = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).to(DEVICE).requires_grad_(False)
     linear = dict(model.named_modules())
     with torch.no_grad():
@@ -105,8 +83,8 @@ def test_the_gradient_is_that_of_autograd_with_the_dequantised_weights(kind):
             layer.weight.copy_(weight_of(linear[name]))
     weights = [layer.weight.requires_grad_(True) for layer in find_targets(plain, "attention").values()]
     expected = torch.autograd.grad(plain(**batch, use_cache=False).loss, weights)
-    for name, gradient in zip(targets, expected, strict=True):
-        assert (sums.read(name) - gradient).norm() < (1e-4 if kind == "nf4" else 0.1) * gradient.norm()
+    for name, gradient in zip(gradients, expected, strict=True):
+        assert (gradients[name] - gradient).norm() < (1e-4 if kind == "nf4" else 0.1) * gradient.norm()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -137,5 +115,5 @@ def test_a_quantised_base_goes_from_gradients_to_a_merged_model(kind, tmp_path, 
 
 def test_without_bitsandbytes_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setattr("gora.models.quantization.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'gora\[bitsandbytes\]'"):
+    with pytest.raises(InputError, match=r"pip install 'gora-finetune\[bitsandbytes\]'"):
         quantized("nf4")

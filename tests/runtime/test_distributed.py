@@ -32,7 +32,7 @@ def several(folder, *scenarios):
         The folder of what a scenario has made, by its name; one that failed fails those tests only that ask for it.
     """
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    launcher.append(f"--max-restarts={len(scenarios)}")
+    launcher += [f"--max-restarts={len(scenarios)}", f"--log-dir={folder / 'torchrun'}"]
     worker = [str(ROOT / "tests" / "helpers" / "processes.py"), str(folder), *scenarios]
     done = subprocess.run([*launcher, *worker], env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
 

@@ -12,19 +12,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 
+from gora import mean_gradients
 from gora.adapters.dry_wrap import choose_layers
 from gora.adapters.load import read_config
 from gora.core.ranks import RankBounds, adapter_parameters, allocate, allocate_parameters
 from gora.errors import InputError
-from gora.gradients.attach import Attachment
-from gora.gradients.checkpoint import NoCheckpoint
-from gora.gradients.collect import Collection, Pace
-from gora.gradients.sums import DeviceSums
 from gora.methods.gora import as_held
 from gora.models.checkpointing import recomputing_activations
-from gora.models.experts import fused_experts, matrices_of, target_of
+from gora.models.experts import fused_experts, target_of
 from gora.models.load import Source
-from gora.models.targets import find_experts, find_targets, weight_shape
 from gora.plan import read_factors, read_plan, write_plan
 from gora.recipe.schema import AdapterSection
 from gora.runs.owner import mark
@@ -70,23 +66,13 @@ def test_each_experts_mean_gradient_is_that_of_autograd(build, recompute):
             totals[name] += gradient
     model.requires_grad_(False)
 
-    matrices = matrices_of({**find_targets(model, "attention"), **find_experts(model)})
-    attachment = Attachment(model, matrices)
-    sums = DeviceSums({name: weight_shape(matrix) for name, matrix in matrices.items()}, torch.device("cpu"))
     with recomputing_activations(model, recompute):
-        Collection(
-            attachment=attachment,
-            sums=sums,
-            batch_of=batches.__getitem__,
-            loss_of=loss_of,
-            pace=Pace.alone(3),
-            checkpoint=NoCheckpoint(),
-        ).run()
+        gradients = mean_gradients(model, "attention", batches, loss_of, experts=True)
 
-    assert sum(name.rpartition(".")[0] in fused for name in matrices) == sum(len(value) for value in fused.values())
+    assert sum(name.rpartition(".")[0] in fused for name in gradients) == sum(len(value) for value in fused.values())
     for name, total in totals.items():
         for index, expected in enumerate(total.mT if build is gpt_oss else total):
-            found = sums.read(f"{name}.{index}").double()
+            found = gradients[f"{name}.{index}"].double() * len(batches)
             assert (found - expected).norm() <= 1e-6 * total.norm()
     assert all(value.grad is None and not value.requires_grad for value in model.parameters())
 

@@ -236,8 +236,8 @@ def test_a_layer_of_packed_numbers_is_no_target(tmp_path):
     ("quantization", "package"),
     [
         ({"quant_method": "compressed-tensors"}, "compressed-tensors"),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, r"gora\[bitsandbytes\]"),
-        ({"load_in_8bit": True}, r"gora\[bitsandbytes\]"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, r"gora-finetune\[bitsandbytes\]"),
+        ({"load_in_8bit": True}, r"gora-finetune\[bitsandbytes\]"),
         ({"quant_method": "gptq", "bits": 4}, "gptqmodel"),
     ],
 )

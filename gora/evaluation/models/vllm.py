@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gora.adapters.forms import write_uniform
-from gora.errors import InputError
+from gora.errors import InputError, pip_extra
 from gora.evaluation.task import Sampling
 from gora.models.load import Source
 from gora.models.positions import positions_of
@@ -26,7 +26,7 @@ def check_vllm(settings: ModelSection, source: Source) -> None:
         InputError: it is not installed, or the base is quantised.
     """
     if find_spec("vllm") is None:
-        raise InputError("--backend vllm needs vLLM: pip install 'gora[vllm]', or leave the option out.")
+        raise InputError(f"--backend vllm needs vLLM: {pip_extra('vllm')}, or leave the option out.")
     if kind := quantization_of(settings, source):
         raise InputError(f"--backend vllm is not given a base in {kind}; use --backend hf.")
 

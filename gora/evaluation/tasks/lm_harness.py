@@ -13,7 +13,7 @@ from typing import Any
 from peft import PeftModel
 
 from gora.data.collate import padding_id
-from gora.errors import InputError
+from gora.errors import InputError, pip_extra
 from gora.evaluation.models.generate import Generator
 from gora.models.encoders import longest_input
 from gora.models.new_tokens import embedding_rows
@@ -22,7 +22,7 @@ from gora.models.new_tokens import embedding_rows
 def check_installed() -> None:
     """Raises InputError where there is no lm-eval."""
     if find_spec("lm_eval") is None:
-        raise InputError("lm-eval is not installed: pip install 'gora[lm-eval]'.")
+        raise InputError(f"lm-eval is not installed: {pip_extra('lm-eval')}.")
 
 
 def version() -> str:

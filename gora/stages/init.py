@@ -1,0 +1,350 @@
+"""`gora init`: from a model and rows to a recipe that fits them, with a reason beside every line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig
+
+from gora.data.detect import Detected, detect
+from gora.data.formats import format_for
+from gora.data.rows import Untrained, Unusable
+from gora.data.sources import Source as Rows
+from gora.data.sources import find_source
+from gora.errors import InputError
+from gora.files import write_text
+from gora.models.load import Source, find_model, load_tokenizer
+from gora.recipe import LoadedRecipe
+from gora.recipe.document import parse_document
+from gora.recipe.load import parse_recipe
+from gora.recipe.schema import DataSection, ModelSection, SourceSection
+from gora.recipe.yaml_text import dump
+from gora.runtime.quiet import quiet_libraries
+from gora.stages.check import Checked, check
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_LOOKED_AT = 1000
+_TOKENIZED = 200
+_LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
+_MOST_HELD_OUT = 200
+_TRAIN, _EVAL = ("train",), ("validation", "test")
+
+
+_WHY = {
+    "model.head": "an encoder with a head for labels",
+    "data.eval": "a split of its own",
+    "data.holdout": "rows set aside for the eval loss",
+    "preset": "layers, rank, learning rate and sizes are decided by gora: gora recipes show FILE --complete",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A recipe for a model and rows.
+
+    Attributes:
+        name: what the recipe is called, and its run folder: after the rows.
+        text: YAML, commented.
+        loaded: the recipe that it is, with the settings of the command line.
+    """
+
+    name: str
+    text: str
+    loaded: LoadedRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A recipe that was written, and what `gora check` says of it."""
+
+    path: Path
+    text: str
+    checked: Checked
+
+
+def propose(
+    model: str,
+    data: str,
+    settings: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    begin: bool = False,
+    trust_remote_code: bool = False,
+) -> Proposal:
+    """Look at a model's configuration and at the first rows, and write a recipe that fits both.
+
+    Args:
+        model: hub id or folder.
+        data: file, pattern, folder or hub id of the rows.
+        settings: `section.key=value`, which replace what was found.
+        name: of the recipe; None is that of the rows.
+        begin: see `load_recipe`.
+        trust_remote_code: let the model run Python code of its own.
+
+    Raises:
+        InputError: the model or the rows cannot be used, it is not clear what the columns are, or a setting is wrong.
+    """
+    quiet_libraries()
+    section, source = _found_model(model, trust_remote_code)
+    tokenizer = load_tokenizer(section, source)
+    found = find_source(SourceSection(path=data), _TRAIN)
+    rows, count = _first_rows(found)
+    detected = _detected(rows, found.name, settings, classifier=source.head == "classification")
+    detected = _that_renders(detected, data, rows, source, tokenizer)
+    lengths = _lengths(detected, data, rows, source, tokenizer)
+    length, of_length = _max_length(lengths, source.config)
+    values = _values(section, data, {**detected.data, "max_length": length}, _held_out(data, count))
+    why = {f"data.{key}": reason for key, reason in {**detected.why, "max_length": of_length}.items()}
+    for setting in settings:
+        _put(values, setting)
+    name = name or _name(data)
+    loaded = parse_recipe(_written(values, why | _WHY), f"{name}.yaml", settings, begin=begin)
+    return Proposal(name=name, text=_written(values, why | _WHY), loaded=loaded)
+
+
+def write_proposal(
+    model: str,
+    data: str,
+    settings: Sequence[str] = (),
+    *,
+    destination: Path | None = None,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> Written:
+    """Write the recipe that `propose` makes to a file, and look at it as `gora check` does.
+
+    Args:
+        model, data, settings, trust_remote_code: see `propose`.
+        destination: the file; None is one in this folder, called after the rows.
+        overwrite: replace it if it exists.
+
+    Raises:
+        InputError: as `propose`, or the file exists.
+    """
+    path = destination or Path(f"{_name(data)}.yaml")
+    if path.is_dir():
+        raise InputError(
+            f"{path} is a folder. Give the name of the new file: --output {path / (_name(data) + '.yaml')}."
+        )
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists. Add --overwrite to replace it, or name another file with --output.")
+    made = propose(model, data, settings, name=path.stem, trust_remote_code=trust_remote_code)
+    write_text(path, made.text)
+    checked = check(made.loaded.recipe, trust_remote_code=trust_remote_code)
+    return Written(path=path, text=made.text, checked=checked)
+
+
+def _found_model(model: str, trust_remote_code: bool) -> tuple[ModelSection, Source]:
+    """The model as one that writes text, or as an encoder with a head for labels."""
+    section = ModelSection(name=model)
+    classifier = section.model_copy(update={"head": "classification"})
+    try:
+        source = find_model(section, trust_remote_code=trust_remote_code, weights=False)
+    except InputError:
+        with suppress(InputError):
+            return classifier, find_model(classifier, trust_remote_code=trust_remote_code, weights=False)
+        raise
+    if not _reads_only(source.config):
+        return section, source
+    return classifier, find_model(classifier, trust_remote_code=trust_remote_code, weights=False)
+
+
+def _reads_only(config: PreTrainedConfig) -> bool:
+    """Whether a model fills masks or tells labels; some of these could also be built as decoders."""
+    if config.is_encoder_decoder or getattr(config, "is_decoder", False):
+        return False
+    made_for = str((config.architectures or [""])[0])
+    return type(config) in MODEL_FOR_MASKED_LM_MAPPING or made_for.endswith("ForSequenceClassification")
+
+
+def _first_rows(found: Rows) -> tuple[list[dict[str, Any]], int]:
+    """The first rows that can be read, and how many there are; reading stops where enough is known."""
+    rows: list[dict[str, Any]] = []
+    count = 0
+    reasons: list[str] = []
+    for part in found.parts():
+        count += part.read
+        if len(rows) < _LOOKED_AT:
+            parsed = part.parsed()
+            rows += parsed.rows
+            reasons += map(str, parsed.bad)
+        if count >= 20 * _MOST_HELD_OUT and len(rows) >= _LOOKED_AT:
+            break
+    if not rows:
+        for file in found.files:
+            found.explain_no_row(file.name)
+        raise InputError(f"{found.name} holds no rows that can be read.", reasons[:3])
+    return rows[:_LOOKED_AT], count
+
+
+def _detected(rows: Sequence[dict[str, Any]], name: str, settings: Sequence[str], *, classifier: bool) -> Detected:
+    """What fits the rows; columns that the user names are taken at their word."""
+    named = {key for key, _, _ in (setting.partition("=") for setting in settings)}
+    if named & {"data.format", "data.response", "data.messages", "data.text"}:
+        return Detected(data={}, labels=classifier)
+    return detect(rows, name, classifier=classifier)
+
+
+def _that_renders(
+    detected: Detected,
+    data: str,
+    rows: Sequence[dict[str, Any]],
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Detected:
+    """With the chat template and the way to split turns with which most rows can be read."""
+    if detected.data.get("format") != "chat":
+        return detected
+    tries: list[dict[str, Any]] = [{}, {"turns": "separate"}]
+    why = {"turns": "the model's template writes a turn differently when others follow"}
+    if not getattr(tokenizer, "chat_template", None):
+        usual = ["chatml", "plain"] if "<|im_start|>" in tokenizer.get_vocab() else ["plain", "chatml"]
+        tries = [{"chat_template": template} for template in usual]
+        why = {"chat_template": "the model has no template of its own"}
+    unread = [(_unreadable({**detected.data, **more}, data, rows, source, tokenizer), more) for more in tries]
+    reasons, best = min(unread, key=lambda each: len(each[0]))
+    if len(reasons) == len(rows[:_TOKENIZED]):
+        raise InputError(
+            f"{data}: the chat template cannot write any of the first {len(reasons)} conversations. Give a model whose "
+            "template can, or a template with --set data.format=chat --set data.chat_template=FILE.jinja.",
+            reasons[:1],
+        )
+    told = {**detected.why, **{key: why[key] for key in best}}
+    return Detected(data={**detected.data, **best}, why=told, labels=detected.labels)
+
+
+def _section(settings: Mapping[str, Any], data: str) -> DataSection:
+    return DataSection.model_validate({"train": {"path": data}, **settings})
+
+
+def _unreadable(
+    settings: Mapping[str, Any],
+    data: str,
+    rows: Sequence[dict[str, Any]],
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[str]:
+    """Why first rows cannot be read so, those that cannot."""
+    fmt = format_for(_section(settings, data), tokenizer, head=source.head)
+    reasons = []
+    for row in rows[:_TOKENIZED]:
+        try:
+            fmt.read(row)
+        except Untrained:
+            continue
+        except Unusable as fault:
+            reasons.append(str(fault))
+    return reasons
+
+
+def _lengths(
+    detected: Detected,
+    data: str,
+    rows: Sequence[dict[str, Any]],
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[int]:
+    """Tokens of the first rows that can be read, sorted."""
+    if not detected.data:
+        return []
+    fmt = format_for(_section(detected.data, data), tokenizer, head=source.head)
+    lengths = []
+    for row in rows[:_TOKENIZED]:
+        try:
+            examples = fmt.read(row).examples
+        except (Unusable, Untrained):
+            continue
+        for example in examples:
+            texts = (
+                [segment.text for segment in example]
+                if isinstance(example, list)
+                else [example.text, example.pair or ""]
+            )
+            lengths.append(sum(len(tokenizer(text)["input_ids"]) for text in texts))
+    return sorted(lengths)
+
+
+def _max_length(lengths: Sequence[int], config: PreTrainedConfig) -> tuple[int, str]:
+    """The least usual length that holds 99 rows in 100, and what it was taken from."""
+    context = getattr(config.get_text_config(), "max_position_embeddings", None) or _LENGTHS[-1]
+    most = min(context, _LENGTHS[-1])
+    if not lengths:
+        return min(most, 1024), "tokens of the longest row"
+    wanted = lengths[(len(lengths) - 1) * 99 // 100]
+    chosen = next((length for length in _LENGTHS if wanted <= length <= most), most)
+    return chosen, f"99 % of the first {len(lengths)} rows have at most {wanted} tokens"
+
+
+def _values(
+    model: ModelSection, data: str, found: Mapping[str, Any], held_out: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that the recipe says, by section."""
+    head = {} if model.head == "language" else {"head": model.head}
+    return {
+        "model": {"name": model.name, **head},
+        "data": {"train": {"path": data}, **held_out, **found},
+        "preset": "auto",
+    }
+
+
+def _held_out(data: str, count: int) -> dict[str, Any]:
+    """Evaluation rows: a split of their own where there is one, else a twentieth of the rows."""
+    try:
+        held = find_source(SourceSection(path=data), _EVAL)
+    except InputError:
+        held = None
+    if held is not None and held.identity() != find_source(SourceSection(path=data), _TRAIN).identity():
+        return {"eval": {"path": data, "max_rows": _MOST_HELD_OUT}}
+    rows = min(_MOST_HELD_OUT, max(count // 20, min(count // 4, 8)))
+    return {"holdout": rows} if rows else {}
+
+
+def _name(data: str) -> str:
+    """A name after the rows: the file's, or the last part of the folder or hub id."""
+    stem = Path(data.removeprefix("builtin:")).name.partition(".")[0]
+    folder = Path(data.removeprefix("builtin:")).parent.name
+    name = folder if stem in ("train", "data", "rows") and folder else stem
+    return "".join(character if character.isalnum() or character in "-_" else "-" for character in name) or "recipe"
+
+
+def _written(values: Mapping[str, Any], why: Mapping[str, str]) -> str:
+    """The recipe as YAML, a section at a time, with what each line was taken from."""
+    lines: list[tuple[str, str]] = []
+    for section, settings in values.items():
+        if not isinstance(settings, Mapping):
+            lines.append((_line(section, settings), why.get(section, "")))
+            continue
+        lines.append((f"{section}:", ""))
+        lines += [(f"  {_line(key, value)}", why.get(f"{section}.{key}", "")) for key, value in settings.items()]
+    width = max(len(line) for line, reason in lines if reason) + 2
+    body = "\n".join(f"{line:<{width}}# {reason}" if reason else line for line, reason in lines)
+    return f"# Written by gora init. What each setting means and which way it pulls: docs/recipe.md.\n{body}\n"
+
+
+def _line(key: str, value: Any) -> str:
+    """A setting on one line."""
+    if isinstance(value, dict | list):
+        return f"{key}: {dump(value, flow=True).strip()}"
+    if isinstance(value, str) and "\n" in value:
+        return f"{key}: {json.dumps(value, ensure_ascii=False)}"
+    return dump({key: value}).strip()
+
+
+def _put(values: dict[str, Any], setting: str) -> None:
+    """Put a setting of the command line where it belongs; what is wrong with it is said by `parse_recipe`."""
+    key, equals, text = setting.partition("=")
+    *sections, name = key.strip().split(".")
+    with suppress(InputError):
+        value = parse_document(f"value: {text}", setting).values["value"]
+        for section in sections:
+            inner = values.get(section)
+            values = values.setdefault(section, {}) if isinstance(inner, dict | None) else {}
+        if equals and name:
+            values[name] = value
