@@ -20,6 +20,7 @@ from gora.cli.merge import merge_command
 from gora.cli.precompute import precompute_command
 from gora.cli.push import push_command
 from gora.cli.recipes import recipes_app
+from gora.cli.report import report_command
 from gora.cli.run import run_command
 from gora.cli.train import train_command
 from gora.errors import GoraError
@@ -52,6 +53,7 @@ app.command("chat")(chat_command)
 app.command("generate")(generate_command)
 app.command("push")(push_command)
 app.command("inspect-ranks")(inspect_ranks_command)
+app.command("report")(report_command)
 app.command("cache")(cache_command)
 app.add_typer(recipes_app, name="recipes")
 

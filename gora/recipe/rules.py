@@ -84,6 +84,36 @@ def _resolved(written: int | str, value: int) -> str:
 
 
 @rule
+def _evaluations(recipe: Recipe) -> Iterator[Contradiction]:
+    """What looks at evaluations during training needs some."""
+    train, evaluation = recipe.train, recipe.evaluation
+    asking = {
+        "train.keep": train.keep == "best",
+        "train.patience": train.patience is not None,
+        "evaluation.samples": evaluation.samples > 0,
+    }
+    for key in (key for key, asks in asking.items() if asks and evaluation.steps is None):
+        text = "there are no evaluations during training; say with evaluation.steps how many steps lie between two"
+        yield Contradiction((key, "evaluation.steps"), text)
+    if train.keep == "best" and recipe.adapter.method == "full":
+        text = "the best values of a whole model are not kept; use keep: last, or another method"
+        yield Contradiction(("train.keep", "adapter.method"), text)
+    if evaluation.samples and recipe.model.head == "classification":
+        text = "a classifier writes no answers; leave samples at 0"
+        yield Contradiction(("evaluation.samples", "model.head"), text)
+
+
+@rule
+def _warmup(recipe: Recipe) -> Iterator[Contradiction]:
+    ratio = TrainSection.model_fields["warmup_ratio"].default
+    if recipe.train.warmup_steps is not None and recipe.train.warmup_ratio not in (ratio, 0):
+        text = (
+            f"warmup_steps ({recipe.train.warmup_steps}) and warmup_ratio ({recipe.train.warmup_ratio:g}) both say it"
+        )
+        yield Contradiction(("train.warmup_steps", "train.warmup_ratio"), f"{text}; keep one of them")
+
+
+@rule
 def _above_noise(recipe: Recipe) -> Iterator[Contradiction]:
     """Halves are known when the pass is over, and not kept of experts."""
     if recipe.gora.importance != "above-noise" or not facts_of(recipe.adapter.method).needs_plan:

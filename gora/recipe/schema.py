@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 Budget = Annotated[str, Field(pattern=r"^rank [1-9][0-9]{0,5} on (attention|all-linear)$")]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 ImportanceKind = Literal["sensitivity", "nuclear-gradient", "nuclear-product", "effective-rank", "above-noise"]
 
 
@@ -154,6 +155,8 @@ class TrainSection(Section):
     """Course of the learning rate after warm-up."""
     warmup_ratio: Fraction = 0.03
     """Share of all steps in which the learning rate rises from zero."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """How many steps that are, instead of `warmup_ratio`."""
     min_lr_ratio: Fraction = 0.1
     """Final learning rate over the peak (cosine)."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
@@ -186,6 +189,14 @@ class TrainSection(Section):
     """Minutes after which a checkpoint is saved if none was; with null a failure may lose the whole training."""
     keep_checkpoints: Positive = 2
     """How many of the newest checkpoints are kept."""
+    keep: Literal["last", "best"] = "last"
+    """Which values become the adapter: those after the last step, or those of the evaluation with the least loss, of
+    all that `evaluation.steps` asks for."""
+    patience: Positive | None = None
+    """Training ends early after so many evaluations in a row that were not better than the best; null never does."""
+    report_to: list[Tracker] = []
+    """Trackers that are told losses and rates, such as `[tensorboard]`; their packages are installed apart, and keep
+    their files in `tracking/` of the run folder (`docs/tracking.md`)."""
 
 
 class TaskSection(Section):
@@ -212,6 +223,9 @@ class EvaluationSection(Section):
     """Tasks for the trained model, such as `{name: gsm8k}`; `gora run` closes with them."""
     batch_size: Positive = 64
     """Questions that are answered at a time."""
+    samples: Annotated[int, Field(ge=0)] = 0
+    """How many evaluation prompts are answered at every evaluation of `steps`, to see what the model writes: the first
+    is shown, all are in `samples.jsonl`."""
 
 
 class Recipe(Section):

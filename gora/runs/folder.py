@@ -92,6 +92,21 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def best(self) -> Path:
+        """The trained values with the least evaluation loss so far, with `train.keep: best`."""
+        return self.path / "best.safetensors"
+
+    @property
+    def samples(self) -> Path:
+        """What the model wrote at each evaluation, one JSON object per line."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def page(self) -> Path:
+        """The run on one page, for a browser."""
+        return self.path / "report.html"
+
+    @property
     def results(self) -> Path:
         """Losses, cost, facts of each stage, and the figures of tasks."""
         return self.path / "results.json"

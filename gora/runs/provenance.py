@@ -33,10 +33,12 @@ _FREE_TO_CHANGE = {
     "train.save_steps",
     "train.save_minutes",
     "train.keep_checkpoints",
+    "train.report_to",
     "evaluation.steps",
     "evaluation.micro_batch_size",
     "evaluation.tasks",
     "evaluation.batch_size",
+    "evaluation.samples",
 }
 
 

@@ -72,7 +72,8 @@ def clear_training(folder: RunFolder) -> None:
         delete(path)
     for checkpoint in reversed(folder.all_checkpoints()):
         delete(checkpoint)
-    for path in (folder.merged, folder.metrics, folder.initial, folder.decisions, *_answers(folder)):
+    once = (folder.best, folder.samples, folder.page)
+    for path in (folder.merged, folder.metrics, folder.initial, folder.decisions, *once, *_answers(folder)):
         delete(path)
 
 

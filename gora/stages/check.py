@@ -32,6 +32,7 @@ from gora.runtime.machine import describe_machine
 from gora.runtime.out_of_memory import is_out_of_memory, release_memory
 from gora.training.engine_training import refuse_what_cannot_train
 from gora.training.schedule import optimizer_steps, warmup_steps
+from gora.training.trackers import refuse_what_cannot_be_watched
 
 _MANY_CUT = 0.05
 
@@ -124,6 +125,7 @@ class _Look:
         context = contexts[0]
         self.trying(lambda: self._folder(context))
         self.trying(lambda: refuse_what_cannot_train(context.engine, context.device, recipe.adapter.method))
+        self.trying(lambda: refuse_what_cannot_be_watched(recipe, context.engine))
         divisible = self.trying(lambda: accumulation_steps(recipe.train, self._processes))
         if not (self.trying(lambda: context.inputs) and self.trying(lambda: context.chosen)):
             return recipe

@@ -31,8 +31,10 @@ from gora.runtime.progress import clock
 from gora.stages.evaluate import closing_job, evaluate_in, unfinished
 from gora.stages.merge import merge
 from gora.stages.precompute import plan_from_gradients_in, precompute_in
+from gora.stages.report import close_with_page
 from gora.stages.train import Trained, train_in
 from gora.training.engine_training import refuse_what_cannot_train
+from gora.training.trackers import refuse_what_cannot_be_watched
 
 
 def run(
@@ -70,6 +72,7 @@ def run(
         progress = context.settle("run", needs_plan=method.needs_plan)
         # What training or a task would refuse is refused before the gradients take their time.
         refuse_what_cannot_train(context.engine, context.device, recipe.adapter.method)
+        refuse_what_cannot_be_watched(recipe, context.engine)
         accumulation_steps(recipe.train, context.world.size)
         if leaves_open(recipe):
             with output.logging_to(context.folder.log, "run"):
@@ -103,6 +106,7 @@ def run(
         if merge_too and context.world.main and not context.folder.merged.exists():
             merge(trained.adapter, context.folder.merged, overwrite=True, trust_remote_code=trust_remote_code)
         context.world.barrier()
+        close_with_page(context.folder, context.world)
         with output.logging_to(context.folder.log, "run"):
             output.say(_summary(context.folder, trained, merge_too, time.monotonic() - begin))
             if context.source.causal and trained.adapter == context.folder.adapter and not merge_too:
@@ -138,6 +142,7 @@ def _summary(folder: RunFolder, trained: Trained, merged: bool, seconds: float) 
     if merged:
         table.add_row("merged model", str(folder.merged))
     table.add_row("metrics, log", f"{folder.metrics}, {folder.log}")
+    table.add_row("report", str(folder.page))
     if folder.plan.exists():
         table.add_row("ranks", f"gora inspect-ranks {quote(str(folder.plan))}")
     if not merged and trained.adapter == folder.adapter:

@@ -54,19 +54,23 @@ from gora.runtime.interrupt import StopRequest, stopping_between_steps
 from gora.runtime.memory import peak_bytes, peak_text, reset_peak
 from gora.runtime.out_of_memory import is_out_of_memory, release_memory
 from gora.runtime.progress import clock
+from gora.stages.report import close_with_page
 from gora.training.callbacks import Report, SaveAndLog, StopOrSave
 from gora.training.course import Course
 from gora.training.engine_training import check_engine, forget_engine, refuse_what_cannot_train
 from gora.training.fitting import StepOutOfMemory
 from gora.training.groups import parameter_groups
+from gora.training.keeping import KeepBest, read_best, restore
 from gora.training.layout import StepLayout, choose_layout, padding_by_length
 from gora.training.metrics import Metrics
 from gora.training.room import check_room
+from gora.training.samples import Samples, first_prompts
 from gora.training.saved_state import check_state
 from gora.training.schedule import optimizer_steps, refuse_too_few_steps, warmup_steps
 from gora.training.skipping import SkipNotFinite, StepRows
 from gora.training.start import Wrapped, fingerprint, keep_initial, load_trained, wrap_model
 from gora.training.step_rows import RunSteps, resume_stream, steps_of
+from gora.training.trackers import refuse_what_cannot_be_watched, tracking
 from gora.training.trainer import GoraTrainer
 from gora.training.trial import confirm_micro_batch, halved_in_words
 from gora.training.worse import CompareWithBase, end_warning, start_warning
@@ -117,7 +121,9 @@ def train(recipe: Recipe, *, mode: Mode = "new", trust_remote_code: bool = False
         GoraError: training failed.
     """
     with RunContext.open(recipe, command="gora train", mode=mode, trust_remote_code=trust_remote_code) as context:
-        return train_in(context)
+        trained = train_in(context)
+        close_with_page(context.folder, context.world)
+        return trained
 
 
 def train_in(context: RunContext) -> Trained:
@@ -142,6 +148,7 @@ def _open(context: RunContext, progress: Progress) -> _Opened:
     """What is trained on which rows, how long, and from where; all of it refused here if it cannot be."""
     recipe, folder, world = context.recipe, context.folder, context.world
     refuse_what_cannot_train(context.engine, context.device, recipe.adapter.method)
+    refuse_what_cannot_be_watched(recipe, context.engine)
     checkpoint = progress.checkpoint if context.mode == "resume" else None
     if checkpoint is not None:
         check_provenance(checkpoint, recipe, folder, context.engine, world)
@@ -219,7 +226,8 @@ def _fit(context: RunContext, opened: _Opened, start: Wrapped) -> _Fitted:
     Raises:
         Interrupted: a signal stopped the loop before its end, and a checkpoint was saved.
     """
-    with stopping_between_steps() as request:
+    settings = context.recipe.train
+    with stopping_between_steps() as request, tracking(context.recipe, context.folder.path):
         trainer, report, guard = _make_trainer(context, opened, start, request)
         failure = None
         try:
@@ -238,6 +246,10 @@ def _fit(context: RunContext, opened: _Opened, start: Wrapped) -> _Fitted:
         guard.refuse_if_lost(reached, opened.steps, str(newest))
         if number and reached < opened.steps:
             raise Interrupted(number, f"{newest} holds step {reached} of {opened.steps}; add --resume to continue.")
+        if settings.keep == "best" and (best := read_best(context.folder.best)) is not None:
+            restore(start.model, best)
+            trainer.last_evaluation = (reached, best.loss)
+            output.say(f"best      the values after step {best.step}, evaluation loss {best.loss:.4f}")
         # A signal that comes from here on waits until what was trained is saved.
         _save(context, start, report, trainer)
     return _Fitted(trainer=trainer, report=report, request=request, course=trainer.course)
@@ -360,9 +372,20 @@ def _make_trainer(
     report.lap = trainer.pace.lap
     stops = (StopOrSave(request, world, settings.save_minutes), guard)
     worse = CompareWithBase(start.losses, course, recipe, output)
-    for callback in (*method.callbacks(start.model), report, SaveAndLog(settings), *stops, worse):
+    keep = KeepBest(start.model, settings, course, context.folder.best, output, write=world.main)
+    watching = [keep, *_samples(context, start, done)] if context.data.eval else []
+    for callback in (*method.callbacks(start.model), report, SaveAndLog(settings), *stops, worse, *watching):
         trainer.add_callback(callback)
     return trainer, report, guard
+
+
+def _samples(context: RunContext, start: Wrapped, done: int) -> list[Samples]:
+    """Answers on the way, in process 0; none where they are not asked for."""
+    count, folder = context.recipe.evaluation.samples, context.folder
+    if not count or not context.world.main or context.data.eval is None:
+        return []
+    prompts = first_prompts(context.data.eval, count, context.tokenizer, encoder_decoder=context.source.encoder_decoder)
+    return [Samples(start.model, context.tokenizer, prompts, folder.samples, output, last_step=done)]
 
 
 def _padding(context: RunContext, size: int) -> float:
@@ -401,7 +424,7 @@ def _final_loss(context: RunContext, trainer: GoraTrainer, start: Wrapped) -> fl
     if not context.data.eval:
         return None
     step, loss = trainer.last_evaluation
-    known = step == trainer.state.max_steps and math.isfinite(loss)
+    known = step == trainer.state.global_step and math.isfinite(loss)
     return loss if known else finite_loss(start.model, context, "the trained adapter")
 
 

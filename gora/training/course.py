@@ -7,6 +7,7 @@ that a resumed run notices what an unbroken one would.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, median
@@ -37,6 +38,9 @@ class Course:
         lowest_step: the step at which it was reached.
         lowest_rate: share of the peak learning rate there.
         recent: losses of the latest steps that were taken, the oldest first.
+        best_loss: the least loss of all evaluations so far.
+        best_step: the step after which it was measured.
+        not_better: how many evaluations in a row have not been better.
     """
 
     taken: int = 0
@@ -48,6 +52,9 @@ class Course:
     lowest_step: int = 0
     lowest_rate: float = 0.0
     recent: list[float] = field(default_factory=list)
+    best_loss: float | None = None
+    best_step: int = 0
+    not_better: int = 0
 
     @classmethod
     def read(cls, checkpoint: Path) -> Course:
@@ -115,6 +122,18 @@ class Course:
         if (smoothed := self.smoothed) is not None and (self.lowest is None or smoothed < self.lowest):
             self.lowest, self.lowest_step, self.lowest_rate = smoothed, step, rate
         return spike
+
+    def evaluate(self, step: int, loss: float) -> bool:
+        """Add an evaluation, and say whether it is the best so far; one that is not finite never is."""
+        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
+            self.best_loss, self.best_step, self.not_better = loss, step, 0
+            return True
+        self.not_better += 1
+        return False
+
+    def is_over(self, patience: int | None) -> bool:
+        """Whether enough evaluations in a row have not been better."""
+        return patience is not None and self.not_better >= patience
 
     def skip(self) -> None:
         """Add a step that is skipped."""

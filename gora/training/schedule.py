@@ -41,7 +41,8 @@ def refuse_too_few_steps(method: str, steps: int) -> None:
 
 def warmup_steps(settings: TrainSection, steps: int) -> int:
     """How many of the optimizer steps warm up; a single step does not, or its learning rate would be zero."""
-    return min(math.ceil(settings.warmup_ratio * steps), steps - 1)
+    wanted = math.ceil(settings.warmup_ratio * steps) if settings.warmup_steps is None else settings.warmup_steps
+    return min(wanted, steps - 1)
 
 
 def make_schedule(optimizer: Optimizer, settings: TrainSection, steps: int) -> LRScheduler:

@@ -258,10 +258,11 @@ class GoraTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _run_epoch(self, model: torch.nn.Module, epoch: int, *args: Any, **kwargs: Any) -> None:
-        """Where a checkpoint of the last step is taken up, there is no step left, also in the middle of an epoch."""
+        """Where a checkpoint of the last step is taken up, there is no step left, also in the middle of an epoch; nor
+        where patience has run out."""
         # After a resume, a loader that skips rows stands between: not every transformers then hands the epoch on.
         self._numbers.set_epoch(epoch)
-        if self.state.global_step < self.state.max_steps:
+        if self.state.global_step < self.state.max_steps and not self.course.is_over(self._recipe.train.patience):
             super()._run_epoch(model, epoch, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -356,7 +357,8 @@ def _arguments(context: RunContext, steps: int, *, evaluates: bool, all_used: bo
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
-        report_to=[],
+        report_to=list(train.report_to) if context.world.main else [],
+        run_name=context.folder.path.name,
         seed=recipe.seed,
         data_seed=recipe.seed,
         **engine_arguments(context.engine, context.device, all_used=all_used),

@@ -26,7 +26,7 @@ EXPECTED = {
 }
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one", "two"])
+@pytest.fixture(scope="module", params=[pytest.param(1, id="one"), pytest.param(2, id="two", marks=pytest.mark.slow)])
 def faults(request, tmp_path_factory):
     """What became of each fault; see `tests/helpers/faults.py`."""
     quiet = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}

@@ -63,11 +63,30 @@ def one(tmp_path_factory):
     return folder
 
 
+SCENARIOS = (
+    "directions",
+    "nan",
+    "nan_in_training",
+    "retaken",
+    "unused",
+    "interrupt",
+    "uneven",
+    "streamed",
+    "experts",
+    "memory",
+)
+
+
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def scenarios(tmp_path_factory):
+    """Everything that two processes of a launcher do here, one thing after the other, which start and import once."""
+    return several(tmp_path_factory.mktemp("scenarios"), *ENGINES, *SCENARIOS)
+
+
+@pytest.fixture(scope="module")
+def two(scenarios):
     """The chain in two processes, a folder for each engine."""
-    made_by = several(tmp_path_factory.mktemp("two"), *ENGINES)
-    return lambda engine: made_by(engine) / engine
+    return lambda engine: scenarios(engine) / engine
 
 
 def lines(folder):
@@ -140,23 +159,6 @@ def test_process_0_alone_writes_the_log(two):
     for engine in ENGINES:
         text = (two(engine) / "log.txt").read_text()
         assert text.count("training 20/20") + text.count("adapter   gora") == 1
-
-
-@pytest.fixture(scope="module")
-def scenarios(tmp_path_factory):
-    names = (
-        "directions",
-        "nan",
-        "nan_in_training",
-        "retaken",
-        "unused",
-        "interrupt",
-        "uneven",
-        "streamed",
-        "experts",
-        "memory",
-    )
-    return several(tmp_path_factory.mktemp("scenarios"), *names)
 
 
 @pytest.mark.parametrize("name", ["along whole", "along shared"])
