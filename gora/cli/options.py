@@ -22,33 +22,66 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting of the recipe; may be repeated."),
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Resume from the latest checkpoint.")]
 ShowSampleOption = Annotated[
     bool, typer.Option("--show-sample", help="Show one tokenized row, its supervised part marked, and stop.")
 ]
+PROCESSES, SAFETY = "Processes", "Code of others"
 TrustOption = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let the model run Python code of its own. Read that code first.")
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Let the model run Python code of its own. Read that code first.",
+        rich_help_panel=SAFETY,
+    ),
 ]
 CodeExecutionOption = Annotated[
     bool,
-    typer.Option("--allow-code-execution", help="Run programs that the model writes (humaneval, mbpp), in a sandbox."),
+    typer.Option(
+        "--allow-code-execution",
+        help="Run programs that the model writes (humaneval, mbpp), in a sandbox.",
+        rich_help_panel=SAFETY,
+    ),
 ]
 WeakSandboxOption = Annotated[
-    bool, typer.Option("--allow-weak-sandbox", help="Run them also where the system lacks walls of the sandbox.")
+    bool,
+    typer.Option(
+        "--allow-weak-sandbox",
+        help="Run them also where the system lacks walls of the sandbox.",
+        rich_help_panel=SAFETY,
+    ),
 ]
 GpusOption = Annotated[
-    int | None, typer.Option("--gpus", min=1, help="Processes on this host, one a GPU; all visible GPUs by default.")
+    int | None,
+    typer.Option(
+        "--gpus",
+        min=1,
+        help="GPUs to use on this host, one process each; all visible ones by default.",
+        rich_help_panel=PROCESSES,
+    ),
 ]
 ProcessesOption = Annotated[
-    int | None, typer.Option("--processes", min=1, help="Processes on this host, on its CPUs instead of GPUs.")
+    int | None,
+    typer.Option(
+        "--processes", min=1, help="Processes on this host, on its CPUs instead of GPUs.", rich_help_panel=PROCESSES
+    ),
 ]
-NodesOption = Annotated[int, typer.Option("--nodes", min=1, help="Hosts; the same command is given on each.")]
+NodesOption = Annotated[
+    int,
+    typer.Option("--nodes", min=1, help="Number of hosts; run the same command on each.", rich_help_panel=PROCESSES),
+]
 NodeRankOption = Annotated[
-    int | None, typer.Option("--node-rank", min=0, help="Which of the hosts this is; 0 is where they meet.")
+    int | None,
+    typer.Option(
+        "--node-rank", min=0, help="Index of this host; host 0 must be the rendezvous host.", rich_help_panel=PROCESSES
+    ),
 ]
 RendezvousOption = Annotated[
-    str | None, typer.Option("--rendezvous", metavar="HOST:PORT", help="Where the hosts meet, on the first of them.")
+    str | None,
+    typer.Option(
+        "--rendezvous", metavar="HOST:PORT", help="Address of the rendezvous, on host 0.", rich_help_panel=PROCESSES
+    ),
 ]
 
 

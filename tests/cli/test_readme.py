@@ -70,7 +70,8 @@ def test_the_map_names_folders_that_exist_and_misses_none():
 
 def test_the_verbs_are_those_of_the_command(tmp_path):
     table = set(re.findall(r"^\| `gora ([\w-]+)", README, re.MULTILINE))
-    shown = set(re.findall(r"^  ([\w-]+)  ", gora(["--help"], tmp_path).stdout.partition("Commands:")[2], re.MULTILINE))
+    groups = gora(["--help"], tmp_path).stdout.partition("\nTrain:\n")[2]
+    shown = set(re.findall(r"^  ([\w-]+)  ", groups, re.MULTILINE))
     assert table == shown
 
 

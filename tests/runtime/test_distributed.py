@@ -34,7 +34,7 @@ def several(folder, *scenarios):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     launcher += [f"--max-restarts={len(scenarios)}", f"--log-dir={folder / 'torchrun'}"]
     worker = [str(ROOT / "tests" / "helpers" / "processes.py"), str(folder), *scenarios]
-    done = subprocess.run([*launcher, *worker], env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
+    done = subprocess.run([*launcher, *worker], env=ENVIRONMENT, capture_output=True, text=True, timeout=1800)
 
     def made_by(scenario):
         if not all((folder / f"{scenario}.done-{rank}").exists() for rank in (0, 1)):
@@ -398,7 +398,7 @@ def test_ctrl_c_saves_the_sums_of_all_processes_and_resuming_makes_the_plan_of_a
     # A hangup that was not left alone would have been the first, and would answer with 129.
     assert parent.wait(timeout=60) == 130
     text = (tmp_path / "output.txt").read_text()
-    assert text.count("add --resume to go on from them") == 1
+    assert text.count("add --resume to continue from them") == 1
     assert "Traceback" not in text
     other = gora("precompute", "quickstart", "--resume", *settings, cwd=tmp_path)
     assert other.returncode == 2
