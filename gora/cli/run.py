@@ -52,9 +52,7 @@ def run_command(
     ] = False,
 ) -> None:
     """Precompute, train and evaluate."""
-    loaded = loaded_recipe(
-        recipe, model, data, overrides, begin=overwrite, trust_remote_code=trust_remote_code
-    )
+    loaded = loaded_recipe(recipe, model, data, overrides, begin=overwrite, trust_remote_code=trust_remote_code)
     mode = mode_of(resume=resume, overwrite=overwrite)
     if dry_run:
         with importing():

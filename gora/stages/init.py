@@ -282,9 +282,7 @@ def _max_length(lengths: Sequence[int], config: PreTrainedConfig) -> tuple[int, 
     return chosen, f"99 % of the first {len(lengths)} rows have at most {wanted} tokens"
 
 
-def _values(
-    model: ModelSection, data: str, found: Mapping[str, Any], held_out: Mapping[str, Any]
-) -> dict[str, Any]:
+def _values(model: ModelSection, data: str, found: Mapping[str, Any], held_out: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that the recipe says, by section."""
     head = {} if model.head == "language" else {"head": model.head}
     return {

@@ -158,7 +158,9 @@ def _kinds(kind: Any, metadata: list[Any]) -> Iterator[str]:
     elif kind is type(None):
         yield "`null`"
     elif origin is list:
-        yield f"list of {kind_text(arguments[0])}"
+        least = [each.min_length for each in metadata if isinstance(each, MinLen)] + _flat(metadata)
+        several = f" of {max(least)} or more" if least and max(least) > 1 else ""
+        yield f"list of {kind_text(arguments[0])}{several}"
     elif isinstance(kind, type) and issubclass(kind, Section):
         yield "section"
     else:
@@ -171,6 +173,12 @@ def _shared(kind: Any, metadata: list[Any]) -> list[Any]:
     return metadata if kind in (int, float) or get_origin(kind) is Annotated else []
 
 
+def _flat(metadata: list[Any]) -> list[int]:
+    """Least lengths inside of pydantic's `Field`."""
+    inner = [each for item in metadata for each in getattr(item, "metadata", ())]
+    return [each.min_length for each in inner if isinstance(each, MinLen)]
+
+
 def _bounds(metadata: list[Any]) -> Iterator[str]:
     flat = [each for item in metadata for each in (getattr(item, "metadata", None) or [item])]
     told = []
@@ -179,8 +187,6 @@ def _bounds(metadata: list[Any]) -> Iterator[str]:
             if isinstance(each, bound):
                 value = getattr(each, bound.__name__.lower())
                 told.append(f"{words} {value:,}" if isinstance(value, int) and value < 10**9 else f"{words} {value}")
-        if isinstance(each, MinLen) and each.min_length > 1:
-            told.append(f"of {each.min_length} or more")
     if told:
         yield " and ".join(dict.fromkeys(told))
 

@@ -16,8 +16,8 @@ from gora.adapters.save import ADAPTER_NOTE
 from gora.data.prompting import read_prompt_format
 from gora.errors import InputError
 from gora.files import read_json
-from gora.recipe import load_recorded
 from gora.models.hub_names import split_revision
+from gora.recipe import load_recorded
 from gora.recipe.schema import DataSection, Head, ModelSection, Recipe
 from gora.runs.folder import RunFolder
 from gora.runs.state import find_progress
