@@ -1,4 +1,4 @@
-"""The wheel and the sdist that a release uploads: built, looked into, installed in a fresh environment and run there."""
+"""The wheel and the sdist of a release: built, looked into, installed in a fresh environment and run there."""
 
 import re
 import subprocess
@@ -46,7 +46,8 @@ def test_wheel_and_sdist_hold_what_is_needed_and_nothing_else(dist):
     ):
         assert f"gora/{needed}" in names
     assert not [name for name in names if "__pycache__" in name or name.endswith((".pyc", ".pt", ".bin"))]
-    inside = tarfile.open(sdist).getnames()
+    with tarfile.open(sdist) as archive:
+        inside = archive.getnames()
     assert {"README.md", "pyproject.toml", "gora/__init__.py", "tests/conftest.py"} <= {
         name.partition("/")[2] for name in inside
     }
