@@ -126,10 +126,15 @@ def _part(title: str, text: str, prefix: str, fields: dict[str, FieldInfo]) -> s
         lines.append(f"### `{name}`\n")
         lines.append(f"{kind_text(info.annotation, info.metadata)}; default {_default(info)}.\n")
         text = " ".join((info.description or "").split())
-        lines.append(_LINKED.sub(r"[\1.md](\1.md)", text) + "\n")
+        lines.append(_LINKED.sub(_link, text) + "\n")
         if name in PULLS:
             lines.append(f"*Which way it pulls:* {PULLS[name]}\n")
     return "\n".join(line for line in lines if line)
+
+
+def _link(named: re.Match[str]) -> str:
+    page = f"{named[1]}.md"
+    return f"[{page}]({page})" if (PAGE.parent / page).exists() else named[0]
 
 
 def _default(info: FieldInfo) -> str:
