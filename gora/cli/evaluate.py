@@ -16,7 +16,7 @@ from gora.cli.options import (
 from gora.runtime.imports import importing
 
 Backend = Literal["hf", "vllm"]
-JUDGE, GENERATION = "Judge (mtbench)", "Generation"
+JUDGE, GENERATION = "Judge (mtbench, experimental)", "Generation"
 
 
 def evaluate_command(
@@ -62,7 +62,9 @@ def evaluate_command(
     ] = 64,
     backend: Annotated[
         Backend,
-        typer.Option("--backend", help="What generates; vllm needs vLLM and a GPU.", rich_help_panel=GENERATION),
+        typer.Option(
+            "--backend", help="What generates; vllm (experimental) needs vLLM and a GPU.", rich_help_panel=GENERATION
+        ),
     ] = "hf",
     destination: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="Where results go; a run's own folder by default.")
