@@ -177,7 +177,7 @@ def test_the_adapter_of_a_family_that_is_not_known_is_left_to_llama_cpp_s_conver
 
 def test_gguf_needs_its_package(made, tmp_path, monkeypatch):
     monkeypatch.setattr("gora.adapters.gguf.find_spec", lambda _: None)
-    with pytest.raises(InputError, match=r"gora\[gguf\]"):
+    with pytest.raises(InputError, match=r"gora-finetune\[gguf\]"):
         export(made[1], "llama.cpp", tmp_path / "out")
 
 
