@@ -2,17 +2,19 @@
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gora.errors import InputError
-from gora.recipe import LoadedRecipe, load_recipe
 from gora.runs.folder import RunFolder
 from gora.runs.owner import holding_for_workers
 from gora.runs.state import Mode
 from gora.runtime.imports import importing
 from gora.runtime.launch import Launch
+
+if TYPE_CHECKING:
+    from gora.recipe import LoadedRecipe
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a built-in recipe.")]
 OptionalRecipeArgument = Annotated[
@@ -101,8 +103,10 @@ def loaded_recipe(
     *,
     begin: bool,
     trust_remote_code: bool,
-) -> LoadedRecipe:
+) -> "LoadedRecipe":
     """The recipe that is named, or the one that `gora init` would write."""
+    from gora.recipe import load_recipe
+
     if recipe is not None and model is None and data is None:
         return load_recipe(recipe, overrides or (), begin=begin)
     if recipe is not None or model is None or data is None:
