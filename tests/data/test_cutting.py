@@ -148,7 +148,7 @@ def test_texts_of_a_classifier_are_cut_to_the_same_tokens(side):
     bert.truncation_side = side
     encoder = TextEncoder(bert, LENGTH)
     cut = 0
-    for text in texts(4, 3000, 3):
+    for text in texts(8, 4000, 3):
         for row in (LabelledText(text, None, 1), LabelledText("short", text, 0), LabelledText(text, text[::-1], 1)):
             left = encoder.shortened(row)
             assert list(encoder([left])) == list(encoder([row]))
