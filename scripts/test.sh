@@ -6,7 +6,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 "$VENV"/bin/ruff format --check .
 "$VENV"/bin/mypy
 "$VENV"/bin/lint-imports
+"$VENV"/bin/codespell
+"$VENV"/bin/python scripts/docs/vocabulary.py
 # Two test processes with one thread each: many tests wait for processes of their own. A module's runs are shared by its
 # tests, so that they stay together; the longest modules begin first.
 export OMP_NUM_THREADS=1
-exec "$VENV"/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
+exec "$VENV"/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10 "$@"

@@ -21,7 +21,15 @@ ROOT = Path(__file__).parent.parent
 # Rows that tests tokenise are kept here and not among the user's; other code of gora's makes other entries.
 os.environ.setdefault("HF_HOME", str(ROOT / ".pytest_cache" / "hub"))
 TINY = ROOT / "gora" / "assets" / "models" / "tiny-6m"
-LONGEST = ("test_distributed", "test_cli", "test_compare", "test_train")
+LONGEST = (
+    "test_distributed",
+    "test_train",
+    "test_compare",
+    "test_cli",
+    "test_launch",
+    "test_methods",
+    "test_kill_points",
+)
 
 
 def pytest_sessionfinish(session):
@@ -39,7 +47,7 @@ def pytest_sessionfinish(session):
 
 def pytest_collection_modifyitems(items):
     """The longest modules first, so that of two test processes none ends long before the other."""
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 def opened(recipe):

@@ -14,6 +14,7 @@ from gora.cli.check import check_command
 from gora.cli.compare import compare_command
 from gora.cli.evaluate import evaluate_command
 from gora.cli.export import export_command
+from gora.cli.help import LOOK, TRAIN, USE, PlainCommand, PlainGroup
 from gora.cli.init import init_command
 from gora.cli.inspect_ranks import inspect_ranks_command
 from gora.cli.merge import merge_command
@@ -36,26 +37,26 @@ app = typer.Typer(
     help="Fine-tune Hugging Face models with GoRA: ranks and starting values from the gradients of your own data.",
     epilog="First use: gora run quickstart",
     no_args_is_help=True,
-    add_completion=False,
+    cls=PlainGroup,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("init")(init_command)
-app.command("run")(run_command)
-app.command("check")(check_command)
-app.command("precompute")(precompute_command)
-app.command("train")(train_command)
-app.command("eval")(evaluate_command)
-app.command("compare")(compare_command)
-app.command("merge")(merge_command)
-app.command("export")(export_command)
-app.command("chat")(chat_command)
-app.command("generate")(generate_command)
-app.command("push")(push_command)
-app.command("inspect-ranks")(inspect_ranks_command)
-app.command("report")(report_command)
-app.command("cache")(cache_command)
-app.add_typer(recipes_app, name="recipes")
+app.command("init", cls=PlainCommand, rich_help_panel=TRAIN)(init_command)
+app.command("run", cls=PlainCommand, rich_help_panel=TRAIN)(run_command)
+app.command("check", cls=PlainCommand, rich_help_panel=TRAIN)(check_command)
+app.command("precompute", cls=PlainCommand, rich_help_panel=TRAIN)(precompute_command)
+app.command("train", cls=PlainCommand, rich_help_panel=TRAIN)(train_command)
+app.command("eval", cls=PlainCommand, rich_help_panel=USE)(evaluate_command)
+app.command("compare", cls=PlainCommand, rich_help_panel=TRAIN)(compare_command)
+app.command("merge", cls=PlainCommand, rich_help_panel=USE)(merge_command)
+app.command("export", cls=PlainCommand, rich_help_panel=USE)(export_command)
+app.command("chat", cls=PlainCommand, rich_help_panel=USE)(chat_command)
+app.command("generate", cls=PlainCommand, rich_help_panel=USE)(generate_command)
+app.command("push", cls=PlainCommand, rich_help_panel=USE)(push_command)
+app.command("inspect-ranks", cls=PlainCommand, rich_help_panel=LOOK)(inspect_ranks_command)
+app.command("report", cls=PlainCommand, rich_help_panel=LOOK)(report_command)
+app.command("cache", cls=PlainCommand, rich_help_panel=LOOK)(cache_command)
+app.add_typer(recipes_app, name="recipes", rich_help_panel=LOOK)
 
 
 def _version(wanted: bool) -> None:

@@ -40,7 +40,7 @@ def chat_command(
     stop: StopOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Talk with a run, an adapter or a model in the form that it was trained on."""
+    """Talk with a run, an adapter or a model in its trained format."""
     with importing():
         from gora.stages.chat import chat
 

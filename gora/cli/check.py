@@ -20,7 +20,7 @@ def check_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Say what a recipe will do and take here, and what would stop it; no weights are loaded."""
+    """Say what a recipe needs here and what would stop it."""
     from gora.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())

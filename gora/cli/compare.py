@@ -38,7 +38,7 @@ def compare_command(
         typer.Option("--output", metavar="DIR", help="Where runs and results go."),
     ] = None,
 ) -> None:
-    """Run a recipe with several methods, variants and seeds, and tabulate what comes out; finished runs stay."""
+    """Compare methods, variants and seeds; completed runs are reused."""
     from gora.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())

@@ -16,6 +16,7 @@ from gora.cli.options import (
 from gora.runtime.imports import importing
 
 Backend = Literal["hf", "vllm"]
+JUDGE, GENERATION = "Judge (mtbench, experimental)", "Generation"
 
 
 def evaluate_command(
@@ -39,17 +40,35 @@ def evaluate_command(
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Evaluate the base model, without what was trained.")] = False,
     both: Annotated[bool, typer.Option("--both", help="Evaluate both, and show the difference.")] = False,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Ask the first questions only.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Evaluate only the first N examples.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of whatever is drawn.")] = 0,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Answers to each question (pass@k).")] = 1,
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, help="Answers to each question (pass@k).", rich_help_panel=GENERATION)
+    ] = 1,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", min=0.0, help="0 is greedy; the task's own by default.")
+        float | None,
+        typer.Option(
+            "--temperature", min=0.0, help="0 is greedy; the task's own by default.", rich_help_panel=GENERATION
+        ),
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens; the task's own by default.")
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            min=1,
+            help="Longest answer in tokens; the task's own by default.",
+            rich_help_panel=GENERATION,
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts at a time.")] = 64,
-    backend: Annotated[Backend, typer.Option("--backend", help="What generates; vllm needs vLLM and a GPU.")] = "hf",
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Prompts at a time.", rich_help_panel=GENERATION)
+    ] = 64,
+    backend: Annotated[
+        Backend,
+        typer.Option(
+            "--backend", help="What generates; vllm (experimental) needs vLLM and a GPU.", rich_help_panel=GENERATION
+        ),
+    ] = "hf",
     destination: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="Where results go; a run's own folder by default.")
     ] = None,
@@ -60,18 +79,35 @@ def evaluate_command(
     allow_weak_sandbox: WeakSandboxOption = False,
     judge_url: Annotated[
         str | None,
-        typer.Option("--judge-url", metavar="URL", help="OpenAI-compatible endpoint that rates answers (mtbench)."),
+        typer.Option(
+            "--judge-url",
+            metavar="URL",
+            help="OpenAI-compatible endpoint that rates answers (mtbench).",
+            rich_help_panel=JUDGE,
+        ),
     ] = None,
     judge_model: Annotated[
-        str | None, typer.Option("--judge-model", metavar="NAME", help="What the endpoint calls the judge.")
+        str | None,
+        typer.Option("--judge-model", metavar="NAME", help="What the endpoint calls the judge.", rich_help_panel=JUDGE),
     ] = None,
     judge_key_env: Annotated[
-        str, typer.Option("--judge-key-env", metavar="NAME", help="Environment variable with the endpoint's key.")
+        str,
+        typer.Option(
+            "--judge-key-env",
+            metavar="NAME",
+            help="Environment variable with the endpoint's key.",
+            rich_help_panel=JUDGE,
+        ),
     ] = "OPENAI_API_KEY",
     judge_prompts: Annotated[
-        Path | None, typer.Option("--judge-prompts", metavar="FILE", help="Judge prompts in FastChat's form.")
+        Path | None,
+        typer.Option(
+            "--judge-prompts", metavar="FILE", help="Judge prompts in FastChat's form.", rich_help_panel=JUDGE
+        ),
     ] = None,
-    judge_parallel: Annotated[int, typer.Option("--judge-parallel", min=1, help="Requests at a time.")] = 4,
+    judge_parallel: Annotated[
+        int, typer.Option("--judge-parallel", min=1, help="Requests at a time.", rich_help_panel=JUDGE)
+    ] = 4,
     gpus: GpusOption = None,
     processes: ProcessesOption = None,
     trust_remote_code: TrustOption = False,

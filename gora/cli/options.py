@@ -2,17 +2,19 @@
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gora.errors import InputError
-from gora.recipe import LoadedRecipe, load_recipe
 from gora.runs.folder import RunFolder
 from gora.runs.owner import holding_for_workers
 from gora.runs.state import Mode
 from gora.runtime.imports import importing
 from gora.runtime.launch import Launch
+
+if TYPE_CHECKING:
+    from gora.recipe import LoadedRecipe
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a built-in recipe.")]
 OptionalRecipeArgument = Annotated[
@@ -22,33 +24,66 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting of the recipe; may be repeated."),
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run left.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Resume from the latest checkpoint.")]
 ShowSampleOption = Annotated[
     bool, typer.Option("--show-sample", help="Show one tokenized row, its supervised part marked, and stop.")
 ]
+PROCESSES, SAFETY = "Processes", "Code of others"
 TrustOption = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let the model run Python code of its own. Read that code first.")
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Let the model run Python code of its own. Read that code first.",
+        rich_help_panel=SAFETY,
+    ),
 ]
 CodeExecutionOption = Annotated[
     bool,
-    typer.Option("--allow-code-execution", help="Run programs that the model writes (humaneval, mbpp), in a sandbox."),
+    typer.Option(
+        "--allow-code-execution",
+        help="Run programs that the model writes (humaneval, mbpp), in a sandbox.",
+        rich_help_panel=SAFETY,
+    ),
 ]
 WeakSandboxOption = Annotated[
-    bool, typer.Option("--allow-weak-sandbox", help="Run them also where the system lacks walls of the sandbox.")
+    bool,
+    typer.Option(
+        "--allow-weak-sandbox",
+        help="Run them also where the system lacks walls of the sandbox.",
+        rich_help_panel=SAFETY,
+    ),
 ]
 GpusOption = Annotated[
-    int | None, typer.Option("--gpus", min=1, help="Processes on this host, one a GPU; all visible GPUs by default.")
+    int | None,
+    typer.Option(
+        "--gpus",
+        min=1,
+        help="GPUs to use on this host, one process each; all visible ones by default.",
+        rich_help_panel=PROCESSES,
+    ),
 ]
 ProcessesOption = Annotated[
-    int | None, typer.Option("--processes", min=1, help="Processes on this host, on its CPUs instead of GPUs.")
+    int | None,
+    typer.Option(
+        "--processes", min=1, help="Processes on this host, on its CPUs instead of GPUs.", rich_help_panel=PROCESSES
+    ),
 ]
-NodesOption = Annotated[int, typer.Option("--nodes", min=1, help="Hosts; the same command is given on each.")]
+NodesOption = Annotated[
+    int,
+    typer.Option("--nodes", min=1, help="Number of hosts; run the same command on each.", rich_help_panel=PROCESSES),
+]
 NodeRankOption = Annotated[
-    int | None, typer.Option("--node-rank", min=0, help="Which of the hosts this is; 0 is where they meet.")
+    int | None,
+    typer.Option(
+        "--node-rank", min=0, help="Index of this host; host 0 must be the rendezvous host.", rich_help_panel=PROCESSES
+    ),
 ]
 RendezvousOption = Annotated[
-    str | None, typer.Option("--rendezvous", metavar="HOST:PORT", help="Where the hosts meet, on the first of them.")
+    str | None,
+    typer.Option(
+        "--rendezvous", metavar="HOST:PORT", help="Address of the rendezvous, on host 0.", rich_help_panel=PROCESSES
+    ),
 ]
 
 
@@ -68,8 +103,10 @@ def loaded_recipe(
     *,
     begin: bool,
     trust_remote_code: bool,
-) -> LoadedRecipe:
+) -> "LoadedRecipe":
     """The recipe that is named, or the one that `gora init` would write."""
+    from gora.recipe import load_recipe
+
     if recipe is not None and model is None and data is None:
         return load_recipe(recipe, overrides or (), begin=begin)
     if recipe is not None or model is None or data is None:
@@ -78,7 +115,7 @@ def loaded_recipe(
         from gora.runtime.world import launched
         from gora.stages.init import propose
 
-    made = propose(model, data, overrides or (), trust_remote_code=trust_remote_code)
+    made = propose(model, data, overrides or (), begin=begin, trust_remote_code=trust_remote_code)
     if not launched():
         typer.echo(made.text)
     return made.loaded

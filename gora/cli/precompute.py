@@ -54,7 +54,7 @@ def precompute_command(
     rendezvous: RendezvousOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Turn gradients of your data into ranks and initial values: writes the plan."""
+    """Turn gradients into ranks and initial values: the plan."""
     from gora.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or (), begin=overwrite)

@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
+from gora.cli.help import PlainCommand, PlainGroup
+
 recipes_app = typer.Typer(
-    help="List, show and copy the built-in recipes.", invoke_without_command=True, no_args_is_help=False
+    cls=PlainGroup, help="List, show and copy the built-in recipes.", invoke_without_command=True, no_args_is_help=False
 )
 
 
@@ -30,7 +32,7 @@ def list_command(context: typer.Context) -> None:
     output.say("A comparison goes with any recipe: gora compare RECIPE --variants COMPARISON.")
 
 
-@recipes_app.command("show")
+@recipes_app.command("show", cls=PlainCommand)
 def show_command(
     name: Annotated[str, typer.Argument(metavar="NAME")],
     complete: Annotated[
@@ -44,7 +46,7 @@ def show_command(
     typer.echo(dump_recipe(load_recipe(name).recipe) if complete else read_builtin(name), nl=False)
 
 
-@recipes_app.command("copy")
+@recipes_app.command("copy", cls=PlainCommand)
 def copy_command(
     name: Annotated[str, typer.Argument(metavar="NAME")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The new file.")],
@@ -67,7 +69,7 @@ def copy_command(
         typer.echo(f"recipe    {file}\nnext      gora run {file}")
 
 
-@recipes_app.command("schema")
+@recipes_app.command("schema", cls=PlainCommand)
 def schema_command() -> None:
     """Print the JSON schema of recipes, for editors that complete and check YAML."""
     from gora.recipe import json_schema

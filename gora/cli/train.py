@@ -31,7 +31,7 @@ def train_command(
     rendezvous: RendezvousOption = None,
     trust_remote_code: TrustOption = False,
 ) -> None:
-    """Train the adapter: reads the plan, writes the adapter."""
+    """Train the plan's adapter."""
     from gora.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or (), begin=overwrite)

@@ -104,7 +104,7 @@ def _methods(wanted: Sequence[str], variants: Sequence[Variant]) -> list[str]:
     if list(wanted) == ["all"]:
         wanted = list(METHODS)
     if unknown := [name for name in wanted if name not in METHODS]:
-        raise InputError(f"--methods: {', '.join(unknown)} is none of {', '.join(METHODS)}.")
+        raise InputError(f"--methods: {', '.join(unknown)} must be one of {', '.join(METHODS)}.")
     own = [variant for variant in variants if any(text.startswith("adapter.method=") for text in variant.settings)]
     if wanted and own:
         raise InputError(f"--methods: {own[0].place} names a method of its own. Leave --methods out.")

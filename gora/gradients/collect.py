@@ -157,8 +157,8 @@ class Collection:
     def _refuse_passing_by(self) -> None:
         if self.pace.computes_together:
             raise GoraError(
-                "Some target layers are passed by without being called; that cannot be followed while the weights are "
-                "shared out over processes. Leave them out (adapter.exclude), or give distributed: ddp."
+                "Some target layers are never called in the forward pass, which cannot be followed while weights are "
+                "sharded over processes. Leave them out (adapter.exclude), or give distributed: ddp."
             )
 
     def _record(self) -> Callable[[int], Tensor] | None:

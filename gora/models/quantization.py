@@ -16,6 +16,8 @@ from gora.recipe.schema import ModelSection
 _BITSANDBYTES = ("nf4", "fp4", "int8")
 # Their layers are unpacked into ordinary weights while they are loaded.
 _UNPACKED = ("fp8", "mxfp4", "compressed-tensors")
+TRAINABLE = (*_BITSANDBYTES, *_UNPACKED)
+"""Formats of layers that adapters can be trained on."""
 _PACKAGES = {
     **dict.fromkeys(_BITSANDBYTES, ("bitsandbytes", f"'{DISTRIBUTION}[bitsandbytes]'")),
     "compressed-tensors": ("compressed_tensors", "compressed-tensors"),
@@ -63,7 +65,7 @@ def stored_quantization(config: PreTrainedConfig) -> str | None:
 
 def trainable(kind: str) -> bool:
     """Whether adapters can be trained on layers of that kind here."""
-    return kind in _BITSANDBYTES or kind in _UNPACKED
+    return kind in TRAINABLE
 
 
 def refuse_unreadable(settings: ModelSection, config: PreTrainedConfig) -> None:

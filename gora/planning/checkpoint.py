@@ -58,7 +58,7 @@ def pass_checkpoint(
         done = min(cursor * world.size, steps)
         about = "about " if world.size > 1 else ""
         kept = f"{folder.pass_checkpoint} holds the sums of {about}{done} of {steps} micro-batches"
-        raise Interrupted(number, f"{kept}; add --resume to go on from them.")
+        raise Interrupted(number, f"{kept}; add --resume to continue from them.")
 
     def stop() -> int | None:
         # Processes in step stop together, also where the signal has not yet reached all of them.

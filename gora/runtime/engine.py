@@ -85,7 +85,9 @@ def _read(name: str, path: Path) -> Engine:
     document = _document(path)
     kind = _KINDS.get(str(document.get("distributed_type", "NO")))
     if kind is None:
-        raise InputError(f"{path}: distributed_type: {document['distributed_type']} is none of {', '.join(_KINDS)}.")
+        raise InputError(
+            f"{path}: distributed_type: {document['distributed_type']} must be one of {', '.join(_KINDS)}."
+        )
     if kind == "deepspeed":
         section = _section(path, document, "deepspeed_config")
         return replace(_deepspeed(name, path, _settings_of(path, section)), unread={**document, **section})
@@ -140,7 +142,7 @@ def _deepspeed(name: str, path: Path, document: dict[str, Any]) -> Engine:
     ]
     stage = _section(path, document, "zero_optimization").get("stage", 0)
     if stage not in (1, 2, 3):
-        problems.append(f"zero_optimization.stage: {stage!r} is none of 1, 2, 3; without ZeRO take `ddp`.")
+        problems.append(f"zero_optimization.stage: {stage!r} must be one of 1, 2, 3; without ZeRO take `ddp`.")
     if not _section(path, document, "zero_optimization").get("compute_grad_norm", True):
         problems.append("zero_optimization.compute_grad_norm: without the norm no NaN is noticed. Remove it.")
     for kind in ("fp16", "bf16"):

@@ -41,8 +41,7 @@ _WHY = {
     "model.head": "an encoder with a head for labels",
     "data.eval": "a split of its own",
     "data.holdout": "rows set aside for the eval loss",
-    "train.micro_batch_size": "the most rows that memory holds",
-    "train.activation_checkpointing": "only where memory asks for it",
+    "preset": "layers, rank, learning rate and sizes are decided by gora: gora recipes show FILE --complete",
 }
 
 
@@ -71,7 +70,13 @@ class Written:
 
 
 def propose(
-    model: str, data: str, settings: Sequence[str] = (), *, name: str | None = None, trust_remote_code: bool = False
+    model: str,
+    data: str,
+    settings: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    begin: bool = False,
+    trust_remote_code: bool = False,
 ) -> Proposal:
     """Look at a model's configuration and at the first rows, and write a recipe that fits both.
 
@@ -80,6 +85,7 @@ def propose(
         data: file, pattern, folder or hub id of the rows.
         settings: `section.key=value`, which replace what was found.
         name: of the recipe; None is that of the rows.
+        begin: see `load_recipe`.
         trust_remote_code: let the model run Python code of its own.
 
     Raises:
@@ -99,7 +105,7 @@ def propose(
     for setting in settings:
         _put(values, setting)
     name = name or _name(data)
-    loaded = parse_recipe(_written(values, why | _WHY), f"{name}.yaml", settings)
+    loaded = parse_recipe(_written(values, why | _WHY), f"{name}.yaml", settings, begin=begin)
     return Proposal(name=name, text=_written(values, why | _WHY), loaded=loaded)
 
 
@@ -276,15 +282,13 @@ def _max_length(lengths: Sequence[int], config: PreTrainedConfig) -> tuple[int, 
     return chosen, f"99 % of the first {len(lengths)} rows have at most {wanted} tokens"
 
 
-def _values(
-    model: ModelSection, data: str, found: Mapping[str, Any], held_out: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
+def _values(model: ModelSection, data: str, found: Mapping[str, Any], held_out: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that the recipe says, by section."""
     head = {} if model.head == "language" else {"head": model.head}
     return {
         "model": {"name": model.name, **head},
         "data": {"train": {"path": data}, **held_out, **found},
-        "train": {"micro_batch_size": "auto", "activation_checkpointing": "auto"},
+        "preset": "auto",
     }
 
 
@@ -308,7 +312,7 @@ def _name(data: str) -> str:
     return "".join(character if character.isalnum() or character in "-_" else "-" for character in name) or "recipe"
 
 
-def _written(values: Mapping[str, Mapping[str, Any]], why: Mapping[str, str]) -> str:
+def _written(values: Mapping[str, Any], why: Mapping[str, str]) -> str:
     """The recipe as YAML, a section at a time, with what each line was taken from."""
     lines: list[tuple[str, str]] = []
     for section, settings in values.items():

@@ -11,7 +11,7 @@ from gora.adapters.serving import adapter_commands
 from gora.errors import GoraError, InputError
 from gora.files import parse_json, write_text
 from gora.plan import Decision, Plan, read_plan
-from gora.recipe import load_recipe
+from gora.recipe import load_recorded
 from gora.report.decisions import decisions_of
 from gora.report.page import Figures, run_page
 from gora.runs.decisions import read_decisions
@@ -64,7 +64,7 @@ def _figures(folder: RunFolder) -> Figures:
     failure = read_failure(folder)
     return Figures(
         name=folder.path.resolve().name,
-        recipe=load_recipe(str(folder.recipe)).recipe.model_dump(mode="json") if folder.recipe.exists() else {},
+        recipe=load_recorded(folder.recipe).model_dump(mode="json") if folder.recipe.exists() else {},
         plan=plan,
         decisions=_decisions(folder, plan),
         metrics=read_metrics(folder.metrics),

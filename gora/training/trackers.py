@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -57,5 +58,8 @@ def tracking(recipe: Recipe, folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if "wandb" in recipe.train.report_to and "wandb" in sys.modules:
+            # Until then its run is not whole, and the next one in this process would go on with it.
+            sys.modules["wandb"].finish()
         for name in set_here:
             os.environ.pop(name, None)

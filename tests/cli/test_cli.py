@@ -57,7 +57,19 @@ def test_answers_that_need_no_torch_do_not_import_it(arguments):
 def test_help_names_every_verb(tmp_path):
     done = gora("--help", cwd=tmp_path)
     assert done.returncode == 0
-    for verb in ("run", "precompute", "train", "merge", "export", "inspect-ranks", "cache", "recipes"):
+    assert "..." not in done.stdout.replace("[ARGS]...", "")
+    for verb in (
+        "init",
+        "report",
+        "run",
+        "precompute",
+        "train",
+        "merge",
+        "export",
+        "inspect-ranks",
+        "cache",
+        "recipes",
+    ):
         assert re.search(rf"^  {verb}\s", done.stdout, re.MULTILINE)
 
 

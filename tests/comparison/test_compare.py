@@ -78,7 +78,7 @@ def test_methods_are_compared_in_processes_of_their_own_and_finished_runs_are_no
 
 
 def test_a_folder_with_other_settings_and_unknown_methods_are_refused(tmp_path):
-    with pytest.raises(InputError, match="--methods: loraa is none of gora, lora"):
+    with pytest.raises(InputError, match="--methods: loraa must be one of gora, lora"):
         compare("quickstart", (), methods=["loraa"], seeds=[0], destination=tmp_path)
     with pytest.raises(InputError, match=r"section\.key=v1,v2 is expected"):
         compare("quickstart", (), methods=["lora"], seeds=[0], vary=["seed"], destination=tmp_path)

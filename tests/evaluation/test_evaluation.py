@@ -334,7 +334,7 @@ def test_the_other_backend_is_given_what_it_needs_to_answer_the_same(trained, st
 
 
 def test_a_backend_that_is_not_installed_is_named(trained):
-    with pytest.raises(InputError, match=r"gora\[vllm\]"):
+    with pytest.raises(InputError, match=r"gora-finetune\[vllm\]"):
         load_subject(find_subject(str(trained)), backend="vllm")
 
 

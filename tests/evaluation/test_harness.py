@@ -307,7 +307,7 @@ def test_without_the_package_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setattr(lm_harness, "find_spec", lambda name: None)
     foreign, _, opinion = task_jobs(["harness:hellaswag", "gsm8k"], Options(folder=Path()), harness=True)
     for task, options in (foreign, opinion):
-        with pytest.raises(InputError, match=r"gora\[lm-eval\]"):
+        with pytest.raises(InputError, match=r"gora-finetune\[lm-eval\]"):
             task.check(options)
 
 

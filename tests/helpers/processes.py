@@ -215,7 +215,7 @@ def interrupt(folder):
         pass
 
     for name in ("ddp", "zero2"):
-        settings = recipe(folder / name, "adapter.method=lora", f"distributed={name}")
+        settings = recipe(folder / "interrupted" / name, "adapter.method=lora", f"distributed={name}")
         train_stage.Report = Signalling
         try:
             train(settings)

@@ -496,7 +496,7 @@ def test_missing_matplotlib_is_answered_with_what_to_install(monkeypatch: pytest
     from gora.report.plot import plot_ranks
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match=r"gora\[plot\]"):
+    with pytest.raises(InputError, match=r"gora-finetune\[plot\]"):
         plot_ranks(llama(1), tmp_path / "p.png")
 
 

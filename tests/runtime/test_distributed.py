@@ -34,7 +34,7 @@ def several(folder, *scenarios):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     launcher += [f"--max-restarts={len(scenarios)}", f"--log-dir={folder / 'torchrun'}"]
     worker = [str(ROOT / "tests" / "helpers" / "processes.py"), str(folder), *scenarios]
-    done = subprocess.run([*launcher, *worker], env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
+    done = subprocess.run([*launcher, *worker], env=ENVIRONMENT, capture_output=True, text=True, timeout=1800)
 
     def made_by(scenario):
         if not all((folder / f"{scenario}.done-{rank}").exists() for rank in (0, 1)):
@@ -307,11 +307,12 @@ def test_rows_packed_in_several_processes_train_as_padded_ones_in_one(scenarios,
 
 def test_a_stop_that_reaches_one_process_ends_all_after_the_same_step_and_any_number_may_go_on(scenarios):
     """Data parallelism goes on in one process; ZeRO went on in two."""
-    checkpoint = scenarios("interrupt") / "ddp" / "checkpoints" / f"checkpoint-{STOP_AFTER}"
+    runs = scenarios("interrupt") / "interrupted"
+    checkpoint = runs / "ddp" / "checkpoints" / f"checkpoint-{STOP_AFTER}"
     assert json.loads((checkpoint / "provenance.json").read_text())["processes"] == 2
-    assert not (scenarios("interrupt") / "ddp" / "adapter").exists()
-    train(recipe(scenarios("interrupt") / "ddp", "adapter.method=lora"), mode="resume")
-    resumed, other = lines(scenarios("interrupt") / "ddp"), lines(scenarios("interrupt") / "zero2")
+    assert not (runs / "ddp" / "adapter").exists()
+    train(recipe(runs / "ddp", "adapter.method=lora"), mode="resume")
+    resumed, other = lines(runs / "ddp"), lines(runs / "zero2")
     assert [line["step"] for line in resumed] == [line["step"] for line in other]
     assert [line["step"] for line in resumed if "loss" in line] == list(range(1, 21))
     for mine, its in zip(resumed, other, strict=True):
@@ -321,7 +322,7 @@ def test_a_stop_that_reaches_one_process_ends_all_after_the_same_step_and_any_nu
 
 def test_states_that_are_shared_out_are_not_resumed_with_another_number_of_processes(scenarios, tmp_path):
     run = tmp_path / "run"
-    (scenarios("interrupt") / "zero2" / "checkpoints").rename(tmp_path / "kept")
+    (scenarios("interrupt") / "interrupted" / "zero2" / "checkpoints").rename(tmp_path / "kept")
     mark(run)
     (tmp_path / "kept").rename(run / "checkpoints")
     settings = overrides("adapter.method=lora", "distributed=zero2", f"output={run}")
@@ -398,7 +399,7 @@ def test_ctrl_c_saves_the_sums_of_all_processes_and_resuming_makes_the_plan_of_a
     # A hangup that was not left alone would have been the first, and would answer with 129.
     assert parent.wait(timeout=60) == 130
     text = (tmp_path / "output.txt").read_text()
-    assert text.count("add --resume to go on from them") == 1
+    assert text.count("add --resume to continue from them") == 1
     assert "Traceback" not in text
     other = gora("precompute", "quickstart", "--resume", *settings, cwd=tmp_path)
     assert other.returncode == 2

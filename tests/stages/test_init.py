@@ -113,7 +113,12 @@ def test_the_recipe_is_written_with_reasons_and_settings_of_the_command_line_and
     assert code == 0, err
     text = (tmp_path / "mine.yaml").read_text()
     assert text in out and "rows      train 18 of 24" in out and "next      gora run mine.yaml" in out
-    assert "response: reply" in text and "# the answers, which are trained" in text and "max_steps: 2" in text
+    assert (
+        "preset: auto" in text
+        and "response: reply" in text
+        and "# the answers, which are trained" in text
+        and "max_steps: 2" in text
+    )
     assert sum(not line.startswith("#") for line in text.splitlines()) <= 16
     code, out, err = gora_here("init", TINY_NAME, "mine.jsonl", cwd=tmp_path)
     assert code == 2 and "mine.yaml exists. Add --overwrite to replace it" in err

@@ -53,6 +53,8 @@ SMALL = (
     "evaluation.steps=null",
 )
 
+FEW = ("train.max_steps=2", "gora.steps=2", "data.eval.max_rows=5")
+
 
 def small_recipe(output, *more):
     return load_recipe("quickstart", [*SMALL, *more, f"output={output}"]).recipe
@@ -273,7 +275,7 @@ def test_activation_checkpointing_trains_to_the_same_adapter(tmp_path):
     found = {}
     for enabled in ("false", "true"):
         folder = tmp_path / enabled
-        recipe = small_recipe(folder, f"train.activation_checkpointing={enabled}", "train.max_steps=3")
+        recipe = small_recipe(folder, f"train.activation_checkpointing={enabled}", *FEW)
         precompute(recipe)
         train(recipe)
         found[enabled] = load_file(folder / "adapter" / "adapter_model.safetensors")
@@ -285,7 +287,7 @@ def test_the_loss_does_not_depend_on_how_rows_fall_into_micro_batches(tmp_path):
     losses = []
     for size in (1, 4, 8):
         folder = tmp_path / str(size)
-        recipe = small_recipe(folder, "adapter.method=lora", f"train.micro_batch_size={size}", "train.max_steps=3")
+        recipe = small_recipe(folder, "adapter.method=lora", f"train.micro_batch_size={size}", *FEW)
         train(recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"micro_batch_size": size})}))
         losses.append([line["loss"] for line in lines(folder) if "loss" in line] + [lines(folder)[-1]["step"]])
         losses[-1] += list(json.loads((folder / "results.json").read_text())["loss"].values())
