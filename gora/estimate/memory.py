@@ -93,7 +93,6 @@ class Arithmetic:
         logit_tokens: most tokens that have their logits at a time; None for all of a micro-batch.
         shares_inputs: whether adapters take their input in the type of the products, as gora's own and those over
             packed weights do.
-        repeats_keys: whether rows lie end to end in a kernel that wants a key for each head of the queries.
         on_gpu: whether a GPU computes.
         recorded: whether the gradient pass is recorded and replayed.
     """
@@ -105,7 +104,6 @@ class Arithmetic:
     dropout: bool = False
     logit_tokens: int | None = None
     shares_inputs: bool = False
-    repeats_keys: bool = False
     on_gpu: bool = True
     recorded: bool = False
 
@@ -174,8 +172,6 @@ def _attention(block: BlockShape, batch: Batch, arithmetic: Arithmetic) -> int:
     if batch.padded and arithmetic.attention != "flash_attention_2":
         # With a mask torch's kernel takes keys and values repeated for every head, and a bias for every pair.
         return token + width * 2 * block.queries + width * batch.length
-    if arithmetic.repeats_keys and block.keys != block.queries:
-        return token + width * 2 * block.queries
     return token + width * (2 * block.keys + block.fused)
 
 

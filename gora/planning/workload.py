@@ -25,7 +25,6 @@ from gora.models.head import head_modules
 from gora.models.image_processor import ImageReader
 from gora.models.load import attention_kernel, base_dtype, empty_model, has_flash, weight_bytes
 from gora.models.quantization import quantization_of
-from gora.models.rows_apart import wants_repeated_keys
 from gora.models.supervised_head import logits_at_a_time
 from gora.models.targets import weight_shape
 from gora.recipe.derived import reference_rank
@@ -154,7 +153,6 @@ def workload_of(context: RunContext) -> Workload:
             attention=kernel or model.config._attn_implementation,
             dropout=recipe.adapter.dropout > 0,
             shares_inputs=(context.fuses and _plain(recipe.adapter)) or quantization is not None,
-            repeats_keys=end_to_end and device.type == "cuda" and wants_repeated_keys(),
             on_gpu=device.type == "cuda",
         ),
         sharing=sharing_of(context.engine, context.processes),

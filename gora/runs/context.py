@@ -59,6 +59,7 @@ from gora.runs.replacing import refuse_foreign_files, refuse_links
 from gora.runs.state import Mode, Progress, Verb, find_progress, settle
 from gora.runtime.console import output
 from gora.runtime.engine import Engine
+from gora.runtime.phases import phases
 from gora.runtime.precision import Precision, autocast, resolve_precision
 from gora.runtime.quiet import quiet_libraries
 from gora.runtime.world import World, join
@@ -199,6 +200,7 @@ class RunContext:
         return progress
 
     @cached_property
+    @phases.within("rows")
     def inputs(self) -> Inputs:
         """Find the model, load its tokenizer, read and tokenize the rows; all processes of a run ask together.
 
@@ -260,6 +262,7 @@ class RunContext:
             return []
         return new_token_ids(self.inputs.text_tokenizer, self.recipe.model.new_tokens)
 
+    @phases.within("model")
     def load_model(self) -> PreTrainedModel:
         """Load the base model, frozen; what it lacks of a classifier's head is the same at every call.
 

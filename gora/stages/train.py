@@ -238,6 +238,7 @@ def _fit(context: RunContext, opened: _Opened, start: Wrapped) -> _Fitted:
             failure = error.with_traceback(None)
         finally:
             report.stop()
+            trainer.release_recordings()
             forget_engine()
         if failure is not None:
             raise _out_of_memory(context, trainer, failure)

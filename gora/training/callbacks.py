@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from time import monotonic
 from typing import Any
 
@@ -14,6 +15,7 @@ from gora.recipe.schema import TrainSection
 from gora.runtime.console import Output
 from gora.runtime.engine import Engine
 from gora.runtime.interrupt import StopRequest
+from gora.runtime.phases import phases
 from gora.runtime.progress import Meter
 from gora.runtime.world import World
 from gora.training.groups import check_groups, group_table
@@ -40,6 +42,7 @@ class Report(TrainerCallback):
         self.engine_text = ""
         self._rates: dict[str, float] = {}
         self._facts = ""
+        self._first_step, self._steps_taken = ExitStack(), 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -55,6 +58,7 @@ class Report(TrainerCallback):
             self.lap()  # what came before the first step belongs to no line
         self._meter = Meter(self._output, "training", state.max_steps, state.global_step, unit=self.unit)
         self._meter.__enter__()
+        self._first_step.enter_context(phases.within("first step"))
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -63,7 +67,11 @@ class Report(TrainerCallback):
         self._rates = {f"learning_rate_{g['name'].lower()}": g["lr"] for g in kwargs["optimizer"].param_groups}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Advance the progress bar."""
+        """Advance the progress bar; say after the first step what it took to come there."""
+        if self._steps_taken == 0:
+            self._first_step.close()
+            self._output.log(f"start     {phases.text()}")
+        self._steps_taken += 1
         seen = state.num_input_tokens_seen
         self._meter.advance(int(seen - self._tokens), self._facts)
         self._tokens = seen
@@ -85,6 +93,7 @@ class Report(TrainerCallback):
 
     def stop(self) -> None:
         """Take the progress bar down, also after an error."""
+        self._first_step.close()
         if hasattr(self, "_meter"):
             self._meter.__exit__(None, None, None)
 

@@ -34,6 +34,7 @@ from gora.runs.context import RunContext
 from gora.runs.folder import RunFolder
 from gora.runs.loss import finite_loss
 from gora.runtime.console import output
+from gora.runtime.phases import phases
 from gora.runtime.world import World
 
 
@@ -58,6 +59,7 @@ class Wrapped:
     losses: dict[str, float]
 
 
+@phases.within("adapter")
 def wrap_model(context: RunContext, plan: Plan | None, *, steps: int, resumed: bool) -> Wrapped:
     """Load the base model and put the method's adapter round it.
 
