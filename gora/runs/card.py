@@ -72,7 +72,9 @@ def make_card(folder: RunFolder, *, place: str = _HERE, base: str | None = None)
             plan=plan,
             decisions=read_decisions(folder),
             results=read_results(folder),
-            commands=adapter_commands(trained, place=place, base=name if shared else BASE) if adapter and of_text else [],
+            commands=adapter_commands(trained, place=place, base=name if shared else BASE)
+            if adapter and of_text
+            else [],
             adapter=adapter,
         )
     )

@@ -121,8 +121,8 @@ def _base_of(folder: RunFolder, named: str | None) -> str | None:
         )
     if not on_hub(public):
         output.warn(
-            f"the base model {public} ships with gora and is not on the hub: others load the adapter with gora, or onto "
-            "that folder. --base ORG/NAME names a copy on the hub."
+            f"the base model {public} ships with gora and is not on the hub: others load the adapter with gora, or "
+            "onto that folder. --base ORG/NAME names a copy on the hub."
         )
     return public
 
