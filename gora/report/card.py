@@ -213,14 +213,16 @@ def _loading(facts: CardFacts) -> str:
 def _python(facts: CardFacts, kind: str) -> list[str]:
     tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{facts.place}")'
     whole = f"AutoModelFor{kind}"
-    if facts.adapter and facts.base_on_hub:
+    labels = facts.recipe.data.choices if facts.pipeline == "text-classification" else None
+    if facts.adapter and facts.base_on_hub and not labels:
         auto = f"AutoPeftModelFor{kind}"
         imports = [f"from peft import {auto}", "from transformers import AutoTokenizer"]
         return [*imports, "", f'model = {auto}.from_pretrained("{facts.place}")', tokenizer]
     if facts.adapter:
         imports = ["from peft import PeftModel", f"from transformers import {whole}, AutoTokenizer"]
-        model = f'model = PeftModel.from_pretrained({whole}.from_pretrained("{BASE}"), "{facts.place}")'
-        return [*imports, "", model, tokenizer]
+        of_head = f", num_labels={len(labels)}" if labels else ""
+        base = f'base = {whole}.from_pretrained("{facts.base if facts.base_on_hub else BASE}"{of_head})'
+        return [*imports, "", base, f'model = PeftModel.from_pretrained(base, "{facts.place}")', tokenizer]
     imports = [f"from transformers import {whole}, AutoTokenizer"]
     return [*imports, "", f'model = {whole}.from_pretrained("{facts.place}")', tokenizer]
 

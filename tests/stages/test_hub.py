@@ -25,6 +25,7 @@ from gora.runs.state import RunState, find_progress
 from gora.stages.push import push
 from gora.stages.run import run as run_recipe
 from tests.conftest import ROOT, TINY
+from tests.helpers.cards import loaded_as_told
 from tests.helpers.hub import TOKEN, serving
 
 BASE = "me/tiny-6m"
@@ -110,6 +111,16 @@ def test_the_card_says_what_the_run_s_files_say(run):
     assert len(rows) == 6
 
 
+def test_the_lines_of_the_card_load_the_adapter(run):
+    model, tokenizer = loaded_as_told(run.adapter)
+    ids = tokenizer("Question: 1 + 1?\nAnswer:", return_tensors="pt")["input_ids"]
+    base = AutoModelForCausalLM.from_pretrained(TINY)
+    expected = PeftModel.from_pretrained(base, str(run.adapter)).eval()(input_ids=ids).logits
+    assert torch.equal(model(input_ids=ids).logits, expected)
+    with model.disable_adapter():
+        assert not torch.equal(model(input_ids=ids).logits, expected)
+
+
 def test_a_card_that_changes_leaves_the_adapter_whole(copied):
     results = json.loads(copied.results.read_text())
     results["tasks"]["gsm8k"]["base"] = {"metrics": {"exact_match": 0.25}}
@@ -173,7 +184,8 @@ def test_a_base_that_ships_with_gora_is_named_as_gora_does(run, capsys):
     push(run.path, "me/mine", dry_run=True)
     assert "ships with gora" in capsys.readouterr().out
     card = make_card(run, place="me/mine")
-    assert 'AutoModelForCausalLM.from_pretrained("BASE"), "me/mine")' in card
+    assert 'base = AutoModelForCausalLM.from_pretrained("BASE")\n' in card
+    assert 'PeftModel.from_pretrained(base, "me/mine")' in card
     assert "`BASE` is the folder of the base model, `builtin:tiny-6m`" in card
 
 
