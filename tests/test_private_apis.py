@@ -456,6 +456,26 @@ def deepspeed_says_what_it_does() -> bool:
     return all(callable(getattr(DeepSpeedEngine, name)) for name in names)
 
 
+def deepspeed_hands_over_buckets() -> bool:
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer as Optimizer
+
+    names = ("grad_position", "params_in_partition", "single_partition_of_fp32_groups", "clear_grad_attribute")
+    return (
+        takes(Optimizer.copy_grads_in_partition, "param", "group_idx")
+        and takes(Optimizer.reduce_ipg_grads, "comm_dtype")
+        and takes(Optimizer.complete_grad_norm_calculation_for_cpu_offload, "params")
+        and used_within(Optimizer, *names, "get_param_gradient_attribute", "reduction_stream", "dp_process_group")
+        and says(Optimizer.reduce_ipg_grads, "copy_grads_in_partition")
+        and says(Optimizer.scaled_global_norm, "complete_grad_norm_calculation_for_cpu_offload", "params_in_partition")
+    )
+
+
+def tensors_are_added_together() -> bool:
+    sums, more = [torch.ones(2), torch.ones(3)], [torch.ones(2), torch.ones(3)]
+    torch._foreach_add_(sums, more)
+    return all(bool((total == 2).all()) for total in sums)
+
+
 def deepspeed_marks_its_parameters() -> bool:
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters, Init
 
@@ -722,6 +742,17 @@ PRIVATE = [
         "DeepSpeedEngine: zero_optimization_stage, zero_offload_optimizer, get_global_grad_norm, was_step_applied",
         deepspeed_says_what_it_does,
         "trainings under ZeRO end at their first step, since gora cannot see which engine runs",
+    ),
+    Private(
+        "DeepSpeedZeroOptimizer: copy_grads_in_partition, reduce_ipg_grads, grad_position, params_in_partition, "
+        "single_partition_of_fp32_groups, complete_grad_norm_calculation_for_cpu_offload, clear_grad_attribute",
+        deepspeed_hands_over_buckets,
+        "zero2-offload cannot take a step",
+    ),
+    Private(
+        "torch _foreach_add_",
+        tensors_are_added_together,
+        "passes that are recorded leave no gradients",
     ),
     Private(
         "DeepSpeed ds_id, ds_numel and GatheredParameters",

@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from gora.adapters.load import read_base_note
 from gora.errors import InputError
-from gora.models.load import Source
+from gora.models.hub_names import split_revision
+from gora.models.load import Source, find_model
 from gora.models.weight_files import stored_weights
+from gora.recipe.schema import ModelSection
 from gora.runtime.world import World
+
+
+def base_named(config: Any, given: str | None) -> tuple[str, str | None]:
+    """Name and revision of the base: what the user has given, else what PEFT's configuration says."""
+    if given in (None, config.base_model_name_or_path):
+        return config.base_model_name_or_path, config.revision
+    return split_revision(str(given))
+
+
+def find_base(settings: ModelSection, adapter: Path, *, given: bool, **options: Any) -> Source:
+    """As `find_model`; where the user has not named the base, the refusal says who has."""
+    try:
+        return find_model(settings, **options)
+    except InputError as error:
+        if given:
+            raise
+        advice = f"The adapter {adapter} names it as its base; give another name of it with --base."
+        raise InputError(error.headline, [*error.problems, advice], code=error.code) from None
 
 
 def check_base(adapter: Path, source: Source, world: World) -> None:

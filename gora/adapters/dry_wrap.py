@@ -21,12 +21,15 @@ from gora.methods import METHODS, AdapterSettings, Wrapping
 from gora.methods.base import wrap_with
 from gora.models.experts import Target, fused_experts, target_of
 from gora.models.head import refuse_ambiguous_head
-from gora.models.language import in_language
+from gora.models.language import in_adapted_part
 from gora.models.load import Source, empty_model
 from gora.models.targets import find_experts, find_targets, is_linear, kind_of, weight_shape
 from gora.models.tied import reasons_against
+from gora.models.vision import is_two_towers
 from gora.recipe.schema import AdapterSection
 
+_OF_LANGUAGE = "rows are text, so the language model alone is adapted"
+_OF_VISION = "the texts of classes stay as they are, so the vision tower alone is adapted"
 _BROAD = ("attention", "all-linear", "auto")
 _ANY_RANK = 8
 """For a wrapping that is only tried, before the rank is known."""
@@ -42,7 +45,8 @@ class Chosen:
         layers: names, in the model's order.
         experts: names of the parameters that hold fused experts, where the recipe asks for them.
         left_out: how many layers of each kind cannot be adapted, and why; of `attention`, `all-linear` and `auto` only.
-        outside: how many linear layers each tower and projector beside the language model has.
+        outside: how many linear layers each tower and projector beside the part that is adapted has.
+        why_outside: why those are not adapted, in words.
         unreached: share of the language model's weights that are no linear layer's, no embedding's and not adapted.
         unreached_kinds: what those are called.
         could_reach: whether `adapter.experts` would reach them.
@@ -55,6 +59,7 @@ class Chosen:
     unreached: float = 0.0
     unreached_kinds: tuple[str, ...] = ()
     could_reach: bool = False
+    why_outside: str = _OF_LANGUAGE
 
     def of(self, model: nn.Module) -> dict[str, Target]:
         """What is adapted, in a model that is not wrapped."""
@@ -65,7 +70,7 @@ class Chosen:
         found = []
         if self.outside:
             parts = ", ".join(f"{part} ({count} linear layers)" for part, count in self.outside.items())
-            found.append(f"outside   rows are text, so the language model alone is adapted, not {parts}")
+            found.append(f"outside   {self.why_outside}, not {parts}")
         if self.left_out:
             kinds = "; ".join(f"{kinds} ({reason.rstrip('.')})" for kinds, reason in self.left_out.items())
             found.append(f"left out  {kinds}, which cannot be adapted in this model")
@@ -109,6 +114,7 @@ def choose_layers(adapter: AdapterSection, source: Source) -> Chosen:
         unreached=unreached,
         unreached_kinds=kinds,
         could_reach=not adapter.experts and METHODS[adapter.method].supports_experts and bool(fused_experts(model)),
+        why_outside=_OF_VISION if is_two_towers(model) else _OF_LANGUAGE,
     )
 
 
@@ -208,7 +214,7 @@ def _returns_its_product(layer: nn.Module) -> bool:
 
 
 def _outside(model: nn.Module) -> dict[str, int]:
-    belongs = in_language(model)
+    belongs = in_adapted_part(model)
     if belongs("") and all(belongs(name) for name, _ in model.named_modules()):
         return {}
     head = getattr(model, "get_output_embeddings", lambda: None)()
@@ -224,7 +230,7 @@ def _unreached(model: nn.Module, experts: Iterable[str]) -> tuple[float, tuple[s
     Experts that are adapted count as reached.
     """
     reached = set(experts)
-    belongs = in_language(model)
+    belongs = in_adapted_part(model)
     sizes: Counter[str] = Counter()
     total = 0
     for name, module in model.named_modules():

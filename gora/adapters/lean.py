@@ -13,7 +13,10 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
+
+_MULTIPLE = 8
+"""Tensor cores read bfloat16 eight at a time: ranks in between are filled up with zeros for the products."""
 
 
 def make_lean(model: nn.Module) -> bool:
@@ -44,6 +47,7 @@ def _is_plain(layer: Linear) -> bool:
         and not layer.lora_bias.get(adapter, False)
         and type(layer.base_layer) is nn.Linear
         and layer.base_layer.weight.dtype == torch.bfloat16
+        and not layer.base_layer.weight.requires_grad
     )
 
 
@@ -59,6 +63,56 @@ def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """In place of the layer's `forward`: W x + s B A x."""
     if self.disable_adapters or self.merged or args or kwargs or x.dtype != torch.bfloat16:
         return type(self).forward(self, x, *args, **kwargs)  # type: ignore[no-any-return]
+    base: Any = self.base_layer
     scaling = self.scaling[self.active_adapters[0]]
-    result: Tensor = self.base_layer(x)
-    return result + linear(linear(x, _a(self).to(x.dtype)), (_b(self) * scaling).to(x.dtype))
+    if torch.compiler.is_compiling():
+        # It fuses the sums by itself.
+        a, b = _narrow(_a(self), _b(self), scaling, x.dtype)
+        return linear(x, base.weight, base.bias) + linear(linear(x, a), b)
+    result: Tensor = _LowRank.apply(x, base.weight, base.bias, _a(self), _b(self), scaling)
+    return result
+
+
+def _narrow(a: Tensor, b: Tensor, scaling: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A and s B as they are multiplied."""
+    missing = -len(a) % _MULTIPLE
+    a, b = a.to(dtype), (b * scaling).to(dtype)
+    return (pad(a, (0, 0, 0, missing)), pad(b, (0, missing))) if missing else (a, b)
+
+
+class _LowRank(torch.autograd.Function):
+    """W x + s B A x with a frozen W: the second product is added where the first was written, in both passes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+    ) -> Tensor:
+        flat, (narrow_a, narrow_b) = x.reshape(-1, x.shape[-1]), _narrow(a, b, scaling, x.dtype)
+        result = linear(flat, weight, bias)
+        within = flat @ narrow_a.T
+        result.addmm_(within, narrow_b.T)
+        ctx.save_for_backward(flat, within, weight, narrow_a, narrow_b)
+        ctx.rank, ctx.scaling = len(a), scaling
+        return result.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        flat, within, weight, a, b = ctx.saved_tensors
+        (grad,) = grads
+        outer = grad.reshape(-1, grad.shape[-1])
+        inner = outer @ b
+        of_x = of_a = of_b = None
+        if ctx.needs_input_grad[0]:
+            of_x = (outer @ weight).addmm_(inner, a).view(*grad.shape[:-1], -1)
+        if ctx.needs_input_grad[3]:
+            of_a = _outer_product(inner, flat)[: ctx.rank]
+        if ctx.needs_input_grad[4]:
+            of_b = _outer_product(outer, within)[:, : ctx.rank] * ctx.scaling
+        return of_x, None, None, of_a, of_b, None
+
+
+def _outer_product(one: Tensor, other: Tensor) -> Tensor:
+    """one^T other in float32."""
+    if one.is_cuda:
+        return torch.mm(one.T, other, out_dtype=torch.float32)
+    return one.T.float() @ other.float()

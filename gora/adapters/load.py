@@ -25,7 +25,9 @@ from gora.errors import InputError
 from gora.files import read_json
 from gora.models.head import head_modules, train_head
 from gora.models.new_tokens import embedding_rows
+from gora.models.vision import head_for
 from gora.models.weight_files import WeightsNote
+from gora.recipe.schema import Head
 from gora.runtime.console import output
 
 WEIGHTS = "adapter_model.safetensors"
@@ -95,7 +97,7 @@ def read_config(
     config = _config(adapter)
     if config.peft_type != "LORA":
         raise InputError(f"{adapter} is a {config.peft_type} adapter; only LoRA adapters can be merged.")
-    allowed = {HEAD_KEY} if is_classifier(config) else set()
+    allowed = {HEAD_KEY} if head_of(config) in ("classification", "image-classification") else set()
     allowed |= {TOKENS_KEY} if with_tokens else set()
     allowed |= {_EXPERTS_KEY} if with_experts else set()
     allowed |= {"use_dora", "lora_bias", "bias"} if foldable else set()
@@ -123,9 +125,12 @@ def read_initialisation(adapter: Path) -> str | bool:
     return initialisation
 
 
-def is_classifier(config: PeftConfig) -> bool:
-    """Whether the adapter is of a model with a classification head."""
-    return config.task_type == "SEQ_CLS"
+def head_of(config: PeftConfig) -> Head:
+    """What the model of an adapter has on top."""
+    if config.task_type == "SEQ_CLS":
+        return "classification"
+    base_class = str((getattr(config, "auto_mapping", None) or {}).get("base_model_class", ""))
+    return head_for(base_class) or "language"
 
 
 def tensor_names(adapter: Path) -> set[str]:

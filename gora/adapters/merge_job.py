@@ -13,18 +13,19 @@ from peft import PeftConfig
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from gora.adapters.base import other_base
-from gora.adapters.load import is_classifier, read_base_note, tensor_names
+from gora.adapters.base import base_named, find_base, other_base
+from gora.adapters.load import head_of, read_base_note, tensor_names
 from gora.adapters.mergeable import unmergeable_base
 from gora.adapters.new_tokens import token_ids
 from gora.adapters.save import BaseNote
 from gora.errors import InputError
 from gora.models.fingerprint import weights_fingerprint
-from gora.models.hub_names import split_revision
-from gora.models.load import Source, find_model, load_tokenizer
+from gora.models.image_processor import Processor, load_image_reader
+from gora.models.load import Source, load_tokenizer
 from gora.models.probe import TOLERANCES
 from gora.models.quantization import stored_quantization
 from gora.models.weight_files import read_stored_weights
+from gora.recipe.image_rules import reads_images
 from gora.recipe.schema import ModelSection
 from gora.runtime.console import output
 
@@ -60,7 +61,7 @@ class MergeJob:
         source: the base.
         settings: the base, in the type it had in training.
         dtype: type of the merged weights.
-        tokenizer: of the first adapter.
+        processor: tokenizer or image processor of the first adapter.
         tokens: those whose embeddings the adapter holds.
     """
 
@@ -69,7 +70,7 @@ class MergeJob:
     source: Source
     settings: ModelSection
     dtype: str
-    tokenizer: PreTrainedTokenizerBase
+    processor: Processor
     tokens: list[int]
 
     @classmethod
@@ -77,7 +78,7 @@ class MergeJob:
         cls,
         adapters: Sequence[tuple[Path, float]],
         config: PeftConfig,
-        name: str,
+        base: str | None,
         dtype: str,
         trust_remote_code: bool,
     ) -> MergeJob:
@@ -86,7 +87,7 @@ class MergeJob:
         Args:
             adapters: folders, each with its factor.
             config: of the first one.
-            name: of the base, on the hub with or without a revision.
+            base: what the user calls the base, on the hub with or without a revision; None is what the adapter names.
             dtype: of the merged weights, or `auto`.
             trust_remote_code: let the model run Python code of its own.
 
@@ -99,23 +100,21 @@ class MergeJob:
         # A broken file is named before anything is loaded.
         for path, _ in adapters:
             tensor_names(path)
-        # The revision in the adapter is one of the model that it names.
-        own = config.revision if name == config.base_model_name_or_path else None
-        name, revision = split_revision(name)
-        settings = ModelSection(
-            name=name, revision=revision or own, head="classification" if is_classifier(config) else "language"
-        )
+        name, revision = base_named(config, base)
+        settings = ModelSection(name=name, revision=revision, head=head_of(config))
         labels = origin.labels if origin else None
-        source = find_model(settings, labels=labels, trust_remote_code=trust_remote_code)
+        source = find_base(
+            settings, adapter, given=base is not None, labels=labels, trust_remote_code=trust_remote_code
+        )
         if (stored := stored_quantization(source.config)) is not None:
             raise InputError(unmergeable_base(name, stored))
         loaded = origin.dtype if origin else _own_dtype(source)
         settings = settings.model_copy(update={"dtype": loaded})
-        tokenizer = _find_tokenizer(adapter, settings, source)
+        processor = _find_processor(adapter, settings, source)
         tokens = token_ids(config)
-        if tokens and max(tokens) >= len(tokenizer):
+        if tokens and isinstance(processor, PreTrainedTokenizerBase) and max(tokens) >= len(processor):
             raise InputError(
-                f"{adapter} holds the embedding of token {max(tokens):,}, but its tokenizer has {len(tokenizer):,} "
+                f"{adapter} holds the embedding of token {max(tokens):,}, but its tokenizer has {len(processor):,} "
                 "tokens. Put the tokenizer that it was trained with into its folder."
             )
         return cls(
@@ -125,7 +124,7 @@ class MergeJob:
             source=source,
             settings=settings,
             dtype=loaded if dtype == "auto" else dtype,
-            tokenizer=tokenizer,
+            processor=processor,
         )
 
     @property
@@ -231,7 +230,9 @@ def _own_dtype(source: Source) -> str:
     return "bfloat16" if source.config.dtype == torch.bfloat16 else "float32"
 
 
-def _find_tokenizer(adapter: Path, settings: ModelSection, source: Source) -> PreTrainedTokenizerBase:
+def _find_processor(adapter: Path, settings: ModelSection, source: Source) -> Processor:
+    if reads_images(source.head):
+        return load_image_reader(settings, source, adapter)
     if (adapter / "tokenizer_config.json").is_file():
         settings = settings.model_copy(update={"tokenizer": str(adapter)})
     return load_tokenizer(settings, source)

@@ -165,3 +165,11 @@ def find_runtime(named: str) -> Runtime:
     if (int(numbers[1]), int(numbers[2])) >= _PATTERNS_SINCE:
         return _VLLM_WITH_PATTERNS
     return replace(_VLLM, why=f"vLLM {version} scales every layer with the global alpha")
+
+
+def runtime_of_vllm(version: str) -> Runtime:
+    """The rules of an installed vLLM; those of the earliest where its version says nothing."""
+    try:
+        return find_runtime(f"vllm@{version}")
+    except InputError:
+        return RUNTIMES["vllm"]

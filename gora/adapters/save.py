@@ -1,4 +1,4 @@
-"""The adapter's folder: PEFT's own files, the tokenizer, and a note on where it comes from."""
+"""The adapter's folder: PEFT's own files, the tokenizer or image processor, and a note on where it comes from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from gora import __version__, manifest
 from gora.disk import is_full
@@ -20,6 +20,7 @@ from gora.errors import GoraError
 from gora.files import publish, write_json, write_text
 from gora.models.fingerprint import adapter_parameter_names
 from gora.models.generation import settle_generation, trained_generation
+from gora.models.image_processor import Processor
 from gora.models.sharding import gather
 from gora.models.weight_files import WeightsNote
 from gora.plan import Factors
@@ -64,7 +65,7 @@ def adapter_values(model: nn.Module) -> dict[str, torch.Tensor]:
 def save_adapter(
     path: Path,
     model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
+    processor: Processor,
     *,
     method: str,
     base: BaseNote,
@@ -77,7 +78,7 @@ def save_adapter(
     Args:
         path: the folder.
         model: the wrapped model.
-        tokenizer: saved beside the adapter, with the chat template that was trained.
+        processor: saved beside the adapter; a tokenizer with the chat template that was trained.
         method: the recipe's method.
         base: what the base model was before anything was done to it.
         prompt_format: how rows became text, for whoever asks the adapter something; see `describe_prompt_format`.
@@ -100,8 +101,8 @@ def save_adapter(
     } | ({} if base.labels is None else {"labels": list(base.labels)})
     with publish(path, _bytes_of(values)) as aside:
         held = _write(aside, model, values, initial)
-        tokenizer.save_pretrained(str(aside))
-        generation = trained_generation(model.get_base_model(), tokenizer)  # type: ignore[arg-type]
+        processor.save_pretrained(str(aside))
+        generation = trained_generation(model.get_base_model(), processor)  # type: ignore[arg-type]
         if generation is not None:
             generation.to_json_file(aside / "generation_config.json")
         write_json(aside / ADAPTER_NOTE, note)
@@ -160,7 +161,7 @@ def save_values(path: Path, values: dict[str, torch.Tensor]) -> None:
 def save_whole(
     path: Path,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    processor: Processor,
     dtype: torch.dtype,
     *,
     method: str,
@@ -170,9 +171,9 @@ def save_whole(
     state = {name: value.detach().to(dtype) for name, value in model.state_dict().items()}
     # Tied weights are in the state twice, and in the file once.
     with publish(path, sum(value.numel() for value in model.parameters()) * dtype.itemsize) as aside:
-        settle_generation(model, tokenizer)
+        settle_generation(model, processor)
         model.save_pretrained(str(aside), safe_serialization=True, state_dict=state)
-        tokenizer.save_pretrained(str(aside))
+        processor.save_pretrained(str(aside))
         write_json(
             aside / ADAPTER_NOTE, {"gora_version": __version__, "method": method, "prompt_format": prompt_format}
         )

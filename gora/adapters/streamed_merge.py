@@ -142,7 +142,7 @@ class StreamedMerge:
 
 def _probe(model: nn.Module, job: MergeJob) -> Tensor:
     # One text: every weight is read once.
-    return probe_logits(model, job.tokenizer, PROBE[-1:])
+    return probe_logits(model, job.processor, PROBE[-1:])
 
 
 def _flushed_digest(path: Path) -> str:
@@ -177,7 +177,7 @@ def _write_configuration(job: MergeJob, model: Any, folder: Path) -> None:
     _settle_dtype(document, job.dtype)
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
-    settings = trained_generation(model, job.tokenizer)
+    settings = trained_generation(model, job.processor)
     if settings is not None:
         settings.save_pretrained(str(folder))
         inner = document if model.config.model_type == document.get("model_type") else document.get("text_config")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import torch
+
 from gora.errors import InputError
 from gora.methods import METHODS
 from gora.models.load import Source
 from gora.models.quantization import quantization_of, refuse_untrainable_format
 from gora.recipe.schema import Recipe
 from gora.runtime.engine import Engine
+from gora.runtime.precision import Precision
 
 
 def refuse_untrainable(recipe: Recipe, source: Source, engine: Engine) -> None:
@@ -27,6 +30,26 @@ def refuse_untrainable(recipe: Recipe, source: Source, engine: Engine) -> None:
         raise InputError(
             f"adapter.experts: fused experts cannot be adapted while {engine.name} shards weights. Give ddp or zero2, "
             "or set it to false."
+        )
+
+
+def refuse_mixed_types(recipe: Recipe, precision: Precision, dtype: torch.dtype) -> None:
+    """Refuse to train weights in float32 among others in bfloat16 where nothing brings the two together.
+
+    Args:
+        recipe: the recipe.
+        precision: of the passes.
+        dtype: of the base weights in memory.
+
+    Raises:
+        InputError: with what to set.
+    """
+    method = METHODS[recipe.adapter.method]
+    if method.saved_as == "model" and precision == "fp32" and dtype != torch.float32:
+        raise InputError(
+            f"adapter.method: {method.name} trains weights in float32, and the rest of the model would be in "
+            f"{str(dtype).removeprefix('torch.')}, which float32 arithmetic cannot mix. Give model.dtype: float32, or "
+            "train.precision: bf16."
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gora.adapters.fold import fold
 from gora.adapters.load import HEAD_KEY, first_of, load_adapters
@@ -44,7 +44,8 @@ class WholeMerge:
         """
         model = load_model(job.settings, job.source, default_device())
         job.check_base(base_weights(model))
-        settle_padding(model, padding_id(job.tokenizer, embedding_rows(model)))
+        if isinstance(job.processor, PreTrainedTokenizerBase):
+            settle_padding(model, padding_id(job.processor, embedding_rows(model)))
         wrapped = load_adapters(model, job.adapters)
         _refuse_more_than_a_head(wrapped, job)
         expected = _probe(wrapped, job)
@@ -59,7 +60,7 @@ class WholeMerge:
 
     def write(self, folder: Path) -> Mapping[str, str]:
         """See `Merge`; the model is not held any longer."""
-        settle_generation(self._model, self._job.tokenizer)
+        settle_generation(self._model, self._job.processor)
         self._model.save_pretrained(str(folder), safe_serialization=True)
         del self._model
         gc.collect()
@@ -82,7 +83,7 @@ def _refuse_more_than_a_head(wrapped: PeftModel, job: MergeJob) -> None:
 
 
 def _probe(model: nn.Module, job: MergeJob) -> Tensor:
-    if not job.tokens:
-        return probe_logits(model, job.tokenizer)
-    told = " ".join(job.tokenizer.convert_ids_to_tokens(job.tokens[:_PROBED_TOKENS]))
-    return probe_logits(model, job.tokenizer, (*PROBE, told))
+    if not job.tokens or not isinstance(job.processor, PreTrainedTokenizerBase):
+        return probe_logits(model, job.processor)
+    told = " ".join(job.processor.convert_ids_to_tokens(job.tokens[:_PROBED_TOKENS]))
+    return probe_logits(model, job.processor, (*PROBE, told))

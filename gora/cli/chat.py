@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from gora.evaluation.task import Sampling
 
 SubjectArgument = Annotated[
-    str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="A run folder, an adapter folder, or a model.")
+    str,
+    typer.Argument(metavar="RUN|ADAPTER|MODEL", help="A run, an adapter or a model: a folder, or a name on the hub."),
 ]
 BaseOption = Annotated[bool, typer.Option("--base", help="Also answer without what was trained, side by side.")]
 TemperatureOption = Annotated[

@@ -21,14 +21,17 @@ JUDGE, GENERATION = "Judge (mtbench, experimental)", "Generation"
 
 def evaluate_command(
     subject: Annotated[
-        str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="A run folder, an adapter folder, or a model.")
+        str,
+        typer.Argument(
+            metavar="RUN|ADAPTER|MODEL", help="A run, an adapter or a model: a folder, or a name on the hub."
+        ),
     ],
     tasks: Annotated[
         list[str],
         typer.Option(
             "--task",
             metavar="NAME",
-            help="gsm8k, glue/NAME, humaneval, mbpp, mtbench, loss, or harness:NAME for a task of lm-eval; "
+            help="gsm8k, glue/NAME, humaneval, mbpp, mtbench, image, loss, or harness:NAME for a task of lm-eval; "
             "may be repeated.",
         ),
     ],

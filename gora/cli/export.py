@@ -11,7 +11,7 @@ from gora.runtime.imports import importing
 
 def export_command(
     adapter: Annotated[
-        Path, typer.Argument(metavar="ADAPTER", help="An adapter folder, or a run folder that holds one.")
+        Path, typer.Argument(metavar="ADAPTER", help="A run's folder, an adapter's, or ORG/NAME on the hub.")
     ],
     runtime: Annotated[
         str,

@@ -25,7 +25,7 @@ def merge_command(
         str | None, typer.Option("--base", metavar="MODEL", help="Base model, if not the one the adapter names.")
     ] = None,
     adapter: Annotated[
-        Path | None, typer.Argument(metavar="ADAPTER", help="An adapter folder, or a run folder that holds one.")
+        Path | None, typer.Argument(metavar="ADAPTER", help="A run's folder, an adapter's, or ORG/NAME on the hub.")
     ] = None,
     weighted: Annotated[
         list[str] | None,

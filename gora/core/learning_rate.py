@@ -36,13 +36,19 @@ def smoothed(losses: Sequence[float]) -> list[float]:
     return values
 
 
-def divergence(rates: Sequence[float], losses: Sequence[float], before: Sequence[float]) -> float | None:
-    """The rate at which the smoothed loss, past its lowest point, rises above that of the untouched start.
+def divergence(
+    rates: Sequence[float], losses: Sequence[float], before: Sequence[float], *, clearly: bool = True
+) -> float | None:
+    """The rate at which the smoothed loss rose above that of the untouched start for the last time.
+
+    A loss that wavers about its start, as that of a new head does in its first steps, rises above it more than once. So
+    it has to end clearly above it, and counts from where it was last below.
 
     Args:
         rates: of the steps that were taken.
         losses: of the micro-batches of those steps, each before its step.
         before: of the same micro-batches before the first step.
+        clearly: whether ending a little above the start is not enough.
 
     Returns:
         None as long as it has not risen.
@@ -51,13 +57,15 @@ def divergence(rates: Sequence[float], losses: Sequence[float], before: Sequence
         return None
     level = sum(before[: len(losses)]) / len(losses)
     curve = smoothed([loss - start for loss, start in zip(losses, before, strict=False)])
-    lowest = min(range(len(curve)), key=curve.__getitem__)
-    limit = 0.0 if curve[lowest] < -_FELL * level else _ROSE * level
-    for step in range(max(lowest, 1), len(curve)):
-        if curve[step] > limit:
-            share = (limit - curve[step - 1]) / (curve[step] - curve[step - 1])
-            return rates[step - 1] * (rates[step] / rates[step - 1]) ** min(max(share, 0.0), 1.0)
-    return None
+    fell = min(curve) < -_FELL * level
+    limit = 0.0 if fell else _ROSE * level
+    if curve[-1] <= (_ROSE * level if clearly else limit):
+        return None
+    last = max((step for step, value in enumerate(curve) if value <= limit), default=None)
+    if last is None:
+        return rates[0]
+    share = (limit - curve[last]) / (curve[last + 1] - curve[last])
+    return rates[last] * (rates[last + 1] / rates[last]) ** share
 
 
 def rate_below(divergence: float) -> float:

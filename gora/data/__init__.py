@@ -12,6 +12,7 @@ from gora.data.encode import IGNORED, Encoded, Encoder
 from gora.data.encode_text import TextEncoder
 from gora.data.examples import Counts, DataCounts, Examples
 from gora.data.formats import Format, format_for
+from gora.data.image_batches import ImageCollator
 from gora.data.instruction import Instruction
 from gora.data.preparation import PreparedData, prepare
 from gora.data.reading import Reading
@@ -33,6 +34,7 @@ __all__ = [
     "Encoder",
     "Examples",
     "Format",
+    "ImageCollator",
     "Instruction",
     "LabelCollator",
     "LabelledText",

@@ -15,6 +15,7 @@ from gora.data.classification import LabelledText
 from gora.data.columns import is_empty
 from gora.data.facts import NAMED_AT_MOST, Facts, FileFacts
 from gora.data.formats import Format
+from gora.data.labelled_images import LabelledImage
 from gora.data.messages import did_you_mean, quoted
 from gora.data.parts import Part
 from gora.data.reading import NOT_TEXT
@@ -54,7 +55,7 @@ class FormattedExample:
     Attributes:
         row: the number of its row in its part.
         place: where it came from: `train.jsonl:17`, `train.jsonl:17 (message 4)`.
-        content: segments, or a labelled text.
+        content: segments, a labelled text, or a labelled image.
     """
 
     row: int
@@ -101,7 +102,8 @@ def read_checked(part: CheckedPart) -> Iterator[FormattedExample]:
     """The examples of a part."""
     for row, place, content in json.loads(part.file.read_bytes()):
         if isinstance(content, dict):
-            yield FormattedExample(row, place, LabelledText(**content))
+            kind = LabelledImage.from_json if "digest" in content else _labelled_text
+            yield FormattedExample(row, place, kind(content))
         else:
             segments = [Segment(text, trained, _spans(spans)) for text, trained, spans in content]
             yield FormattedExample(row, place, segments)
@@ -185,13 +187,19 @@ class _Work:
 
 
 def _has_several_answers(example: Any) -> bool:
-    return not isinstance(example, LabelledText) and sum(segment.supervised for segment in example) > 1
+    return not isinstance(example, LabelledText | LabelledImage) and sum(segment.supervised for segment in example) > 1
 
 
 def _as_json(example: Any) -> Any:
+    if isinstance(example, LabelledImage):
+        return example.as_json()
     if isinstance(example, LabelledText):
         return asdict(example)
     return [(segment.text, segment.supervised, segment.spans) for segment in example]
+
+
+def _labelled_text(content: dict[str, Any]) -> LabelledText:
+    return LabelledText(**content)
 
 
 def _spans(spans: list[list[int]] | None) -> tuple[tuple[int, int], ...] | None:

@@ -71,6 +71,10 @@ class Collator:
             "labels": _padded(labels, label_width, IGNORED),
         }
 
+    def identity(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        """What stands for the examples in checksums: all that the model is given of them."""
+        return self(examples)
+
     def end_to_end(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
         """Make a batch in which the rows of a causal model follow each other, without padding.
 
@@ -128,9 +132,15 @@ class LabelCollator:
             batch["token_type_ids"] = _padded([example["token_type_ids"] for example in examples], width, 0)
         return batch
 
+    def identity(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        """What stands for the examples in checksums: all that the model is given of them."""
+        return self(examples)
+
 
 def tokens_in(batch: Mapping[str, Any]) -> tuple[int, int]:
-    """Tokens of a batch's rows, and those that a pass computes, padding included."""
+    """Tokens of a batch's rows, and those that a pass computes, padding included; an image counts as one."""
+    if "pixel_values" in batch:
+        return len(batch["labels"]), len(batch["labels"])
     if "rows" in batch:
         return sum(batch["rows"]), sum(batch["rows"])
     return int(batch["attention_mask"].sum()), batch["attention_mask"].numel()

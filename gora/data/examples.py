@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from gora.data.encode import Encoded
 from gora.data.mixture import Mixture
 from gora.data.store import Store, add_to_fingerprint
 
+Unit = Literal["tokens", "images"]
 _LABELS_SHOWN = 6
 
 
@@ -30,6 +32,9 @@ class Examples(torch.utils.data.Dataset[dict[str, list[int]]]):
         indices: which of them, in this order; None is all.
         mixture: what an epoch has of them; None is each of them once.
     """
+
+    unit: Unit = "tokens"
+    """What `lengths` count."""
 
     def __init__(
         self,
@@ -108,8 +113,12 @@ class Examples(torch.utils.data.Dataset[dict[str, list[int]]]):
     @property
     def label_counts(self) -> dict[str, int]:
         """How many examples have each label, by its name."""
-        found = Counter(self[index]["labels"][0] for index in range(len(self))) if self.choices else Counter[int]()
+        found = Counter(map(self._label, range(len(self)))) if self.choices else Counter[int]()
         return {name: found[number] for number, name in enumerate(self.choices)}
+
+    def _label(self, index: int) -> int:
+        batch, place = self._store.find(self._stored(index))
+        return int(batch.parts(place)[1][0])
 
     def where(self, index: int) -> str:
         """Where an example came from: `train.jsonl:17`."""
@@ -122,12 +131,18 @@ class Examples(torch.utils.data.Dataset[dict[str, list[int]]]):
     def subset(self, indices: Sequence[int]) -> Examples:
         """Some of the examples, in the order of `indices`."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return Examples(
-            self._store,
-            encoder_decoder=self.encoder_decoder,
-            choices=self.choices,
-            indices=chosen if self._indices is None else self._indices[chosen],
-        )
+        return self._with(chosen if self._indices is None else self._indices[chosen])
+
+    def take(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Several examples, in the order of `indices`."""
+        return [self[index] for index in indices]
+
+    def in_epoch(self, epoch: int) -> Examples:
+        """The same examples as an epoch of training shows them."""
+        return self
+
+    def _with(self, indices: np.ndarray) -> Examples:
+        return Examples(self._store, encoder_decoder=self.encoder_decoder, choices=self.choices, indices=indices)
 
     def fingerprint(self) -> str:
         """SHA-256 over what all examples hold, in order, in hexadecimal; the same on every machine."""
@@ -161,6 +176,7 @@ class Counts:
         truncated: those of `used` that were cut.
         tokens: of all examples.
         supervised_tokens: those of `tokens` that are trained on, or the labels of a classifier's examples.
+        unit: what `tokens` counts.
         labels: how many examples have each label, by its name; empty without choices of a classifier.
         without_code: without a code block, where only those are trained.
     """
@@ -175,6 +191,7 @@ class Counts:
     supervised_tokens: int
     labels: Mapping[str, int] = field(default_factory=dict)
     without_code: int = 0
+    unit: Unit = "tokens"
 
     def summary(self) -> str:
         """`7,470 of 7,473 (12 cut at the end, 3 bad), 1,234,567 tokens, 37 % of them supervised`.
@@ -190,7 +207,8 @@ class Counts:
         }
         left_out = ", ".join(f"{number:,} {what}" for what, number in named.items() if number)
         rows = f"{self.used:,} of {self.rows:,}" + (f" ({left_out})" if left_out else "")
-        return f"{rows}, {self.tokens:,} tokens, {self._trained()}"
+        size = f"{self.tokens:,} tokens, " if self.unit == "tokens" else ""
+        return f"{rows}, {size}{self._trained()}"
 
     def _trained(self) -> str:
         if not self.labels:
@@ -232,6 +250,7 @@ def count(
         supervised_tokens=supervised,
         labels=labels,
         without_code=without_code,
+        unit=examples.unit,
     )
 
 

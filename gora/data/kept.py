@@ -76,6 +76,7 @@ def keep(
     workers: int,
     answer: Callable[[list[Facts]], None],
     nothing_left: Callable[[Wanted, Facts], Exception],
+    schema: pa.Schema = SCHEMA,
 ) -> None:
     """Make the rows that are not kept yet, or whose files are damaged. All are checked before any are tokenised.
 
@@ -86,6 +87,7 @@ def keep(
         workers: processes.
         answer: told what was found in the rows, in the order of `wanted`; raises where they cannot be used.
         nothing_left: the error for rows of which no example is left.
+        schema: of the examples.
 
     Raises:
         InputError: rows cannot be used, or not kept.
@@ -109,7 +111,7 @@ def keep(
                 )
         answer([checked[each.entry][0] if each.entry in checked else _facts(each.entry) for each in wanted])
         for entry, (facts, parts) in checked.items():
-            _write(asides[entry], facts, parts, encode, workers)
+            _write(asides[entry], facts, parts, _Work(encode, schema), workers)
             if not facts.examples - facts.dropped:
                 raise nothing_left(missing[entry], facts)
 
@@ -157,14 +159,14 @@ def _digest(note: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _write(folder: Path, facts: Facts, parts: list[CheckedPart], encode: Encode, workers: int) -> None:
+def _write(folder: Path, facts: Facts, parts: list[CheckedPart], work: _Work, workers: int) -> None:
     """Tokenise checked rows into a folder, and delete what they were laid down in."""
     total = sum(part.examples for part in parts)
-    title = f"tokenizing {facts.name}"
+    title = f"{'tokenizing' if work.schema is SCHEMA else 'keeping'} {facts.name}"
     with open(folder / EXAMPLES, "wb") as file, Meter(output, title, total, quiet=len(parts) < _BAR_FROM) as meter:
-        writer, done = Writer(file), 0
-        for part, batch in zip(parts, in_order(_Work(encode), parts, workers), strict=True):
-            writer.add(pa.ipc.read_record_batch(batch, SCHEMA))
+        writer, done = Writer(file, work.schema), 0
+        for part, batch in zip(parts, in_order(work, parts, workers), strict=True):
+            writer.add(pa.ipc.read_record_batch(batch, work.schema))
             part.file.unlink()
             done += part.examples
             meter.advance(steps=part.examples, facts=f"{done / max(meter.seconds, 1e-9):,.0f} rows/s")
@@ -189,13 +191,13 @@ def write_note(folder: Path, facts: Facts, **named: Any) -> None:
 class _Work:
     """Tokenises one part, in whichever process: a record batch as bytes."""
 
-    def __init__(self, encode: Encode) -> None:
-        self._encode = encode
+    def __init__(self, encode: Encode, schema: pa.Schema) -> None:
+        self._encode, self.schema = encode, schema
 
     def __call__(self, part: CheckedPart) -> bytes:
         examples = list(read_checked(part))
         encoded = self._encode(example.content for example in examples)
         made = [(one, example) for one, example in zip(encoded, examples, strict=True) if one is not None]
         rows = [part.first + example.row for _, example in made]
-        batch = batch_of([one for one, _ in made], rows, [example.place for _, example in made])
+        batch = batch_of([one for one, _ in made], rows, [example.place for _, example in made], self.schema)
         return bytes(batch.serialize())

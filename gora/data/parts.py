@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gora.data.rows import Rows
 
@@ -15,6 +15,8 @@ PART_ROWS = 1000
 """Rows of a part, at most: enough to fill the threads of a tokenizer."""
 PART_BYTES = 4 * 2**20
 """A part ends with the row that reaches this size."""
+_TABLE_BYTES = 32 * 2**20
+"""Bytes of a table's rows that a part may hold; images reach it, texts do not."""
 
 
 class Part(Protocol):
@@ -49,10 +51,23 @@ class TablePart:
     before: int
     table: pyarrow.Table
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickled as it is, a slice would bring the whole table along.
+        import pyarrow
+
+        sink = pyarrow.BufferOutputStream()
+        with pyarrow.ipc.new_stream(sink, self.table.schema) as stream:
+            stream.write_table(self.table)
+        return _unpickled, (self.name, self.before, sink.getvalue().to_pybytes())
+
     @property
     def read(self) -> int:
         """How many rows it holds."""
         return int(self.table.num_rows)
+
+    def only(self, column: str) -> TablePart:
+        """One column; all of them where there is none of that name."""
+        return replace(self, table=self.table.select([column])) if column in self.table.column_names else self
 
     def parsed(self) -> Rows:
         """The rows, each placed by its number."""
@@ -62,13 +77,20 @@ class TablePart:
         return rows
 
 
+def _unpickled(name: str, before: int, table: bytes) -> TablePart:
+    import pyarrow
+
+    return TablePart(name=name, before=before, table=pyarrow.ipc.open_stream(table).read_all())
+
+
 def table_parts(tables: Iterable[pyarrow.Table], name: str, max_rows: int | None) -> Iterator[TablePart]:
     """The first rows of some tables, in parts."""
     before = 0
     for table in tables:
         wanted = table.num_rows if max_rows is None else min(table.num_rows, max_rows - before)
-        for start in range(0, wanted, PART_ROWS):
-            part = table.slice(start, min(PART_ROWS, wanted - start))
+        size = min(PART_ROWS, max(1, _TABLE_BYTES * table.num_rows // max(table.nbytes, 1)))
+        for start in range(0, wanted, size):
+            part = table.slice(start, min(size, wanted - start))
             yield TablePart(name=name, before=before + start, table=part)
         before += wanted
         if before == max_rows:

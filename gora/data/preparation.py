@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -15,7 +15,7 @@ from gora.data.encode import Encoder
 from gora.data.encode_text import TextEncoder
 from gora.data.examples import Counts, DataCounts, Examples, count
 from gora.data.facts import Facts
-from gora.data.formats import format_for
+from gora.data.formats import Format, format_for
 from gora.data.kept import Kept, Wanted, keep, open_kept
 from gora.data.mixture import Mixture, Share
 from gora.data.remarks import (
@@ -28,13 +28,13 @@ from gora.data.remarks import (
     without_code,
 )
 from gora.data.row_key import row_key, settings_key
-from gora.data.sources import find_source
-from gora.data.store import Store
+from gora.data.sources import Source, find_source
+from gora.data.store import SCHEMA, Store
 from gora.data.stream import Stream
 from gora.data.streaming import open_stream
 from gora.errors import InputError
 from gora.recipe.data_schema import MixedSource
-from gora.recipe.schema import DataSection, Head
+from gora.recipe.schema import DataSection, Head, SourceSection
 from gora.recipe.sources import SettledSource, sources_of
 from gora.runtime.row_cache import row_folder
 from gora.runtime.workers import cores
@@ -114,17 +114,19 @@ def prepare(
     for source in sources_of(data, "train") + sources_of(data, "eval"):
         refuse_code_only(source.data, tokenizer, encoder_decoder)
         refuse_whole_texts(source.data, encoder_decoder)
-    world = world or World()
-    shape: dict[str, Any] = {"choices": data.choices or ()} if head == "classification" else {}
-    if head == "language":
-        shape["encoder_decoder"] = encoder_decoder
-    made = _Making(data, tokenizer, head, encoder_decoder, say, world)
+    made = _TextMaking(data, tokenizer, head, encoder_decoder, say, world or World())
     if data.streaming:
-        return _streamed(made, seed, step_rows, shape)
-    kept = [open_kept(Path(entry)) for entry in _first_of_each_host(world, made.entries)]
+        return _streamed(made, seed, step_rows)
+    return prepare_kept(made, seed)
+
+
+def prepare_kept(made: Making, seed: int) -> PreparedData:
+    """Rows that are all there: made if need be, and mapped; see `prepare`."""
+    data = made.data
+    kept = [open_kept(Path(entry)) for entry in _first_of_each_host(made.world, made.entries)]
     sources = sources_of(data, "train")
     trained, evaluated = kept[: len(sources)], kept[len(sources) :]
-    train = Examples(Store.mapped(*(each.file for each in trained)), **shape)
+    train = made.examples(Store.mapped(*(each.file for each in trained)))
     held: Examples | None = None
     facts = [each.facts for each in trained]
     counts = _counts(train, facts)
@@ -135,7 +137,7 @@ def prepare(
         train.mixture = _mixture(sources, trained, train, seed)
     eval_counts = count(held, rows=len(held)) if held else None
     if evaluated:
-        held = Examples(Store.mapped(*(each.file for each in evaluated)), **shape)
+        held = made.examples(Store.mapped(*(each.file for each in evaluated)))
         eval_counts = _counts(held, [each.facts for each in evaluated])
     fingerprint = train.fingerprint() if data.holdout else _fingerprint(trained)
     if train.mixture:
@@ -143,7 +145,7 @@ def prepare(
     return PreparedData(train, held, DataCounts(counts, eval_counts), fingerprint)
 
 
-def _streamed(making: _Making, seed: int, step_rows: int, shape: dict[str, Any]) -> PreparedData:
+def _streamed(making: _TextMaking, seed: int, step_rows: int) -> PreparedData:
     """The first block of a stream, and the rows to evaluate on."""
     data, say = making.data, making.say
     opened = open_stream(
@@ -154,7 +156,7 @@ def _streamed(making: _Making, seed: int, step_rows: int, shape: dict[str, Any])
         head=making.head,
         encoder_decoder=making.encoder_decoder,
         step_rows=step_rows,
-        shape=shape,
+        shape=making.shape,
     )
 
     def entries() -> list[str]:
@@ -166,7 +168,7 @@ def _streamed(making: _Making, seed: int, step_rows: int, shape: dict[str, Any])
     head = opened.stream.block(0)
     for line in opened.stream.take_remarks():
         say(line)
-    evaluated = Examples(Store.mapped(*(each.file for each in kept)), **shape) if kept else None
+    evaluated = making.examples(Store.mapped(*(each.file for each in kept))) if kept else None
     counts = DataCounts(
         _counts(head.examples, head.facts),
         _counts(evaluated, [each.facts for each in kept]) if evaluated else None,
@@ -209,20 +211,43 @@ def _mixed_fingerprint(rows: str, mixture: Mixture) -> str:
     return hashlib.sha256(json.dumps([rows, shares]).encode()).hexdigest()
 
 
-class _Making:
-    """What it takes to make the rows of a run."""
+class Making:
+    """How the rows of a run become examples, whatever is in them.
 
-    def __init__(
-        self,
-        data: DataSection,
-        tokenizer: PreTrainedTokenizerBase,
-        head: Head,
-        encoder_decoder: bool,
-        say: Callable[[str], None],
-        world: World,
-    ) -> None:
-        self.data, self.tokenizer, self.head, self.encoder_decoder = data, tokenizer, head, encoder_decoder
-        self.say, self.world = say, world
+    Args:
+        data: the recipe's section.
+        say: takes warnings and the list of the rows that were left out.
+        world: the processes of the run.
+    """
+
+    schema: ClassVar[Any] = SCHEMA
+    """Of the examples in a file."""
+
+    def __init__(self, data: DataSection, say: Callable[[str], None], world: World) -> None:
+        self.data, self.say, self.world = data, say, world
+
+    def encoder(self) -> Any:
+        """Makes examples of what the format reads; raises InputError."""
+        raise NotImplementedError
+
+    def examples(self, store: Store) -> Examples:
+        """What a run is given of examples that are kept."""
+        raise NotImplementedError
+
+    def find(self, section: SourceSection, splits: tuple[str, ...]) -> Source:
+        """Find a source; raises InputError."""
+        return find_source(section, splits)
+
+    def format(self, data: DataSection, source: Source) -> Format:
+        """How rows of a source are read; raises InputError."""
+        raise NotImplementedError
+
+    def settings(self, data: DataSection) -> dict[str, Any]:
+        """What a row becomes depends on this besides the row; JSON."""
+        raise NotImplementedError
+
+    def look(self, facts: Sequence[Facts], wanted: Sequence[Wanted]) -> None:
+        """Say what training rows have that the user should know."""
 
     def entries(self) -> list[str]:
         """The folders of the training rows and of the evaluation rows, if there are any, source by source; they are
@@ -233,7 +258,6 @@ class _Making:
         """
         data = self.data
         encoder = self.encoder()
-        warn_of_length(data, self.tokenizer, self.say)
         training = [] if data.streaming else sources_of(data, "train")
         wanted = [self._wanted(source, "train") for source in training]
         wanted += [self._wanted(source, "eval") for source in sources_of(data, "eval")]
@@ -244,22 +268,15 @@ class _Making:
             workers=cores(self.world.local_size),
             answer=lambda facts: self._answer(wanted, facts, training=len(training)),
             nothing_left=lambda rows, facts: nothing_left(rows.data, rows.fmt, facts),
+            schema=self.schema,
         )
         return [str(each.entry) for each in wanted]
 
-    def encoder(self) -> Encoder | TextEncoder:
-        """Makes examples; raises InputError where the tokenizer cannot end them."""
-        data = self.data
-        if self.head == "classification":
-            return TextEncoder(self.tokenizer, data.max_length, data.overlong)
-        return Encoder(self.tokenizer, data.max_length, data.overlong, encoder_decoder=self.encoder_decoder)
-
     def _wanted(self, settled: SettledSource, name: str) -> Wanted:
         data, section = settled.data, settled.section
-        settings = settings_key(data, self.tokenizer, head=self.head, encoder_decoder=self.encoder_decoder)
-        source = find_source(section, _SPLITS[name])
-        fmt = format_for(data, self.tokenizer, typed=source.typed, head=self.head)
-        entry = row_folder(data.cache) / row_key(settings, section, source)
+        source = self.find(section, _SPLITS[name])
+        fmt = self.format(data, source)
+        entry = row_folder(data.cache) / row_key(self.settings(data), section, source)
         return Wanted(entry=entry.absolute(), source=source, fmt=fmt, data=data)
 
     def _answer(self, wanted: Sequence[Wanted], facts: Sequence[Facts], training: int) -> None:
@@ -273,7 +290,54 @@ class _Making:
             if note is not None:
                 self.say(note)
         answer_for_bad_rows(self.data, facts, self.say)
-        for each, found in zip(wanted[:training], facts, strict=False):
+        self.look(facts, wanted[:training])
+
+
+class _TextMaking(Making):
+    """Text becomes tokens."""
+
+    def __init__(
+        self,
+        data: DataSection,
+        tokenizer: PreTrainedTokenizerBase,
+        head: Head,
+        encoder_decoder: bool,
+        say: Callable[[str], None],
+        world: World,
+    ) -> None:
+        super().__init__(data, say, world)
+        self.tokenizer, self.head, self.encoder_decoder = tokenizer, head, encoder_decoder
+        self.shape: dict[str, Any] = (
+            {"choices": data.choices or ()} if head == "classification" else {"encoder_decoder": encoder_decoder}
+        )
+
+    def entries(self) -> list[str]:
+        """See `Making`."""
+        warn_of_length(self.data, self.tokenizer, self.say)
+        return super().entries()
+
+    def encoder(self) -> Encoder | TextEncoder:
+        """Makes examples; raises InputError where the tokenizer cannot end them."""
+        data = self.data
+        if self.head == "classification":
+            return TextEncoder(self.tokenizer, data.max_length, data.overlong)
+        return Encoder(self.tokenizer, data.max_length, data.overlong, encoder_decoder=self.encoder_decoder)
+
+    def examples(self, store: Store) -> Examples:
+        """See `Making`."""
+        return Examples(store, **self.shape)
+
+    def format(self, data: DataSection, source: Source) -> Format:
+        """See `Making`."""
+        return format_for(data, self.tokenizer, typed=source.typed, head=self.head)
+
+    def settings(self, data: DataSection) -> dict[str, Any]:
+        """See `Making`."""
+        return settings_key(data, self.tokenizer, head=self.head, encoder_decoder=self.encoder_decoder)
+
+    def look(self, facts: Sequence[Facts], wanted: Sequence[Wanted]) -> None:
+        """See `Making`."""
+        for each, found in zip(wanted, facts, strict=False):
             if self.encoder_decoder and found.answering:
                 warn_of_earlier_answers(each.data, found.answering, self.say)
 

@@ -36,6 +36,7 @@ _NOTED = (
     "ignore",
     "max_length",
 )
+_NOTED_OF_IMAGES = ("format", "choices", "image", "label", "class_prompts", "ignore")
 
 
 def describe_prompt_format(data: DataSection) -> dict[str, Any]:
@@ -43,8 +44,9 @@ def describe_prompt_format(data: DataSection) -> dict[str, Any]:
 
     Of several sources, it is the first one's.
     """
-    values = asked_as(data).model_dump(include=set(_NOTED))
-    return {name: values[name] for name in _NOTED if name in values}
+    noted = _NOTED_OF_IMAGES if data.format == "image" else _NOTED
+    values = asked_as(data).model_dump(include=set(noted))
+    return {name: values[name] for name in noted if name in values}
 
 
 def read_prompt_format(note: Mapping[str, Any]) -> DataSection:

@@ -6,7 +6,7 @@ from typing import Any
 
 NOT_TEXT = dict.fromkeys(
     ("image", "images", "audio", "audios", "video", "videos"),
-    "gora trains text only: leave these rows out, or name the column in `data.ignore`",
+    "this format reads text only: leave these rows out, or name the column in `data.ignore`",
 )
 """Columns that a text may speak of and no format reads, and what to do about them."""
 
@@ -16,7 +16,8 @@ class Reading:
     """What a format made of a row.
 
     Attributes:
-        examples: what the encoder takes, for each example: segments, the last one supervised, or a labelled text.
+        examples: what the encoder takes, for each example: segments, the last one supervised, or a labelled text or
+            image.
         unread: what of the row nobody reads, columns apart, in words that can be counted: `message key 'id'`.
         names: what tells the examples of the row apart, where there may be several: `message 4`.
     """

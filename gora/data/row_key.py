@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _LIBRARIES = ("transformers", "tokenizers", "jinja2")
 _NOT_OF_ROWS = {"train", "eval", "holdout", "bad_rows", "cache", "packing", "streaming", "shuffle_buffer"}
 """Settings that choose between rows, or say what becomes of those that are not kept."""
+_OF_IMAGES = {"format", "image", "label", "choices", "ignore"}
 _OF_PLACE = ("name_or_path", "is_local", "local_files_only")
 
 
@@ -48,6 +49,16 @@ def settings_key(
         "tokenizer": tokenizer_digest(tokenizer),
         "head": head,
         "encoder_decoder": encoder_decoder,
+    }
+
+
+def image_settings_key(data: DataSection) -> dict[str, Any]:
+    """The same for images, of which bytes and class are kept: pixels are made of them when they are trained on."""
+    return {
+        "code": _code(),
+        "libraries": {"pillow": version("pillow")},
+        "data": data.model_dump(mode="json", include=_OF_IMAGES),
+        "head": "image",
     }
 
 

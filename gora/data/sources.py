@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gora.assets import resolve
 from gora.data.hub import HubRows, HubStream, find_in_folder, find_on_hub
+from gora.data.image_folder import ImageFolder, find_image_folder
 from gora.data.jsonl import json_parts, refuse_single_object
 from gora.data.messages import siblings_like
 from gora.data.parts import Part
@@ -81,7 +82,7 @@ class Source:
     """
 
     name: str
-    files: tuple[SourceFile | HubRows | HubStream, ...]
+    files: tuple[SourceFile | HubRows | HubStream | ImageFolder, ...]
     max_rows: int | None
 
     @property
@@ -95,6 +96,11 @@ class Source:
             (file.name, f"{file.state[0]} bytes" if isinstance(file, SourceFile) else file.digest())
             for file in self.files
         ]
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where its files lie, by which they name others."""
+        return [file.path.absolute().parent for file in self.files if isinstance(file, SourceFile)]
 
     def states(self) -> list[tuple[int, ...]]:
         """What changes with the content of local files: size and times."""
@@ -126,7 +132,9 @@ class Source:
                 refuse_single_object(file.path, name)
 
 
-def find_source(source: SourceSection, split_default: tuple[str, ...], *, streaming: bool = False) -> Source:
+def find_source(
+    source: SourceSection, split_default: tuple[str, ...], *, streaming: bool = False, images: bool = False
+) -> Source:
     """Find a source: files, a folder, or a data set of the hub.
 
     Args:
@@ -134,6 +142,7 @@ def find_source(source: SourceSection, split_default: tuple[str, ...], *, stream
             in the order of their names.
         split_default: the splits to look for, in this order, when the source names none.
         streaming: read a set of the hub as rows are needed, and keep none of its files.
+        images: a folder may have a folder of images for each class.
 
     Raises:
         InputError: nothing is there, or it is of no known kind.
@@ -143,7 +152,7 @@ def find_source(source: SourceSection, split_default: tuple[str, ...], *, stream
     repeated = next((path for path in paths if paths.count(path) > 1), None)
     if repeated is not None:
         raise InputError(f"{repeated} is named more than once in one source, so its rows would be read twice.")
-    files = tuple(_found(path, source, split_default, streaming) for path in paths)
+    files = tuple(_found(path, source, split_default, streaming, images) for path in paths)
     name = files[0].name if len(files) == 1 else ", ".join(asked)
     return Source(name=name, files=files, max_rows=source.max_rows)
 
@@ -183,14 +192,16 @@ def _matched(path: str) -> list[str]:
 
 
 def _found(
-    named: str, source: SourceSection, split_default: tuple[str, ...], streaming: bool
-) -> SourceFile | HubRows | HubStream:
+    named: str, source: SourceSection, split_default: tuple[str, ...], streaming: bool, images: bool
+) -> SourceFile | HubRows | HubStream | ImageFolder:
     path = Path(resolve(named, "data")).expanduser()
     if path.is_file():
         return SourceFile(name=named, path=path, read=_reader(path, named, source), state=_state(path))
     source = source.model_copy(update={"path": named})
     if source.separator is not None:
         raise InputError(f"{named} is not a CSV or TSV file and has no `separator`. Set it to null.")
+    if path.is_dir() and images and (found := find_image_folder(path, source, split_default)):
+        return found
     if path.is_dir():
         return find_in_folder(path, source, split_default, streaming=streaming)
     if path.exists():

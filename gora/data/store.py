@@ -36,10 +36,15 @@ SCHEMA = pa.schema(
 )
 """`labels`, `truncated` and `token_type_ids` as in `Encoded`; `supervised` labels that are trained on; the `largest` id
 of the inputs; the number of its `row` among those of the source; its `place`, as in `train.jsonl:17`."""
+_IMAGE_COLUMNS = {"file": pa.string(), "data": pa.binary()}
+IMAGE_SCHEMA = pa.schema([*SCHEMA, *_IMAGE_COLUMNS.items()])
+"""The same of images, with the `file` where an image lies, or its `data`: the bytes of such a file."""
 
 
-def batch_of(encoded: Sequence[Encoded], rows: Sequence[int], places: Sequence[str]) -> pa.RecordBatch:
-    """Some examples, the rows they are of, and their places."""
+def batch_of(
+    encoded: Sequence[Encoded], rows: Sequence[int], places: Sequence[str], schema: pa.Schema = SCHEMA
+) -> pa.RecordBatch:
+    """Some examples, the rows they are of, and their places; `IMAGE_SCHEMA` is for those of images."""
     ids = [np.frombuffer(one.input_ids, np.int32) for one in encoded]
     labels = [np.frombuffer(one.labels, np.int32) for one in encoded]
     types = [np.frombuffer(one.token_types, np.int32) for one in encoded if one.token_types is not None]
@@ -53,7 +58,9 @@ def batch_of(encoded: Sequence[Encoded], rows: Sequence[int], places: Sequence[s
         pa.array(rows, pa.int64()),
         pa.array(places, pa.string()),
     ]
-    return pa.record_batch(columns, schema=SCHEMA)
+    if schema is IMAGE_SCHEMA:
+        columns += [pa.array([getattr(one, name) for one in encoded], kind) for name, kind in _IMAGE_COLUMNS.items()]
+    return pa.record_batch(columns, schema=schema)
 
 
 class Writer:
@@ -61,11 +68,12 @@ class Writer:
 
     Args:
         file: the file, open for writing.
+        schema: that of the batches.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], schema: pa.Schema = SCHEMA) -> None:
         self._sink = _Checked(file)
-        self._stream = pa.ipc.new_stream(pa.PythonFile(self._sink, mode="w"), SCHEMA)
+        self._stream = pa.ipc.new_stream(pa.PythonFile(self._sink, mode="w"), schema)
         self._fingerprint = hashlib.sha256()
         self.examples = 0
 
@@ -171,6 +179,10 @@ class Store:
     def place(self, index: int) -> str:
         """Where an example came from."""
         return str(self._table.column("place")[index].as_py())
+
+    def value(self, name: str, index: int) -> Any:
+        """What a column says of an example."""
+        return self._table.column(name)[index].as_py()
 
     def column(self, name: str) -> np.ndarray:
         """A column of numbers or truths."""

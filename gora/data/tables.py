@@ -16,6 +16,10 @@ from gora.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow
+    import pyarrow.parquet
+
+_MOST_ROWS, _BATCH_BYTES = 2**16, 2**28
+"""Rows and bytes of a Parquet file that are read at a time."""
 
 
 def csv_parts(path: Path, name: str, max_rows: int | None, separator: str = ",") -> Iterator[Rows]:
@@ -69,9 +73,16 @@ def parquet_parts(path: Path, name: str, max_rows: int | None) -> Iterator[Table
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            yield from table_parts(map(_table, file.iter_batches()), name, max_rows)
+            yield from table_parts(map(_table, file.iter_batches(_rows_at_a_time(file))), name, max_rows)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{name} cannot be read as Parquet: {error}.") from error
+
+
+def _rows_at_a_time(file: "pyarrow.parquet.ParquetFile") -> int:
+    """Fewer where rows are large, as images are: a batch is held as a whole."""
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    largest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=0)
+    return max(1, min(_MOST_ROWS, int(_BATCH_BYTES / max(largest, 1))))
 
 
 def _table(batch: "pyarrow.RecordBatch") -> "pyarrow.Table":

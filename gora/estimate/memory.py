@@ -93,7 +93,6 @@ class Arithmetic:
         logit_tokens: most tokens that have their logits at a time; None for all of a micro-batch.
         shares_inputs: whether adapters take their input in the type of the products, as gora's own and those over
             packed weights do.
-        repeats_keys: whether rows lie end to end in a kernel that wants a key for each head of the queries.
         on_gpu: whether a GPU computes.
         recorded: whether the gradient pass is recorded and replayed.
     """
@@ -105,7 +104,6 @@ class Arithmetic:
     dropout: bool = False
     logit_tokens: int | None = None
     shares_inputs: bool = False
-    repeats_keys: bool = False
     on_gpu: bool = True
     recorded: bool = False
 
@@ -153,7 +151,12 @@ def kept_of_block(block: BlockShape, batch: Batch, arithmetic: Arithmetic, *, ra
     if rank is not None:
         token += round(width * rank * block.adapted)
         token += block.adapted_inputs if arithmetic.dropout else 0
-    return batch.tokens * token
+    return _tokens(block, batch) * token
+
+
+def _tokens(block: BlockShape, batch: Batch) -> int:
+    """Tokens of a micro-batch in one block: an image has the same number, whatever it shows."""
+    return batch.rows * block.tokens if block.tokens else batch.tokens
 
 
 def _attention(block: BlockShape, batch: Batch, arithmetic: Arithmetic) -> int:
@@ -163,14 +166,12 @@ def _attention(block: BlockShape, batch: Batch, arithmetic: Arithmetic) -> int:
         return 0
     if arithmetic.attention == "eager":
         # Probabilities in float32, as softmax leaves them, and in the type of the products; keys and values repeated.
-        pairs = block.heads * batch.length * (width + (FLOAT32 if width != FLOAT32 else 0))
+        pairs = block.heads * (block.tokens or batch.length) * (width + (FLOAT32 if width != FLOAT32 else 0))
         return pairs + width * 3 * block.queries
     token = width * 2 * block.queries + FLOAT32 * block.heads
     if batch.padded and arithmetic.attention != "flash_attention_2":
         # With a mask torch's kernel takes keys and values repeated for every head, and a bias for every pair.
         return token + width * 2 * block.queries + width * batch.length
-    if arithmetic.repeats_keys and block.keys != block.queries:
-        return token + width * 2 * block.queries
     return token + width * (2 * block.keys + block.fused)
 
 
@@ -185,18 +186,18 @@ def _working(
 ) -> tuple[int, int]:
     """Bytes of activations and of logits at the peak."""
     logits = logits_bytes(shape, batch, arithmetic)
-    ends = batch.tokens * shape.hidden * FLOAT32
+    ends = _tokens(shape.blocks[0], batch) * shape.hidden * FLOAT32
     if not arithmetic.checkpointing:
         everything = sum(kept(block) for block in shape.blocks)
         return everything + ends + max(0, _passing(shape, batch, arithmetic) - logits), logits
-    boundaries = sum(batch.tokens * block.hidden for block in shape.blocks) * arithmetic.weight_width
+    boundaries = sum(_tokens(block, batch) * block.hidden for block in shape.blocks) * arithmetic.weight_width
     recomputed = max(kept(block) for block in shape.blocks) + _passing(shape, batch, arithmetic)
     return boundaries + ends + max(0, recomputed - logits), logits
 
 
 def _passing(shape: ModelShape, batch: Batch, arithmetic: Arithmetic) -> int:
     """Bytes of what the backward pass of a block computes on its way: the gradients inside its feed-forward part."""
-    return max(batch.tokens * arithmetic.width * (3 * block.mlp + block.hidden) for block in shape.blocks)
+    return max(_tokens(block, batch) * arithmetic.width * (3 * block.mlp + block.hidden) for block in shape.blocks)
 
 
 def pass_memory(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from gora.models.language import in_language
+from gora.models.language import in_adapted_part
 from gora.models.targets import is_linear, weight_shape
 
 _NORM = re.compile(r"norm", re.IGNORECASE)
@@ -39,6 +39,7 @@ class BlockShape:
             kept anyway, is left out.
         outputs: the widest output of a linear layer.
         weights: of all its parameters.
+        tokens: of an image in this block; 0 for text, whose rows have lengths of their own.
     """
 
     hidden: int
@@ -54,6 +55,7 @@ class BlockShape:
     new_inputs: int
     outputs: int
     weights: int
+    tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,17 +93,22 @@ def read_shape(model: nn.Module, adapted: Collection[str]) -> ModelShape:
     """
     config: Any = model.config
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    chosen, belongs = set(adapted), in_language(model)
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    chosen, belongs = set(adapted), in_adapted_part(model)
     blocks = [
-        _read_block(name, block, text, chosen)
+        read_block(name, block, text, chosen)
         for name, block in model.named_modules()
         if isinstance(block, GradientCheckpointingLayer) and belongs(name)
     ]
+    return model_shape(model, blocks or [read_block("", model, text, chosen)], _hidden(text), adapted)
+
+
+def model_shape(model: nn.Module, blocks: Sequence[BlockShape], hidden: int, adapted: Collection[str]) -> ModelShape:
+    """A model of these blocks; see `read_shape`."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
     linear = [layer for layer in model.modules() if is_linear(layer) and layer is not head]
     return ModelShape(
-        blocks=tuple(blocks or [_read_block("", model, text, chosen)]),
-        hidden=_hidden(text),
+        blocks=tuple(blocks),
+        hidden=hidden,
         vocabulary=0 if head is None else int(head.weight.shape[0]),
         weights=_count(model),
         linear=sum(_count(layer) for layer in linear),
@@ -109,7 +116,15 @@ def read_shape(model: nn.Module, adapted: Collection[str]) -> ModelShape:
     )
 
 
-def _read_block(name: str, block: nn.Module, config: Any, adapted: set[str]) -> BlockShape:
+def read_block(name: str, block: nn.Module, config: Any, adapted: Collection[str]) -> BlockShape:
+    """Read the numbers of one block.
+
+    Args:
+        name: of the block in its model; empty for the model itself.
+        block: the block.
+        config: says its widths and heads.
+        adapted: names of the layers to adapt.
+    """
     prefix = f"{name}." if name else ""
     layers = {inner: layer for inner, layer in block.named_modules() if is_linear(layer)}
     shapes = {inner: weight_shape(layer) for inner, layer in layers.items()}

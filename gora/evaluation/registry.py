@@ -9,10 +9,11 @@ from gora.evaluation.task import Task
 from gora.evaluation.tasks.glue import glue_tasks
 from gora.evaluation.tasks.gsm8k import Gsm8k
 from gora.evaluation.tasks.humaneval import HumanEval
+from gora.evaluation.tasks.image import ImageTask
 from gora.evaluation.tasks.loss import Loss
 from gora.evaluation.tasks.mbpp import Mbpp
 
-_ALL: list[Task] = [Gsm8k(), HumanEval(), Mbpp(), MTBench(), *glue_tasks(), Loss()]
+_ALL: list[Task] = [Gsm8k(), HumanEval(), Mbpp(), MTBench(), *glue_tasks(), ImageTask(), Loss()]
 TASKS = {task.name: task for task in _ALL}
 
 

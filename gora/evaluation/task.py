@@ -32,6 +32,23 @@ class Sampling:
     top_p: float = 1.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recognised:
+    """What a model saw in images.
+
+    Attributes:
+        names: of the classes, by their numbers.
+        places: where each image came from.
+        truth: the number of its class.
+        found: the number of the class that was seen.
+    """
+
+    names: Sequence[str]
+    places: Sequence[str]
+    truth: Sequence[int]
+    found: Sequence[int]
+
+
 class Subject(Protocol):
     """What is evaluated: a model, or a base model with an adapter."""
 
@@ -49,6 +66,12 @@ class Subject(Protocol):
         """For rows of a classification that it was trained on, and the place of each: the label's number and text.
 
         Without a number the text is none of the labels. Raises InputError where it was trained on none.
+        """
+
+    def recognise(self, options: Options) -> Recognised:
+        """What it sees in the images that the options name, else in those of its own run.
+
+        Raises InputError where it sees none.
         """
 
     def loss(self, options: Options) -> tuple[float, int]:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from gora.errors import GoraError
 from gora.models.head import head_modules, train_head
+from gora.models.vision import sees_images
 from gora.plan import Factors, Plan
 from gora.recipe.method_facts import METHOD_NAMES, facts_of
 
@@ -175,7 +176,14 @@ def wrap_with(model: nn.Module, config: PeftConfig) -> PeftModel:
     experts = set(getattr(config, "target_parameters", None) or ())
     encoder_decoder = getattr(model.config, "is_encoder_decoder", False)  # type: ignore[union-attr]
     head = head_modules(model)
-    if head:
+    if sees_images(model):
+        # PEFT has no task of images; the class of the base says what an adapter is for.
+        config.modules_to_save = list(head) or None  # type: ignore[attr-defined]
+        config.auto_mapping = {  # type: ignore[attr-defined]
+            "base_model_class": type(model).__name__,
+            "parent_library": type(model).__module__,
+        }
+    elif head:
         config.task_type = TaskType.SEQ_CLS
         # PEFT adds these names by itself.
         to_save = [name for name in head if name not in SEQ_CLS_HEAD_NAMES]

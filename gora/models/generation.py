@@ -6,18 +6,19 @@ import copy
 import re
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel
 
 # How transformers names a setting that has no effect beside the others, with which it refuses to save all of them.
 _WITHOUT_EFFECT = re.compile(r"^- `(\w+)`:", re.MULTILINE)
 
 
-def trained_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig | None:
+def trained_generation(model: PreTrainedModel, tokenizer: Any) -> GenerationConfig | None:
     """The base model's settings of generation, which also end at the token that ends every trained answer.
 
     Args:
         model: generates, or not: None is returned for a classifier.
-        tokenizer: the one of the training rows, whose end-of-sequence token they end with.
+        tokenizer: the one of the training rows, whose end-of-sequence token they end with; not asked where nothing
+            generates.
     """
     own: Any = getattr(model, "generation_config", None)
     if own is None or not model.can_generate():
@@ -36,7 +37,7 @@ def trained_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     return settings
 
 
-def settle_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def settle_generation(model: PreTrainedModel, tokenizer: Any) -> None:
     """Let a model that is about to be saved stop where it was trained to, by both of its configurations."""
     settings = trained_generation(model, tokenizer)
     if settings is not None:

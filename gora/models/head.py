@@ -9,13 +9,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from gora.errors import InputError
+from gora.models.vision import head_for
 
 _PEFT_PREFIX = "base_model.model."
-_CLASSIFIER = "ForSequenceClassification"
+_CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
 
 
 def head_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules of a sequence classifier beside its base, by name; empty for every other model.
+    """The modules of a classifier of texts or images beside its base, by name; empty for every other model.
 
     Transformers keeps the pre-trained base of a model under one name (`base_model_prefix`): what else has parameters is
     the head, such as BERT's `classifier`, DistilBERT's `pre_classifier` and `classifier`, and a decoder's `score`.
@@ -25,7 +26,7 @@ def head_modules(model: nn.Module) -> dict[str, nn.Module]:
         model: wrapped by PEFT or not; weights may be on the meta device.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not type(base).__name__.endswith(_CLASSIFIER):
+    if not type(base).__name__.endswith(_CLASSIFIERS):
         return {}
     beside = ((name, module) for name, module in base.named_children() if name != base.base_model_prefix)
     return {name: module for name, module in beside if next(module.parameters(), None) is not None}
@@ -55,8 +56,9 @@ def refuse_ambiguous_head(model: nn.Module) -> None:
     heads, of_head = tuple(head_modules(model)), in_head(model)
     others = [name for name, _ in model.named_modules() if heads and name.endswith(heads) and not of_head(name)]
     if others:
+        kind = head_for(type(model).__name__) or "classification"
         raise InputError(
-            f"model.head: classification: PEFT knows the head ({', '.join(heads)}) by the end of its name, and would "
+            f"model.head: {kind}: PEFT knows the head ({', '.join(heads)}) by the end of its name, and would "
             f"train {', '.join(others[:3])} with it. Give another model, or adapter.method: full."
         )
 
@@ -67,7 +69,7 @@ def settle_padding(model: nn.Module, padding: int) -> None:
     A decoder's head reads the last token before the padding, and refuses several rows without knowing it.
     """
     config: Any = model.config
-    if head_modules(model) and config.pad_token_id is None:
+    if head_modules(model) and getattr(config, "pad_token_id", padding) is None:
         config.pad_token_id = padding
 
 

@@ -9,7 +9,18 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from gora.models.vision import in_vision, is_two_towers
+
 _SENSES = re.compile(r"vision|visual|image|video|audio|speech|sound|acoustic", re.IGNORECASE)
+
+
+def in_adapted_part(model: nn.Module) -> Callable[[str], bool]:
+    """Whether a module, by its name, belongs to what is adapted: the language model, or of CLIP the tower that sees.
+
+    Args:
+        model: not wrapped; weights may be on the meta device.
+    """
+    return in_vision(model) if is_two_towers(model) else in_language(model)
 
 
 def in_language(model: nn.Module) -> Callable[[str], bool]:

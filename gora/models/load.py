@@ -13,8 +13,10 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForZeroShotImageClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -45,9 +47,22 @@ from gora.models.quantization import (
     stored_quantization,
 )
 from gora.models.tokenizer import add_new_tokens, check_tokenizer, embeddings_of, settle_padding_token
+from gora.models.vision import make_image_classifier, make_zero_shot
+from gora.models.zero_shot import hold_scalars
 from gora.recipe.schema import Head, ModelSection
 from gora.runtime.console import output
 from gora.runtime.out_of_memory import is_out_of_memory
+
+_FAMILIES: dict[Head, Any] = {
+    "classification": AutoModelForSequenceClassification,
+    "image-classification": AutoModelForImageClassification,
+    "image-zero-shot": AutoModelForZeroShotImageClassification,
+}
+_PREPARE = {
+    "classification": make_classifier,
+    "image-classification": make_image_classifier,
+    "image-zero-shot": make_zero_shot,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +85,11 @@ class Source:
         return bool(self.config.is_encoder_decoder)
 
     @property
+    def draws_head(self) -> bool:
+        """Whether it has a head for its labels, which is drawn where the checkpoint lacks it, and trained."""
+        return self.head in ("classification", "image-classification")
+
+    @property
     def causal(self) -> bool:
         """Whether it is a decoder that predicts tokens, each from those before it alone."""
         return self.head == "language" and not self.encoder_decoder
@@ -82,8 +102,8 @@ class Source:
     @property
     def family(self) -> Any:
         """The class of transformers that loads it."""
-        if self.head == "classification":
-            return AutoModelForSequenceClassification
+        if self.head in _FAMILIES:
+            return _FAMILIES[self.head]
         return AutoModelForSeq2SeqLM if self.encoder_decoder else AutoModelForCausalLM
 
 
@@ -124,8 +144,8 @@ def find_model(
     if place.exists() and weights:
         check_weights(settings.name, place)
     refuse_unreadable(settings, config)
-    if settings.head == "classification":
-        make_classifier(settings.name, config, labels)
+    if settings.head in _PREPARE:
+        _PREPARE[settings.head](settings.name, config, labels)
     else:
         refuse_encoder(settings.name, config)
         refuse_no_language_model(settings.name, config)
@@ -204,7 +224,7 @@ def load_model(settings: ModelSection, source: Source, device: torch.device, *, 
     if attention is not None:
         arguments["attn_implementation"] = attention
     arguments |= loading_arguments(settings, source.config, dtype, device)
-    if source.head == "classification":
+    if source.draws_head:
         # A head for other labels is drawn anew; of any other weight a wrong shape is refused below.
         arguments |= {"config": copy.deepcopy(source.config), "ignore_mismatched_sizes": True}
     try:
@@ -218,6 +238,8 @@ def load_model(settings: ModelSection, source: Source, device: torch.device, *, 
     _refuse_invented_weights(settings.name, model, found)
     _name_what_is_not_loaded(source, found)
     model.requires_grad_(False)
+    if source.head == "image-zero-shot":
+        hold_scalars(model)
     if quantization_of(settings, source) is None:
         nn.Module.to(model, device)
     settle_unpacked(model, source.config, dtype)
@@ -280,12 +302,17 @@ def _keep_4bit_layout(model: nn.Module) -> None:
 
 def has_flash(source: Source) -> bool:
     """Whether the model's class knows FlashAttention-2; one with code of its own is not asked for it by itself."""
-    known = source.family._model_mapping.get(type(source.config), None)
-    return bool(getattr(known, "_supports_flash_attn", False))
+    return bool(getattr(_class_of(source.family, source.config), "_supports_flash_attn", False))
+
+
+def _class_of(family: Any, config: PreTrainedConfig) -> Any:
+    """The class that a family has for a configuration, the first where there are several (DeiT); None without."""
+    known = family._model_mapping.get(type(config), None)
+    return known[0] if isinstance(known, tuple) else known
 
 
 def _plain_attention(family: Any, config: PreTrainedConfig) -> str:
-    known = family._model_mapping.get(type(config), None)
+    known = _class_of(family, config)
     return "sdpa" if getattr(known, "_supports_sdpa", False) else "eager"
 
 

@@ -13,12 +13,14 @@ from gora.errors import InputError
 
 
 def embedding_rows(model: nn.Module) -> int | None:
-    """How many tokens the model has embeddings for; None where it has no table of them and hashes characters."""
+    """How many tokens the model has embeddings for; None where it has no table of them: it hashes characters, or sees
+    images."""
     try:
         embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
     except NotImplementedError:
         return None
-    return int(embeddings.weight.shape[0])
+    weight = getattr(embeddings, "weight", None)
+    return None if weight is None else int(weight.shape[0])
 
 
 def grow_embeddings(model: PreTrainedModel, rows: int) -> None:

@@ -38,6 +38,7 @@ _MORE_THAN_CAUSAL = ("softcap", "s_aux", "position_bias")
 @dataclass(frozen=True)
 class _Rows:
     lengths: tuple[int, ...]
+    """Empty where only the bounds are known, on the device."""
     bounds: Tensor
     """Where rows begin, and where the last ends: int32, on the device."""
     longest: int
@@ -71,8 +72,24 @@ def forward(model: nn.Module, batch: Mapping[str, Any], **settings: Any) -> Any:
         return model(**inputs, **settings)
     bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     longest = 1 << (max(lengths) - 1).bit_length()
-    with _on(_Rows(lengths, bounds.to(inputs["input_ids"].device, non_blocking=True), longest)):
+    with laid_out(lengths, bounds.to(inputs["input_ids"].device, non_blocking=True), longest):
         return model(**inputs, **settings)
+
+
+def laid_out(lengths: tuple[int, ...], bounds: Tensor, longest: int) -> AbstractContextManager[None]:
+    """Inside the block, passes are on rows that lie end to end.
+
+    Args:
+        lengths: tokens of each; empty where they are on the device alone, which one kernel of attention can use.
+        bounds: where rows begin, and where the last ends: int32, on the device.
+        longest: at least the tokens of the longest row.
+    """
+    return _on(_Rows(lengths, bounds, longest))
+
+
+def rows_of_pass() -> tuple[int, ...]:
+    """Lengths of the rows that the pass is on; empty where they do not lie end to end."""
+    return _current.lengths if _current is not None else ()
 
 
 def in_recomputation() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -227,6 +244,8 @@ def _row_by_row(
     query: Tensor, key: Tensor, value: Tensor, rows: _Rows, dropout: float, scaling: float | None, window: int | None
 ) -> Tensor:
     """Attention of one row after the other: any device and data type."""
+    if not rows.lengths:
+        raise NotImplementedError("attention that asks for the lengths of rows on the host")
     grouped = query.shape[1] != key.shape[1]
     parts = []
     for q, k, v in zip(*(each.split(rows.lengths, dim=2) for each in (query, key, value)), strict=True):
@@ -248,23 +267,14 @@ def _by_varlen(
     query: Tensor, key: Tensor, value: Tensor, rows: _Rows, scaling: float | None, window: int | None
 ) -> Tensor:
     """Attention of all rows in one kernel."""
-    if "enable_gqa" in _SETTINGS:
-        settings: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]}
-    else:
-        settings = {}
-        groups = query.shape[1] // key.shape[1]
-        key, value = (each.repeat_interleave(groups, dim=1) if groups > 1 else each for each in (key, value))
+    # Before it could be told so, the kernel took fewer keys than queries by itself.
+    settings: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if "enable_gqa" in _SETTINGS else {}
     if "window_size" in _SETTINGS:
         settings["window_size"] = (window - 1 if window else -1, 0)
     else:
         settings["is_causal"] = True
     q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
     return _varlen(q, k, v, rows.bounds, rows.bounds, rows.longest, rows.longest, scale=scaling, **settings)[None]
-
-
-def wants_repeated_keys() -> bool:
-    """Whether torch's attention over rows of several lengths takes a key for each head of the queries only."""
-    return "enable_gqa" not in _SETTINGS
 
 
 def _varlen_serves(query: Tensor, dropout: float, window: int | None) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import MethodType
 from typing import Any
 
@@ -12,7 +13,11 @@ from torch.nn.functional import cross_entropy, linear
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+from gora.models.rows_apart import rows_of_pass
+
+Blocks = Callable[[Tensor, Tensor | None, tuple[int, ...]], Tensor]
 IGNORED = -100
+_BLOCKS = "gora_blocks"
 _LOGITS = 2**27
 """Logits held at a time, in float32: 512 MB."""
 _LEAST = 128
@@ -58,18 +63,49 @@ def use_supervised_head(model: PreTrainedModel, rows: list[list[int]], context: 
     return ""
 
 
-def _forward(self: PreTrainedModel, *args: Any, labels: Tensor | None = None, **inputs: Any) -> Any:
-    """In place of a causal model's `forward`: with labels, the loss alone."""
+def has_supervised_head(model: nn.Module) -> bool:
+    """Whether a model computes its loss on supervised tokens alone."""
+    return getattr(vars(model).get("forward"), "__func__", None) is _forward
+
+
+@contextmanager
+def with_blocks(model: nn.Module, blocks: Blocks) -> Iterator[None]:
+    """Inside the block, what computes the last hidden state of rows without padding, in place of the model's own.
+
+    Args:
+        model: one with a supervised head.
+        blocks: is given ids, and positions and the lengths of the rows where they lie end to end; else None and ().
+    """
+    model.__dict__[_BLOCKS] = blocks
+    try:
+        yield
+    finally:
+        del model.__dict__[_BLOCKS]
+
+
+def _forward(
+    self: PreTrainedModel, *args: Any, labels: Tensor | None = None, predicting: Tensor | None = None, **inputs: Any
+) -> Any:
+    """In place of a causal model's `forward`: with labels, the loss alone.
+
+    `predicting` has the places, of all tokens of the batch, from which a supervised token is predicted. Without it the
+    host waits for the device to find them.
+    """
     recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
     if labels is None or args or recording:
         # A CUDA graph cannot be recorded of shapes that depend on values.
         return type(self).forward(self, *args, labels=labels, **inputs)
     inputs.pop("num_items_in_batch", None)
-    hidden = self.base_model(**inputs)[0]
+    blocks, rows = vars(self).get(_BLOCKS), rows_of_pass()
+    if blocks is not None and inputs.get("attention_mask") is None:
+        hidden = blocks(inputs["input_ids"], inputs.get("position_ids"), rows)
+    else:
+        hidden = self.base_model(**inputs)[0]
     targets = labels.roll(-1, dims=1)
     targets[:, -1] = IGNORED
     hidden, targets = hidden.flatten(0, 1), targets.flatten()
-    predicting = (targets != IGNORED).nonzero().squeeze(1)
+    if predicting is None:
+        predicting = (targets != IGNORED).nonzero().squeeze(1)
     head = self.get_output_embeddings()
     loss = mean_loss(head, hidden.index_select(0, predicting), targets[predicting])
     return CausalLMOutput(loss=loss)

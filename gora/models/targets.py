@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from gora.errors import InputError
 from gora.models.experts import Expert, FusedExperts, Matrix, Target, fused_experts
 from gora.models.head import in_head
-from gora.models.language import in_language
+from gora.models.language import in_adapted_part
 from gora.models.sharding import gather
 
 _ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
@@ -28,7 +28,7 @@ def find_targets(
 
     Args:
         model: any transformers model; weights may be on the meta device. A classifier's head is no target, nor are
-            layers of towers for images and sound beside a language model.
+            layers of towers beside what is adapted: for images and sound of a language model, for text of CLIP.
         targets: `attention` (linear layers inside attention blocks, by their names, else by their blocks' classes),
             `all-linear` or `auto` (all of them but the output head),
             one name or several (the full name or its last parts), or a regular expression on full names.
@@ -38,11 +38,11 @@ def find_targets(
     Raises:
         InputError: a name or the expression matches no linear layer; the linear layers there are get listed.
     """
-    of_head, of_language = in_head(model), in_language(model)
+    of_head, of_part = in_head(model), in_adapted_part(model)
     linear = {
         name: module
         for name, module in model.named_modules()
-        if is_linear(module) and not of_head(name) and of_language(name)
+        if is_linear(module) and not of_head(name) and of_part(name)
     }
     chosen = _choose(linear, model, targets)
     known = [*linear, *(fused_experts(model) if beside_experts else ())]
@@ -63,8 +63,8 @@ def find_experts(model: nn.Module, exclude: Sequence[str] = ()) -> dict[str, Fus
     Raises:
         InputError: there are none, or none are left.
     """
-    of_language = in_language(model)
-    fused = {name: target for name, target in fused_experts(model).items() if of_language(name)}
+    of_part = in_adapted_part(model)
+    fused = {name: target for name, target in fused_experts(model).items() if of_part(name)}
     found = {name: target for name, target in fused.items() if not any(_named(name, end) for end in exclude)}
     if not found:
         why = "adapter.exclude leaves none of them to adapt" if fused else "this model has no fused experts"

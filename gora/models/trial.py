@@ -58,6 +58,9 @@ def try_out(name: str, model: nn.Module, forward: Forward, row: Batch, *, paddin
     try:
         with torch.no_grad(), torch.random.fork_rng(_accelerators(model)):
             _in_training(model, forward, row)
+            if "pixel_values" in row:
+                loss, logits = _figures(forward(row))
+                return _other_terms(loss, cross_entropy(logits, row["labels"]), tolerance)
             if row["labels"].dim() == 1:
                 return _classifier(model, forward, row, padding, tolerance)
             if config.is_encoder_decoder:
@@ -69,8 +72,9 @@ def try_out(name: str, model: nn.Module, forward: Forward, row: Batch, *, paddin
         raise
     except Exception as error:  # a model's code can fail in any way on text alone
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        kind = "an image" if "pixel_values" in row else "a row of text"
         raise InputError(
-            f"{what} cannot compute the loss of a row of text ({type(error).__name__}: {first.rstrip('.')}). Give "
+            f"{what} cannot compute the loss of {kind} ({type(error).__name__}: {first.rstrip('.')}). Give "
             "another model."
         ) from error
 

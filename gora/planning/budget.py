@@ -43,10 +43,13 @@ def settle_rank(context: RunContext) -> RunContext:
             given that are not the same on these layers.
     """
     adapter = context.recipe.adapter
-    if METHODS[adapter.method].saved_as == "model" or (adapter.rank != "auto" and adapter.parameters is None):
+    if adapter.rank != "auto" and adapter.parameters is None:
         return context
-    budget = _budget(context, adapter)
+    if METHODS[adapter.method].saved_as == "model":
+        # Nothing has a rank; a number keeps the rest simple.
+        return context.with_settings({RANK: AdapterSection().rank})
     per_rank = parameters_per_rank(context, context.chosen)
+    budget = _budget(context, adapter)
     rank = budget.rank(per_rank)
     if adapter.rank != "auto":
         if adapter.rank != rank:

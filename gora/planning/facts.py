@@ -58,6 +58,7 @@ def row_facts(context: RunContext) -> dict[str, Any]:
         "train": asdict(counts.train),
         "eval": asdict(counts.eval) if counts.eval else None,
         "summary": counts.summary(),
+        "unit": rows.unit,
         "length": {**shares, "most": lengths[-1], "mean": round(sum(lengths) / len(lengths), 1)},
     }
 
@@ -93,6 +94,7 @@ def memory_facts(context: RunContext, work: Workload) -> dict[str, Any]:
     return {
         "limit": work.limit,
         "longest_row": work.lengths[0],
+        "unit": context.data.train.unit,
         "peaks": {stage: _as_json(memory) for stage, memory in peaks(context, work).items()},
         "engines": {name: _as_json(under.training(rows, checkpointing=recompute)) for name, under in engines.items()},
         "largest_micro_batch": {

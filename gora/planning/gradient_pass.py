@@ -116,7 +116,8 @@ def collect_gradients(
     processes = f" in {context.world.size} processes" if context.world.size > 1 else ""
     steps = min(progress.cursor * context.world.size, batches.steps) if progress.stopped else batches.steps
     skipped = f", {len(left_out)} skipped as not finite" if left_out else ""
-    output.say(f"gradients {counted} micro-batches of {batches.size} rows{processes}{skipped}, {rate:,.0f} tokens/s")
+    speed = f"{rate:,.0f} {context.data.train.unit}/s"
+    output.say(f"gradients {counted} micro-batches of {batches.size} rows{processes}{skipped}, {speed}")
     if progress.stopped:
         output.say(f"enough    {progress.stopped}")
     if sampled is not None:
@@ -131,6 +132,7 @@ def collect_gradients(
         "rows_per_micro_batch": batches.size,
         "skipped": {str(index): reason for index, reason in sorted(left_out.items())},
         "tokens_per_second": rate,
+        "unit": context.data.train.unit,
         "sums": placed.facts,
     }
     return Collected(
@@ -155,7 +157,7 @@ def _run(
 ) -> tuple[Progress, float]:
     """Run this process's micro-batches; the rate is that of all processes, in tokens a second."""
     loss_of = context.loss_of(attachment.model)
-    with Meter(output, "gradients", len(batches.indices)) as meter:
+    with Meter(output, "gradients", len(batches.indices), unit=context.data.train.unit) as meter:
 
         def on_step(step: Step) -> None:
             meter.advance(batches.tokens(step.index), f"loss {step.loss:.4f}")

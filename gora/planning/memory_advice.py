@@ -94,8 +94,9 @@ def _changes(context: RunContext, work: Workload, stage: Stage, before: int) -> 
             shared = work.under(sharing_of(Engine.of(name), context.processes))
             yield Change(setting=f"distributed={name}", cost=cost, saved=saved(shared))
     longest = work.lengths[0]
-    shorter = replace(work, lengths=tuple(min(length, longest // 2) for length in work.lengths))
-    yield Change(setting=f"data.max_length={longest // 2}", cost="cuts the longest rows", saved=saved(shorter))
+    if context.inputs.of_text:
+        shorter = replace(work, lengths=tuple(min(length, longest // 2) for length in work.lengths))
+        yield Change(setting=f"data.max_length={longest // 2}", cost="cuts the longest rows", saved=saved(shorter))
     if on_gpu and recipe.model.quantization is None and recipe.model.head == "language":
         width = work.arithmetic.weight_width
         packed = replace(work, weights=work.weights - round(work.shape.linear * (width - _NF4)))

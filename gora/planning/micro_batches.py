@@ -35,7 +35,7 @@ class MicroBatches:
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """One micro-batch on the device."""
-        return self._on_device([self._context.data.train[row] for row in self._rows(index)])
+        return self._on_device(self._context.data.train.take(self._rows(index)))
 
     def fixed(self, index: int) -> dict[str, Tensor]:
         """One micro-batch padded to the longest of all, without a mask.
@@ -50,7 +50,7 @@ class MicroBatches:
     def held_back(self, index: int) -> dict[str, Tensor]:
         """One of `HELD_BACK` micro-batches on the device, of the rows that would come after those of the pass."""
         rows = self._held_rows()[index * self.size : (index + 1) * self.size]
-        return self._on_device([self._context.data.train[row] for row in rows])
+        return self._on_device(self._context.data.train.take(rows))
 
     def held_back_and_seen(self, steps: int) -> int:
         """How many rows that are held back are also among those of the first micro-batches of the pass."""

@@ -9,20 +9,22 @@ from typing import Any
 
 import psutil
 import torch
+from torch import nn
 
 from gora.data import PreparedData
 from gora.estimate.memory import FLOAT32, Arithmetic, Batch, Memory, Sharing, pass_memory, training_memory
 from gora.estimate.shapes import ModelShape, read_shape
 from gora.estimate.sizes import divisors, largest_that_fits
+from gora.estimate.vision_shapes import read_vision_shape
 from gora.gradients.host import staging_bytes
 from gora.gradients.placement import sum_bytes
 from gora.gradients.replay import LONGEST
 from gora.methods import METHODS
 from gora.models.experts import matrices_of
 from gora.models.head import head_modules
+from gora.models.image_processor import ImageReader
 from gora.models.load import attention_kernel, base_dtype, empty_model, has_flash, weight_bytes
 from gora.models.quantization import quantization_of
-from gora.models.rows_apart import wants_repeated_keys
 from gora.models.supervised_head import logits_at_a_time
 from gora.models.targets import weight_shape
 from gora.recipe.derived import reference_rank
@@ -132,7 +134,7 @@ def workload_of(context: RunContext) -> Workload:
     """Read everything off the empty model, the rows and the machine; no weights are loaded."""
     recipe, device = context.recipe, context.device
     model = empty_model(context.source)
-    shape = read_shape(model, context.chosen.layers)
+    shape = _shape_of(model, context)
     if context.chosen.experts:
         matrices = matrices_of(context.chosen.of(model))
         shape = replace(shape, targets={name: weight_shape(matrix) for name, matrix in matrices.items()})
@@ -151,7 +153,6 @@ def workload_of(context: RunContext) -> Workload:
             attention=kernel or model.config._attn_implementation,
             dropout=recipe.adapter.dropout > 0,
             shares_inputs=(context.fuses and _plain(recipe.adapter)) or quantization is not None,
-            repeats_keys=end_to_end and device.type == "cuda" and wants_repeated_keys(),
             on_gpu=device.type == "cuda",
         ),
         sharing=sharing_of(context.engine, context.processes),
@@ -166,6 +167,13 @@ def workload_of(context: RunContext) -> Workload:
         end_to_end=end_to_end,
         supervised=_densest(context) if heads_alone else None,
     )
+
+
+def _shape_of(model: nn.Module, context: RunContext) -> ModelShape:
+    reader = context.processor
+    if isinstance(reader, ImageReader):
+        return read_vision_shape(model, context.chosen.layers, reader.size)
+    return read_shape(model, context.chosen.layers)
 
 
 def _plain(adapter: AdapterSection) -> bool:

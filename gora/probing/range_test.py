@@ -48,7 +48,8 @@ class RangeTest:
     @property
     def limit(self) -> float | None:
         """The rate from which on the loss was above its start; None where it never was."""
-        return divergence(self.rates, self.losses, self.before)
+        found = divergence(self.rates, self.losses, self.before)
+        return divergence(self.rates, self.losses, self.before, clearly=False) if found is None else found
 
     @property
     def curve(self) -> tuple[tuple[float, float], ...]:
@@ -82,9 +83,11 @@ def range_test(context: RunContext, model: nn.Module, lr_ratio: float) -> RangeT
         return context.move(context.collate(model, chosen))
 
     with _as_it_was(model), Meter(output, "learning rate", STEPS) as meter:
-        if recomputes_activations(recipe.train):
+        # Without dropout, whose noise would hide how little the first steps change a micro-batch's loss; but models
+        # recompute activations in training alone.
+        model.train(recomputes_activations(recipe.train))
+        if model.training:
             recompute_activations(model, True)
-        model.train()
         unit = with_settings(recipe, {"train.learning_rate": 1.0})
         groups = parameter_groups(model, unit.train, lr_ratio, method.parts)
         factors = [group["lr"] for group in groups]

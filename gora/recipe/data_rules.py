@@ -16,7 +16,7 @@ FORMATS_OF = {
     "prompt": ("instruction",),
     "prompt_pair": ("instruction",),
     "response": ("instruction",),
-    "choices": ("instruction",),
+    "choices": ("instruction", "image"),
     "template": ("instruction",),
     "messages": ("chat",),
     "chat_template": ("chat",),
@@ -25,8 +25,16 @@ FORMATS_OF = {
     "turns": ("chat",),
     "first_turn": ("chat",),
     "text": ("text",),
+    "image": ("image",),
+    "label": ("image",),
+    "augment": ("image",),
+    "class_prompts": ("image",),
     "supervise": ("instruction", "chat"),
     "train_on": ("instruction", "chat"),
+    "max_length": ("instruction", "chat", "text"),
+    "overlong": ("instruction", "chat", "text"),
+    "packing": ("instruction", "chat", "text"),
+    "streaming": ("instruction", "chat", "text"),
 }
 """The formats that read a setting, where not all do."""
 _FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")

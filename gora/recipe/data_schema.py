@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Head = Literal["language", "classification"]
+Head = Literal["language", "classification", "image-classification", "image-zero-shot"]
 Turn = Literal["system", "developer", "user", "assistant", "tool"]
 
 
@@ -23,7 +23,8 @@ class SourceSection(Section):
 
     path: str | Annotated[list[str], Field(min_length=1)]
     """Hub id, folder, or a JSONL, JSON, CSV, TSV or Parquet file, a pattern such as `data/*.jsonl`, or a list of those,
-    read in turn; `builtin:gsm8k/train.jsonl` ships with gora."""
+    read in turn; `builtin:gsm8k/train.jsonl` ships with gora. With format image also a folder of images that has a
+    folder for each class."""
     subset: str | None = None
     """Configuration of a hub data set or of a folder that names several."""
     split: str | None = None
@@ -34,12 +35,13 @@ class SourceSection(Section):
     """Use the first rows only; null uses all."""
 
 
-RowFormat = Literal["instruction", "chat", "text"]
+RowFormat = Literal["instruction", "chat", "text", "image"]
 Supervise = Literal["response", "code"]
 TrainOn = Literal["all", "last"] | Annotated[list[Turn], Field(min_length=1)]
 Turns = Literal["together", "separate"]
 FirstTurn = Literal["refuse", "drop"]
 Packing = Literal["auto", "packed", "padding-free", "none"]
+Augment = Literal["none", "flip", "crop"]
 
 
 class MixedSource(SourceSection):
@@ -76,6 +78,10 @@ class MixedSource(SourceSection):
     """As `data.system`."""
     text: str | None = None
     """As `data.text`."""
+    image: str | None = None
+    """As `data.image`."""
+    label: str | None = None
+    """As `data.label`."""
     ignore: list[str] | None = None
     """As `data.ignore`."""
 
@@ -106,7 +112,7 @@ class DataSection(Section):
     """How many training rows, drawn with the seed, are set aside for evaluation."""
     format: RowFormat = "instruction"
     """`instruction`: a prompt column and a response column; `chat`: a column with a list of messages; `text`: a column
-    of text of which every token is trained."""
+    of text of which every token is trained; `image`: a column with an image and one with its class (an image head)."""
     prompt: str = "prompt"
     """Column with the prompt (instruction)."""
     prompt_pair: str | None = None
@@ -114,7 +120,8 @@ class DataSection(Section):
     response: str = "response"
     """Column with the response that is trained; with `choices` it holds the number or the name of one (instruction)."""
     choices: Annotated[list[str], Field(min_length=2)] | None = None
-    """Texts of a classification's labels, in the order of the numbers in the response column (instruction)."""
+    """Names of a classification's labels, in the order of their numbers (instruction, image); for images null takes
+    those of the data: folders, the data set's own names, or the different names in the label column, sorted."""
     template: str = "plain"
     """Text before the response: `plain`, `alpaca`, `qa`, or your own with columns as `{prompt}`, or `{input?}` where a
     row may have none (instruction). A classification head reads the template alone; `plain` is then the prompt as it
@@ -140,6 +147,16 @@ class DataSection(Section):
     """System message for conversations that have none (chat)."""
     text: str = "text"
     """Column with the text (text)."""
+    image: str = "image"
+    """Column with the image, or with the path of its file, from the folder of the file that names it (image)."""
+    label: str = "label"
+    """Column with the number or the name of the image's class (image)."""
+    augment: Augment = "none"
+    """What training changes of an image, drawn for each row and epoch with the seed: `flip` mirrors half of them;
+    `crop` also takes a part, of half the area at least (image)."""
+    class_prompts: Annotated[list[str], Field(min_length=1)] = ["a photo of a {class}."]
+    """Texts that a zero-shot classifier is made of, with `{class}` for the name of a class; their embeddings are
+    averaged (image, head image-zero-shot)."""
     ignore: list[str] = []
     """Columns that are not read on purpose; others that are not read are named, or refused where they say what the
     format needs."""

@@ -47,8 +47,10 @@ def _makes_plan(written: Written) -> bool:
 
 
 def _leaves_the_rank_open(written: Written) -> bool:
-    """Bounds are those of a reference rank that the writer had in mind."""
-    return not written("adapter.experts") and all(written(key) is None for key in ("gora.rank_min", "gora.rank_max"))
+    """Bounds are those of a reference rank that the writer had in mind; whole weights have none."""
+    if written("adapter.method") == "full" or written("adapter.experts"):
+        return False
+    return all(written(key) is None for key in ("gora.rank_min", "gora.rank_max"))
 
 
 def _shares_out_nothing(written: Written) -> bool:

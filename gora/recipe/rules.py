@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from gora.errors import InputError
-from gora.recipe import data_rules  # noqa: F401 - its rules join the others
+from gora.recipe import data_rules, image_rules  # noqa: F401 - their rules join the others
 from gora.recipe.contradiction import RULES, Contradiction, rule
 from gora.recipe.derived import automatic, gradient_steps, micro_batch_size, rank_bounds, training_micro_batch_size
 from gora.recipe.method_facts import METHOD_FACTS, facts_of
@@ -98,7 +98,7 @@ def _evaluations(recipe: Recipe) -> Iterator[Contradiction]:
     if train.keep == "best" and recipe.adapter.method == "full":
         text = "the best values of a whole model are not kept; use keep: last, or another method"
         yield Contradiction(("train.keep", "adapter.method"), text)
-    if evaluation.samples and recipe.model.head == "classification":
+    if evaluation.samples and recipe.model.head != "language":
         text = "a classifier writes no answers; leave samples at 0"
         yield Contradiction(("evaluation.samples", "model.head"), text)
 

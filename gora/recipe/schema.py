@@ -37,12 +37,14 @@ class ModelSection(Section):
     """The base model, which is never changed."""
 
     name: str
-    """Hub id or folder of a causal or encoder-decoder language model, or of an encoder with `head: classification`;
-    `builtin:tiny-6m` ships with gora."""
+    """Hub id or folder of a causal or encoder-decoder language model, of an encoder with `head: classification`, or of
+    a vision model with an image head; `builtin:tiny-6m` ships with gora."""
     head: Head = "language"
     """`language` predicts tokens; `classification` predicts one of `data.choices`, with a head on an encoder (BERT,
     RoBERTa) or a decoder. What of the head the checkpoint lacks is drawn with the seed; the head is trained in full at
-    the learning rate of A, and saved with the adapter."""
+    the learning rate of A, and saved with the adapter. `image-classification` is the same for a vision model (ViT,
+    DINOv2, Swin, ConvNeXt); `image-zero-shot` adapts the vision tower of CLIP or SigLIP, whose classifier are the
+    frozen text embeddings of `data.class_prompts`."""
     revision: str | None = None
     """Branch, tag or commit on the hub; null is the default branch."""
     tokenizer: str | None = None

@@ -20,6 +20,12 @@ from gora.runtime.progress import clock
 
 _WIDTH = 100
 """Columns of the picture of ranks."""
+_OF_IMAGES = {
+    "image-classification": "AutoModelForImageClassification",
+    "zero-shot-image-classification": "AutoModelForZeroShotImageClassification",
+}
+"""The class that loads the base of each task of images."""
+_HEADED, _CLASSES_SHOWN = "image-classification", 20
 _OF_THE_ADAPTER = ("method", "dora", "rank", "alpha", "dropout", "targets", "exclude", "experts")
 _OF_TRAINING = (
     "epochs",
@@ -161,7 +167,30 @@ def _task_rows(tasks: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ..
             yield (task, metric, *("" if value is None else f"{value:.4f}" for value in figures), f"{asked}")
 
 
+def _loading_of_images(facts: CardFacts) -> str:
+    name = _OF_IMAGES[facts.pipeline]
+    labels = facts.recipe.data.choices or ()
+    of_head = f", num_labels={len(labels)}, ignore_mismatched_sizes=True" if facts.pipeline == _HEADED else ""
+    lines = ["from peft import PeftModel"] if facts.adapter else []
+    lines += [f"from transformers import AutoImageProcessor, {name}", ""]
+    if facts.adapter:
+        lines += [f'base = {name}.from_pretrained("{facts.base}"{of_head})']
+        lines += [f'model = PeftModel.from_pretrained(base, "{facts.place}")']
+    else:
+        lines += [f'model = {name}.from_pretrained("{facts.place}")']
+    lines += [f'processor = AutoImageProcessor.from_pretrained("{facts.place}")']
+    named = ", ".join(f"{number} {label}" for number, label in enumerate(labels[:_CLASSES_SHOWN]))
+    more = f", and {len(labels) - _CLASSES_SHOWN} more in gora.json" if len(labels) > _CLASSES_SHOWN else ""
+    told = "```python\n" + "\n".join(lines) + f"\n```\n\nClasses: {named}{more}.\n"
+    if facts.pipeline != _HEADED:
+        prompts = " and ".join(f"`{prompt}`" for prompt in facts.recipe.data.class_prompts)
+        told += f"\nEach class is the mean of the text embeddings of {prompts}.\n"
+    return told
+
+
 def _loading(facts: CardFacts) -> str:
+    if facts.pipeline in _OF_IMAGES:
+        return _loading_of_images(facts)
     kinds = {"text-classification": "SequenceClassification", "text2text-generation": "Seq2SeqLM"}
     kind = kinds.get(facts.pipeline, "CausalLM")
     library, name = ("peft", f"AutoPeftModelFor{kind}") if facts.adapter else ("transformers", f"AutoModelFor{kind}")

@@ -64,14 +64,11 @@ def _sections(facts: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
         )
     if rows := facts.get("rows"):
         length = rows["length"]
-        yield (
-            "rows",
-            [
-                rows["summary"],
-                f"tokens of a row: {length['least']} to {length['most']}, mean {length['mean']:g}, half up to "
-                f"{length['p50']}, 90 % up to {length['p90']}, 99 % up to {length['p99']}",
-            ],
+        spread = (
+            f"tokens of a row: {length['least']} to {length['most']}, mean {length['mean']:g}, half up to "
+            f"{length['p50']}, 90 % up to {length['p90']}, 99 % up to {length['p99']}"
         )
+        yield "rows", [rows["summary"], *([spread] if rows["unit"] == "tokens" else [])]
     if steps := facts.get("steps"):
         yield "steps", list(_steps(steps, facts["processes"]))
     if duration := facts.get("time"):
@@ -150,11 +147,9 @@ def _memory(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     for name, parts in {**peaks, **engines}.items():
         table.add_row(name, *(_gigabytes(parts[key]) for key in (*shown, "total", "host")))
     yield table
-    sizes = ", ".join(f"{rows or 'none'} ({what})" for what, rows in memory["largest_micro_batch"].items())
-    yield Text(
-        f"{_size(memory['limit'])} can be used; largest micro-batch of rows of {memory['longest_row']} tokens that "
-        f"fits: {sizes}"
-    )
+    rows = "images" if memory["unit"] == "images" else f"rows of {memory['longest_row']} tokens"
+    sizes = ", ".join(f"{size or 'none'} ({what})" for what, size in memory["largest_micro_batch"].items())
+    yield Text(f"{_size(memory['limit'])} can be used; largest micro-batch of {rows} that fits: {sizes}")
 
 
 def _gigabytes(size: int) -> str:

@@ -130,11 +130,12 @@ def _result(figures: Figures) -> Iterator[tuple[str, str]]:
     if "trainable_parameters" in results:
         yield "trainable", f"{results['trainable_parameters']:,} parameters"
     train = results.get("train", {})
+    unit = train.get("unit", "tokens")
     if "tokens_per_second" in train:
         yield (
             "training",
-            f"{train.get('steps', 0):,} steps, {train.get('tokens', 0):,} tokens, {train['seconds']:,.0f} s, "
-            f"{train['tokens_per_second']:,.0f} tokens/s, {escape(str(train.get('runs_as', '')))}",
+            f"{train.get('steps', 0):,} steps, {train.get('tokens', 0):,} {unit}, {train['seconds']:,.0f} s, "
+            f"{train['tokens_per_second']:,.0f} {unit}/s, {escape(str(train.get('runs_as', '')))}",
         )
         if skipped := train.get("skipped_steps"):
             yield "skipped", f"{skipped} steps whose loss or gradient was not finite"

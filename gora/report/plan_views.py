@@ -62,7 +62,8 @@ def pass_taken(plan: Path) -> dict[str, Any]:
     """
     try:
         facts = read_json(plan.parent / "results.json")["precompute"]
-        return {key: facts[key] for key in ("tokens_per_second", "seconds", "peak_bytes", "processes", "engine")}
+        taken = {key: facts[key] for key in ("tokens_per_second", "seconds", "peak_bytes", "processes", "engine")}
+        return {**taken, "unit": facts.get("unit", "tokens")}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

@@ -147,8 +147,9 @@ def _start(plan: Plan) -> str:
 
 def _taken(taken: Mapping[str, Any]) -> str:
     memory = ", ".join(f"{size / 1e9:.2f} GB on the {place}" for place, size in taken["peak_bytes"].items())
+    rate = f"{taken['tokens_per_second']:,.0f} {taken.get('unit', 'tokens')}/s"
     return (
-        f"{taken['tokens_per_second']:,.0f} tokens/s, {taken['seconds']['gradients']:.1f} s, in {taken['processes']} "
+        f"{rate}, {taken['seconds']['gradients']:.1f} s, in {taken['processes']} "
         f"process{'' if taken['processes'] == 1 else 'es'} ({taken['engine']}); at most {memory}"
     )
 

@@ -13,6 +13,7 @@ from gora.files import read_json, write_text
 from gora.methods import METHODS
 from gora.plan import read_plan
 from gora.recipe import load_recipe
+from gora.recipe.image_rules import reads_images
 from gora.recipe.schema import Recipe
 from gora.recipe.sources import asked_as
 from gora.report.card import CardFacts, card_text, on_hub
@@ -23,6 +24,7 @@ from gora.runtime.console import output
 
 CARD = "README.md"
 _HERE = "ADAPTER"
+_OF_HEADS = {"image-classification": "image-classification", "image-zero-shot": "zero-shot-image-classification"}
 _PIPELINES = {"SEQ_CLS": "text-classification", "SEQ_2_SEQ_LM": "text2text-generation"}
 
 
@@ -54,7 +56,7 @@ def make_card(folder: RunFolder, *, place: str = _HERE, base: str | None = None)
     """
     recipe, trained = load_recipe(str(folder.recipe)).recipe, folder.trained
     assert trained is not None
-    adapter = trained == folder.adapter
+    adapter, of_text = trained == folder.adapter, not reads_images(recipe.model.head)
     name = base or public_name(recipe.model.name) or Path(recipe.model.name).name
     plan = read_plan(folder.plan) if METHODS[recipe.adapter.method].needs_plan and folder.plan.exists() else None
     return card_text(
@@ -64,12 +66,12 @@ def make_card(folder: RunFolder, *, place: str = _HERE, base: str | None = None)
             title=METHODS[recipe.adapter.method].title,
             base=name,
             base_on_hub=on_hub(name) and public_name(name) is not None,
-            pipeline=_pipeline(trained),
+            pipeline=_OF_HEADS.get(recipe.model.head) or _pipeline(trained),
             prompt=_prompt(recipe),
             plan=plan,
             decisions=read_decisions(folder),
             results=read_results(folder),
-            commands=adapter_commands(trained, place=place, base=name) if adapter else [],
+            commands=adapter_commands(trained, place=place, base=name) if adapter and of_text else [],
             adapter=adapter,
         )
     )
@@ -95,7 +97,7 @@ def _pipeline(trained: Path) -> str:
 
 def _prompt(recipe: Recipe) -> str:
     data = asked_as(recipe.data)
-    if recipe.model.head == "classification" or data.format == "text":
+    if recipe.model.head != "language" or data.format == "text":
         return ""
     if data.format == "chat":
         return "The chat template of the tokenizer: `tokenizer.apply_chat_template(messages)`."

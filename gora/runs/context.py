@@ -20,26 +20,25 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gora.adapters.dry_wrap import Chosen, choose_layers, leave_out
-from gora.adapters.trainable import refuse_untrainable
-from gora.data import Collator, LabelCollator, PreparedData, named_template, padding_id, prepare
-from gora.data.unknown import refuse_unknown_words
+from gora.adapters.trainable import refuse_mixed_types, refuse_untrainable
+from gora.data import Collator, PreparedData
+from gora.data.image_preparation import class_names
 from gora.errors import InputError
 from gora.files import delete
 from gora.gradients.reach import without_effect
-from gora.models.encoders import knows_token_types, longest_input
 from gora.models.experts import FusedExperts, Target, matrices_of
 from gora.models.fingerprint import config_fingerprint
-from gora.models.head import head_modules, settle_padding
+from gora.models.head import head_modules
 from gora.models.kernels import use_kernels
 from gora.models.load import (
     Source,
+    base_dtype,
     computes_bfloat16_slowly,
     default_device,
     find_model,
     load_model,
-    load_tokenizer,
 )
-from gora.models.new_tokens import embedding_rows, grow_embeddings, refuse_untrainable_tokens
+from gora.models.new_tokens import grow_embeddings, refuse_untrainable_tokens
 from gora.models.quantization import quantization_of
 from gora.models.rows_apart import forward, keeps_apart, set_apart
 from gora.models.targets import kind_of
@@ -48,36 +47,22 @@ from gora.models.trial import rounding, row_to_try, try_out
 from gora.models.weight_files import StoredWeights, stored_weights
 from gora.plan import ModelIdentity
 from gora.recipe.derived import with_settings
+from gora.recipe.image_rules import reads_images
 from gora.recipe.origins import Origin
 from gora.recipe.schema import Recipe
 from gora.runs.engine_choice import AUTO, choose_engine
 from gora.runs.folder import RunFolder
 from gora.runs.ignored_settings import ignored_settings
+from gora.runs.inputs import AnyCollator, Inputs, Processor, read_inputs
 from gora.runs.owner import owning_together
 from gora.runs.replacing import refuse_foreign_files, refuse_links
 from gora.runs.state import Mode, Progress, Verb, find_progress, settle
 from gora.runtime.console import output
 from gora.runtime.engine import Engine
+from gora.runtime.phases import phases
 from gora.runtime.precision import Precision, autocast, resolve_precision
 from gora.runtime.quiet import quiet_libraries
 from gora.runtime.world import World, join
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """What a recipe's rows and tokenizer are.
-
-    Attributes:
-        source: the base model, found and not loaded.
-        tokenizer: as it will be saved with the adapter.
-        data: tokenized training and evaluation rows.
-        collator: makes micro-batches of them.
-    """
-
-    source: Source
-    tokenizer: PreTrainedTokenizerBase
-    data: PreparedData
-    collator: Collator | LabelCollator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +159,7 @@ class RunContext:
 
     @classmethod
     def _of(cls, recipe: Recipe, world: World, engine: Engine, **named: Any) -> RunContext:
+        recipe = _with_class_names(recipe, world)
         device = default_device()
         precision = resolve_precision(recipe.train.precision, device)
         if ignored := ignored_settings(engine, recipe, world, precision):
@@ -214,6 +200,7 @@ class RunContext:
         return progress
 
     @cached_property
+    @phases.within("rows")
     def inputs(self) -> Inputs:
         """Find the model, load its tokenizer, read and tokenize the rows; all processes of a run ask together.
 
@@ -229,21 +216,9 @@ class RunContext:
             weights=not self.planned,
         )
         refuse_untrainable(recipe, source, self.engine)
-        tokenizer = load_tokenizer(recipe.model, source)
-        data = prepare(
-            recipe.data,
-            tokenizer,
-            recipe.seed,
-            encoder_decoder=source.encoder_decoder,
-            say=output.warn,
-            head=source.head,
-            world=self.world,
-            step_rows=recipe.train.batch_size,
-        )
-        refuse_unknown_words(tokenizer, data.train)
-        if recipe.data.chat_template is not None:
-            # Whoever uses the tokenizer that is saved with the adapter meets the template that was trained.
-            tokenizer.chat_template = named_template(recipe.data.chat_template, tokenizer)[0]
+        refuse_mixed_types(recipe, self.precision, base_dtype(recipe.model.dtype, self.device))
+        inputs = read_inputs(recipe, source, self.world)
+        data = inputs.data
         output.say(f"model     {recipe.model.name}")
         output.say(f"rows      {data.counts.summary()}")
         if data.stream:
@@ -251,10 +226,9 @@ class RunContext:
             output.say(f"stream    {size:,} rows are shuffled together; those behind the first are not known yet")
         if data.train.mixture:
             output.say(f"mixture   {data.train.mixture.summary()}")
-        collator = _collator(tokenizer, source)
         # From here on process 0 may change the run folder, which all have looked at.
         self.world.barrier()
-        return Inputs(source=source, tokenizer=tokenizer, data=data, collator=collator)
+        return inputs
 
     @property
     def source(self) -> Source:
@@ -263,8 +237,13 @@ class RunContext:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """As it will be saved with the adapter."""
-        return self.inputs.tokenizer
+        """That of rows of text."""
+        return self.inputs.text_tokenizer
+
+    @property
+    def processor(self) -> Processor:
+        """What makes inputs of rows, as it will be saved with the adapter: a tokenizer, or what prepares images."""
+        return self.inputs.processor
 
     @property
     def data(self) -> PreparedData:
@@ -272,15 +251,18 @@ class RunContext:
         return self.inputs.data
 
     @property
-    def collator(self) -> Collator | LabelCollator:
+    def collator(self) -> AnyCollator:
         """Makes micro-batches of rows."""
         return self.inputs.collator
 
     @property
     def new_tokens(self) -> list[int]:
         """Ids of the tokens whose embeddings are trained."""
-        return new_token_ids(self.tokenizer, self.recipe.model.new_tokens)
+        if not self.recipe.model.new_tokens:
+            return []
+        return new_token_ids(self.inputs.text_tokenizer, self.recipe.model.new_tokens)
 
+    @phases.within("model")
     def load_model(self) -> PreTrainedModel:
         """Load the base model, frozen; what it lacks of a classifier's head is the same at every call.
 
@@ -292,8 +274,7 @@ class RunContext:
         if self.new_tokens:
             refuse_untrainable_tokens(model)
             grow_embeddings(model, max(self.new_tokens) + 1)
-        settle_padding(model, self.collator.pad_token_id)
-        self._refuse_what_the_model_cannot_take(model)
+        self.inputs.fit(model)
         self._try_out(model)
         self._speed_up(model)
         dtype = str(model.dtype).removeprefix("torch.")
@@ -313,18 +294,16 @@ class RunContext:
     def _speed_up(self, model: PreTrainedModel) -> None:
         """Rows end to end, and logits where they are needed: as far as the model is seen to compute the same."""
         packing, rows = self.recipe.data.packing, self.data.train
-        ids = [rows[index]["input_ids"] for index in range(min(3, len(rows)))]
         arithmetic = autocast(self.precision, self.device)
-        if packing != "none":
-            causal = self.source.causal and self.source.head == "language"
-            reason = set_apart(model, ids, arithmetic) if causal else "it is not a causal language model"
+        ids = [rows[index]["input_ids"] for index in range(min(3, len(rows)))] if self.source.causal else []
+        if packing != "none" and self.inputs.of_text:
+            reason = set_apart(model, ids, arithmetic) if self.source.causal else "it is not a causal language model"
             if reason and packing != "auto":
                 raise InputError(
                     f"data.packing: {packing} is not possible with this model: {reason}. Give `auto` or `none`."
                 )
             output.log(f"packing   not with this model: {reason}" if reason else "packing   seen to keep rows apart")
-        language = self.source.causal and self.source.head == "language"
-        if self.fuses and language and not self.engine.shards_weights:
+        if self.fuses and self.source.causal and not self.engine.shards_weights:
             for line in use_kernels(model, self.recipe.train.kernels, ids, arithmetic):
                 output.log(line)
 
@@ -342,27 +321,6 @@ class RunContext:
             return self.collator.end_to_end(rows)
         return self.collator(rows)
 
-    def _refuse_what_the_model_cannot_take(self, model: PreTrainedModel) -> None:
-        sets = [self.data.train] + ([self.data.eval] if self.data.eval else [])
-        largest = max(rows.largest_id for rows in sets)
-        vocabulary = embedding_rows(model)
-        if vocabulary is not None and largest >= vocabulary:
-            raise InputError(
-                f"model.tokenizer makes token ids up to {largest:,}, but the model has {vocabulary:,} embeddings. "
-                "Name the model's own tokenizer, or the tokens that are new with model.new_tokens."
-            )
-        if vocabulary is not None and self.collator.pad_token_id >= vocabulary:
-            raise InputError(
-                f"The padding token has the id {self.collator.pad_token_id:,}, but the model has {vocabulary:,} "
-                "embeddings. Set `pad_token` in tokenizer_config.json to a token that the model knows."
-            )
-        longest = max([self.data.longest, *(max(rows.lengths) for rows in sets)])
-        positions = longest_input(model)
-        if positions is not None and longest > positions and not self.source.encoder_decoder:
-            raise InputError(
-                f"data.max_length: the longest row has {longest:,} tokens, but the model takes {positions:,}."
-            )
-
     def _try_out(self, model: PreTrainedModel) -> None:
         """One row's loss, so that a model that computes something else is refused before it is trained."""
 
@@ -376,7 +334,7 @@ class RunContext:
             model,
             forward,
             self._row_to_try(),
-            padding=self.collator.pad_token_id,
+            padding=self.inputs.padding,
             tolerance=rounding(model.dtype if exact else torch.bfloat16),
         ):
             output.warn_once(remark)
@@ -445,7 +403,7 @@ class RunContext:
     @property
     def forward_settings(self) -> dict[str, Any]:
         """What a forward pass is told beside the batch; classifiers generate nothing, and not all know of a cache."""
-        return {} if self.source.head == "classification" else {"use_cache": False}
+        return {"use_cache": False} if self.source.head == "language" else {}
 
     def loss_of(self, model: nn.Module) -> Callable[[Mapping[str, Tensor]], Tensor]:
         """Mean loss of a micro-batch, a scalar with a graph, in the recipe's arithmetic."""
@@ -469,6 +427,16 @@ def _told(groups: Mapping[str, FusedExperts]) -> str:
     return f"{len(groups)} groups with a rank each: {parts}"
 
 
+def _with_class_names(recipe: Recipe, world: World) -> Recipe:
+    """A recipe of images with the names of its classes, which the data know; all processes of a run ask together."""
+    if not reads_images(recipe.model.head) or recipe.data.choices is not None:
+        return recipe
+    names: list[str] = []
+    in_words = recipe.model.head == "image-zero-shot"
+    world.refuse_together(lambda: names.extend(class_names(recipe.data, in_words=in_words)))
+    return with_settings(recipe, {"data.choices": world.from_main(lambda: names)})
+
+
 def _refuse_what_cannot_run(engine: Engine, recipe: Recipe) -> None:
     if engine.kind == "deepspeed" and find_spec("deepspeed") is None:
         raise InputError(
@@ -480,14 +448,3 @@ def _refuse_what_cannot_run(engine: Engine, recipe: Recipe) -> None:
             f"distributed: {engine.name} shards base weights, which {recipe.model.quantization} ones cannot be. "
             "Give ddp or zero2, or model.quantization: null."
         )
-
-
-def _collator(tokenizer: PreTrainedTokenizerBase, source: Source) -> Collator | LabelCollator:
-    if source.head == "language":
-        return Collator.of(tokenizer, source.encoder_decoder)
-    if padding_id(tokenizer) is None:
-        raise InputError(
-            "The tokenizer has no padding token, without which texts of different lengths cannot share a batch. Name "
-            "another one with `model.tokenizer`, or set `pad_token` in its tokenizer_config.json."
-        )
-    return LabelCollator(padding_id(tokenizer), knows_token_types(source.config))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn, no_grad
 
@@ -14,6 +15,11 @@ from gora.models.rows_apart import forward
 from gora.recipe.derived import training_micro_batch_size
 from gora.runs.context import RunContext
 from gora.runtime.precision import autocast
+
+
+def batch_of_rows(model: nn.Module, context: RunContext, rows: Examples, indices: Sequence[int]) -> dict[str, Any]:
+    """A micro-batch of these rows on the device."""
+    return context.move(context.collate(model, rows.take(indices)))
 
 
 def evaluate_loss(model: nn.Module, context: RunContext, rows: Examples | None = None) -> float:
@@ -42,8 +48,7 @@ def evaluate_loss(model: nn.Module, context: RunContext, rows: Examples | None =
         for turn in range(math.ceil(len(batches) / world.size)):
             # Where weights are shared out, a process without rows still takes part in the others' passes.
             counts = turn < len(mine)
-            chosen = [rows[index] for index in (mine[turn] if counts else batches[0])]
-            batch = context.move(context.collate(model, chosen))
+            batch = batch_of_rows(model, context, rows, mine[turn] if counts else batches[0])
             count = int(context.collator.supervised(batch["labels"]))
             if context.engine.shards_weights or (count and counts):
                 loss = forward(computing, batch, **context.forward_settings).loss.item()
@@ -89,7 +94,7 @@ def not_finite_rows(model: nn.Module, context: RunContext, rows: Examples, indic
     size = training_micro_batch_size(context.recipe.train)
 
     def bad(chosen: Sequence[int]) -> bool:
-        batch = context.move(context.collate(model, [rows[index] for index in chosen]))
+        batch = batch_of_rows(model, context, rows, chosen)
         with no_grad(), autocast(context.precision, context.device):
             loss = forward(computing, batch, **context.forward_settings).loss.item()
         # Where weights are sharded, all have to go on in the same way.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gora import manifest
 from gora.errors import InputError
-from gora.files import delete
+from gora.files import delete, sweep
 from gora.runs.failure import REFUSED
 from gora.runs.folder import RunFolder
 from gora.runs.results import forget_training
@@ -88,6 +88,8 @@ def clear_run(folder: RunFolder) -> None:
 def _not_ours(made: Path) -> list[Path]:
     if not made.is_dir():
         return []
+    # A command that was killed may have left a model card aside.
+    sweep(made)
     listed = manifest.listed(made)
     return [path for path in sorted(made.iterdir()) if not _is_ours(path, listed)]
 

@@ -6,6 +6,8 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from gora.runtime.phases import phases
+
 
 @contextmanager
 def importing() -> Iterator[None]:
@@ -16,7 +18,8 @@ def importing() -> Iterator[None]:
     """
     gc.disable()
     try:
-        yield
+        with phases.within("imports"):
+            yield
         gc.freeze()
     finally:
         gc.enable()

@@ -21,9 +21,13 @@ class Meter:
         total: how many steps there are.
         done: how many were done before (a resumed run).
         quiet: show nothing, for work that may be over at once.
+        unit: what tokens are called.
     """
 
-    def __init__(self, output: Output, title: str, total: int, done: int = 0, *, quiet: bool = False) -> None:
+    def __init__(
+        self, output: Output, title: str, total: int, done: int = 0, *, quiet: bool = False, unit: str = "tokens"
+    ) -> None:
+        self._unit = unit
         self._output, self._title, self._total, self._quiet = output, title, total, quiet
         self._steps, self._first, self._tokens = done, done, 0
         self._end: float | None = None
@@ -65,7 +69,7 @@ class Meter:
         """Count steps of `tokens` tokens in all; `facts` is shown beside the count."""
         self._steps = min(self._steps + steps, self._total)
         self._tokens += tokens
-        rate = f"{self.tokens_per_second:,.0f} tokens/s" if self._tokens else ""
+        rate = f"{self.tokens_per_second:,.0f} {self._unit}/s" if self._tokens else ""
         facts = "  ".join(part for part in (facts, rate) if part)
         self._bar.update(self._task, completed=self._steps, facts=facts)
         now = time.monotonic()

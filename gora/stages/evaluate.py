@@ -20,8 +20,10 @@ from gora.evaluation.registry import task_named
 from gora.evaluation.task import Options, Scores, Task
 from gora.evaluation.tasks.glue import Glue
 from gora.evaluation.tasks.harness import PREFIX, Foreign, check_place, second_opinion
+from gora.evaluation.tasks.image import ImageTask
 from gora.evaluation.tasks.loss import Loss
 from gora.files import write_text
+from gora.recipe.image_rules import reads_images
 from gora.recipe.schema import Recipe
 from gora.report.scores import scores_table
 from gora.runs.card import write_card
@@ -148,6 +150,10 @@ def closing_job(
             raise InputError(
                 f"evaluation.tasks: {task.name} asks for text, which a model with a classification head does not write."
             )
+        if reads_images(recipe.model.head) and not isinstance(task, ImageTask | Loss):
+            raise InputError(
+                f"evaluation.tasks: {task.name} is a task of text; a model with an image head has `image`."
+            )
         tasks.append((task, options))
     return Job(tasks=tasks, batch_size=recipe.evaluation.batch_size, trust_remote_code=trust_remote_code)
 
@@ -179,7 +185,10 @@ def _ask(
     )
     output.say(f"subject   {named.name}: {subject.prompting.title}")
     if world.size == 1:
-        return _run_all(named, subject, sides, job, folder)
+        try:
+            return _run_all(named, subject, sides, job, folder)
+        finally:
+            subject.close()
     shared = DistributedBackend(subject.backend, world)
     if not world.main:
         shared.serve()

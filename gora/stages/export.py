@@ -13,13 +13,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gora import manifest
-from gora.adapters.base import other_base
+from gora.adapters.base import base_named, find_base, other_base
 from gora.adapters.destination import EXPORT_NOTE, EXPORTED, check_destination
 from gora.adapters.forms import LoraTensors, compact, read_lora, served_rank, uniform, write_lora
 from gora.adapters.gguf import FILE as GGUF_FILE
 from gora.adapters.gguf import family_known, require_gguf, write_gguf
 from gora.adapters.kinds import layers_of_kinds, same_names_elsewhere
-from gora.adapters.load import WEIGHTS, find_adapter, is_classifier, load_adapter, read_base_note, tensor_names
+from gora.adapters.load import WEIGHTS, find_adapter, head_of, load_adapter, read_base_note, tensor_names
 from gora.adapters.mlx import refuse_for_mlx, write_mlx
 from gora.adapters.reading import form_refusals, misreadings
 from gora.adapters.runtimes import Runtime, find_runtime
@@ -29,10 +29,11 @@ from gora.disk import size_text
 from gora.errors import GoraError, InputError
 from gora.files import publish, write_json, write_text
 from gora.models.head import settle_padding
-from gora.models.load import Source, default_device, empty_model, find_model, load_model, load_tokenizer
+from gora.models.load import Source, default_device, empty_model, load_model, load_tokenizer
 from gora.models.new_tokens import embedding_rows
 from gora.models.probe import TOLERANCES, probe_logits
 from gora.models.weight_files import read_stored_weights
+from gora.recipe.image_rules import reads_images
 from gora.recipe.schema import ModelSection
 from gora.runtime.console import output
 from gora.runtime.quiet import quiet_libraries
@@ -72,7 +73,7 @@ def export(
     """Write an adapter in the form that a runtime and its version read.
 
     Args:
-        adapter: an adapter folder of PEFT, or a run folder that holds one.
+        adapter: an adapter of PEFT (a folder, or `ORG/NAME[@REVISION]` on the hub), or a run folder that holds one.
         runtime: see `find_runtime`.
         destination: the new folder.
         base: the base model; None is the one that the adapter names.
@@ -127,22 +128,29 @@ class _ExportJob:
             raise InputError(f"{adapter / 'adapter_config.json'} cannot be read: {error}") from None
         if lora.config.peft_type != "LORA":
             raise InputError(f"{adapter} is a {lora.config.peft_type} adapter; only LoRA adapters are exported.")
-        named = lora.config.base_model_name_or_path
-        lora.config.base_model_name_or_path = base or named
+        if reads_images(head_of(lora.config)):
+            raise InputError(
+                f"{adapter} is of a vision model, which {runtime.name} does not serve. PEFT loads it as it is; "
+                "`gora merge` writes an ordinary model."
+            )
+        lora.config.base_model_name_or_path, lora.config.revision = base_named(lora.config, base)
         problems = form_refusals(lora, runtime) + (refuse_for_mlx(lora) if runtime.file == "mlx" else [])
         if problems:
             raise InputError(f"{adapter} cannot be exported for {runtime.name}.", problems)
         origin = read_base_note(adapter)
         values: dict[str, Any] = {
-            "name": base or named,
-            "revision": lora.config.revision if base in (None, named) else None,
-            "head": "classification" if is_classifier(lora.config) else "language",
+            "name": lora.config.base_model_name_or_path,
+            "revision": lora.config.revision,
+            "head": head_of(lora.config),
         }
         if origin:
             quantization = origin.quantization if origin.quantization in ("nf4", "int8") else None
             values |= {"dtype": origin.dtype, "quantization": quantization}
         settings = ModelSection(**values)
-        source = find_model(settings, labels=origin.labels if origin else None, trust_remote_code=trust_remote_code)
+        labels = origin.labels if origin else None
+        source = find_base(
+            settings, adapter, given=base is not None, labels=labels, trust_remote_code=trust_remote_code
+        )
         _check_base(origin, source, settings.name, adapter)
         if runtime.file in ("gguf", "ollama") and family_known(source.config):
             require_gguf()

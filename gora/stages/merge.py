@@ -71,7 +71,7 @@ def merge(
     writing = publish(destination, way.bytes)
     with _owning_run_of(destination), writing as aside, output.terminal.status("writing and comparing"):
         digests = way.write(aside)
-        job.tokenizer.save_pretrained(str(aside))
+        job.processor.save_pretrained(str(aside))
         if (job.adapter / ADAPTER_NOTE).exists():
             # Whoever asks the merged model something needs the form that was trained.
             shutil.copyfile(job.adapter / ADAPTER_NOTE, aside / ADAPTER_NOTE)
@@ -106,7 +106,7 @@ def _look(
     for path, _ in adapters:
         check_destination(destination, path, name, overwrite)
     refuse_several(adapters, configs)
-    return MergeJob.of(adapters, configs[0], name, dtype, trust_remote_code)
+    return MergeJob.of(adapters, configs[0], base, dtype, trust_remote_code)
 
 
 def _way(job: MergeJob) -> Merge:

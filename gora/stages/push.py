@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, get_token, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from rich import box
 from rich.table import Table
@@ -90,6 +90,9 @@ def push(run: Path, repository: str, *, base: str | None = None, public: bool = 
 
 def _finished(run: Path) -> RunFolder:
     folder = RunFolder(run.expanduser())
+    if not folder.recipe.exists() and folder.path == (of_its_run := RunFolder(folder.path.parent)).trained:
+        # Other commands end by naming the adapter's own folder.
+        folder = of_its_run
     if not folder.recipe.is_file():
         raise InputError(f"{run} is not a run folder: it holds no recipe.yaml.")
     progress = find_progress(folder)
@@ -160,7 +163,7 @@ def _mentions(content: bytes, place: str) -> bool:
 
 
 def _refuse_no_login() -> None:
-    if constants.is_offline_mode():
+    if is_offline_mode():
         raise InputError("HF_HUB_OFFLINE is set, so nothing can be uploaded. Unset it, or add --dry-run.")
     if get_token() is None:
         raise InputError("Nobody is logged in to the hub: `hf auth login`, set HF_TOKEN, or add --dry-run.")
@@ -184,7 +187,7 @@ def _upload(files: Mapping[str, Path], repository: str, public: bool) -> str:
         raise
     except Exception as error:  # of huggingface_hub, or of what it asks the network with
         raise _refused(error, repository) from None
-    return f"{constants.ENDPOINT}/{repository}"
+    return f"{api.endpoint}/{repository}"
 
 
 def _refuse_other_visibility(repository: str, private: bool, public: bool) -> None:

@@ -22,6 +22,7 @@ from gora.recipe.derived import leaves_open
 from gora.recipe.schema import Recipe
 from gora.runs.card import write_card
 from gora.runs.context import RunContext
+from gora.runs.decisions import as_decided
 from gora.runs.folder import RunFolder
 from gora.runs.provenance import check_same_settings
 from gora.runs.results import is_worse, losses_of, task_results
@@ -93,7 +94,7 @@ def run(
                 plan_from_gradients_in(context, gradients)
             output.say()
         if mode == "resume" and progress.state == RunState.FINISHED and progress.trained is not None:
-            check_same_settings(context.folder, context.recipe)
+            check_same_settings(context.folder, as_decided(context).recipe)
             output.say(f"adapter   {progress.trained} is finished")
             trained = Trained(adapter=progress.trained, losses=losses_of(context.folder))
             if context.world.main:

@@ -61,7 +61,7 @@ from gora.training.engine_training import check_engine, forget_engine, refuse_wh
 from gora.training.fitting import StepOutOfMemory
 from gora.training.groups import parameter_groups
 from gora.training.keeping import KeepBest, read_best, restore
-from gora.training.layout import StepLayout, choose_layout, padding_by_length
+from gora.training.layout import Layout, StepLayout, choose_layout, padding_by_length
 from gora.training.metrics import Metrics
 from gora.training.room import check_room
 from gora.training.samples import Samples, first_prompts
@@ -238,6 +238,7 @@ def _fit(context: RunContext, opened: _Opened, start: Wrapped) -> _Fitted:
             failure = error.with_traceback(None)
         finally:
             report.stop()
+            trainer.release_recordings()
             forget_engine()
         if failure is not None:
             raise _out_of_memory(context, trainer, failure)
@@ -278,7 +279,7 @@ def _close(context: RunContext, start: Wrapped, fitted: _Fitted) -> Trained:
     final = _final_loss(context, trainer, start)
     losses = context.world.from_main(lambda: _record(folder, final))
     steps = trainer.state.global_step
-    rate = f"{steps} steps in {clock(report.seconds)}, {report.tokens_per_second:,.0f} tokens/s"
+    rate = f"{steps} steps in {clock(report.seconds)}, {report.tokens_per_second:,.0f} {report.unit}/s"
     output.say(f"timing    {rate}; {peak_text()}")
     output.say(f"base      {'base' if start.frozen == start.original else 'frozen'} weights unchanged (SHA-256)")
     output.say(f"adapter   {made}")
@@ -331,7 +332,7 @@ def _make_trainer(
     settings, method = recipe.train, METHODS[recipe.adapter.method]
     ratio = _lr_ratio(recipe)
     size = training_micro_batch_size(settings)
-    kind = choose_layout(recipe.data.packing, keeps_apart=keeps_apart(start.model), padding=_padding(context, size))
+    kind = _layout_of(context, start.model, size)
     layout = StepLayout(kind=kind, size=size, longest=context.data.longest, processes=world.size)
     batch = layout.text(settings.batch_size)
     warmup = warmup_steps(settings, opened.steps)
@@ -340,7 +341,7 @@ def _make_trainer(
     groups = parameter_groups(start.model, settings, ratio, method.parts)
     metrics = Metrics(context.folder.metrics, done, write=world.main)
     course = Course.read(opened.checkpoint) if opened.checkpoint else Course()
-    report = Report(output, metrics, groups, engine)
+    report = Report(output, metrics, groups, engine, unit=context.data.train.unit)
     reset_peak()
     steps_of_run = steps_of(context.data, settings.batch_size, recipe.seed, opened.steps)
     trainer = GoraTrainer(
@@ -386,6 +387,14 @@ def _samples(context: RunContext, start: Wrapped, done: int) -> list[Samples]:
         return []
     prompts = first_prompts(context.data.eval, count, context.tokenizer, encoder_decoder=context.source.encoder_decoder)
     return [Samples(start.model, context.tokenizer, prompts, folder.samples, output, last_step=done)]
+
+
+def _layout_of(context: RunContext, model: nn.Module, size: int) -> Layout:
+    """How rows share micro-batches of so many; images are all as large, and stay as they were drawn."""
+    if not context.inputs.of_text:
+        return "none"
+    packing, padding = context.recipe.data.packing, _padding(context, size)
+    return choose_layout(packing, keeps_apart=keeps_apart(model), padding=padding)
 
 
 def _padding(context: RunContext, size: int) -> float:
@@ -470,13 +479,13 @@ def _write(context: RunContext, start: Wrapped, place: Path, values: dict[str, T
         save_whole(
             place,
             model,
-            context.tokenizer,
+            context.processor,
             model.dtype,
             method=context.recipe.adapter.method,
             prompt_format=prompt_format,
         )
         return
-    labels = tuple(context.recipe.data.choices or ()) if context.source.head == "classification" else None
+    labels = None if context.source.head == "language" else tuple(context.recipe.data.choices or ())
     base = BaseNote(
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=quantization_of(context.recipe.model, context.source),
@@ -488,7 +497,7 @@ def _write(context: RunContext, start: Wrapped, place: Path, values: dict[str, T
     save_adapter(
         place,
         model,
-        context.tokenizer,
+        context.processor,
         method=context.recipe.adapter.method,
         base=base,
         prompt_format=prompt_format,
@@ -507,6 +516,7 @@ def _facts(context: RunContext, report: Report, trainer: GoraTrainer) -> dict[st
         "spikes": trainer.course.spikes,
         "tokens": int(trainer.state.num_input_tokens_seen),
         "tokens_per_second": report.tokens_per_second,
+        "unit": report.unit,
         "seconds": report.seconds,
         "data_wait_seconds": trainer.waited.total,
         "peak_bytes": peak_bytes(),

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from gora.data import Collator, LabelCollator
+from gora.data import Collator, ImageCollator, LabelCollator
 from gora.data.collate import tokens_in
 from gora.data.encode import IGNORED
 from gora.data.examples import Examples
@@ -18,6 +19,8 @@ from gora.training.rows_checksum import rows_checksum
 from gora.training.step_rows import RunSteps
 
 Row = dict[str, list[int]]
+PREDICTING = "predicting"
+"""Key of a causal batch whose value is where a supervised token is predicted from: places in the flat batch, int64."""
 
 
 class StepNumbers(Sampler[list[int]]):
@@ -149,7 +152,7 @@ class StepCollator:
         end_to_end: whether rows follow each other without padding.
     """
 
-    collator: Collator | LabelCollator
+    collator: Collator | LabelCollator | ImageCollator
     end_to_end: bool
 
     def loaded(self, items: Sequence[DealtStep | Refused]) -> dict[str, Any]:
@@ -164,18 +167,28 @@ class StepCollator:
         """Collate a step.
 
         Returns:
-            `micro_batches`, as the collator makes them; `supervised`, the supervised tokens of each; `tokens`, those of
-            all rows; `computed`, those with padding; `checksum` of the rows.
+            `micro_batches`, as the collator makes them; `supervised`, the supervised tokens of each; `whole`, which
+            have no padding; `tokens`, those of all rows; `computed`, those with padding; `checksum` of the rows.
         """
         joined = self.end_to_end and isinstance(self.collator, Collator)
         batches = [self.collator.end_to_end(rows) if joined else self.collator(rows) for rows in micro_batches]  # type: ignore[union-attr]
         supervised = [int(self.collator.supervised(batch["labels"])) for batch in batches]
+        if isinstance(self.collator, Collator) and not self.collator.encoder_decoder:
+            for batch in batches:
+                batch[PREDICTING] = _predicting(batch["labels"])
         counts = [tokens_in(batch) for batch in batches]
         return {
             "micro_batches": batches,
             "supervised": supervised,
+            "whole": [real == computed for real, computed in counts],
             # A filler's tokens are computed and belong to no row.
             "tokens": sum(real for (real, _), trained in zip(counts, supervised, strict=True) if trained),
             "computed": sum(computed for _, computed in counts),
-            "checksum": sum(rows_checksum(self.collator(rows)) for rows in micro_batches),
+            "checksum": sum(rows_checksum(self.collator.identity(rows)) for rows in micro_batches),
         }
+
+
+def _predicting(labels: Tensor) -> Tensor:
+    targets = labels.roll(-1, dims=1)
+    targets[:, -1] = IGNORED
+    return (targets.flatten() != IGNORED).nonzero().squeeze(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from time import monotonic
 from typing import Any
 
@@ -14,6 +15,7 @@ from gora.recipe.schema import TrainSection
 from gora.runtime.console import Output
 from gora.runtime.engine import Engine
 from gora.runtime.interrupt import StopRequest
+from gora.runtime.phases import phases
 from gora.runtime.progress import Meter
 from gora.runtime.world import World
 from gora.training.groups import check_groups, group_table
@@ -29,8 +31,9 @@ class Report(TrainerCallback):
         metrics: Metrics,
         wanted_groups: list[dict[str, Any]],
         engine: Engine,
+        unit: str = "tokens",
     ) -> None:
-        self._output, self._metrics, self._wanted = output, metrics, wanted_groups
+        self._output, self._metrics, self._wanted, self.unit = output, metrics, wanted_groups, unit
         self._engine = engine
         self.check: Callable[[], str] | None = None
         """Sees that the engine asked for is the one that runs, and says which it is."""
@@ -39,6 +42,7 @@ class Report(TrainerCallback):
         self.engine_text = ""
         self._rates: dict[str, float] = {}
         self._facts = ""
+        self._first_step, self._steps_taken = ExitStack(), 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -52,8 +56,9 @@ class Report(TrainerCallback):
         self._tokens = state.num_input_tokens_seen
         if self.lap is not None:
             self.lap()  # what came before the first step belongs to no line
-        self._meter = Meter(self._output, "training", state.max_steps, state.global_step)
+        self._meter = Meter(self._output, "training", state.max_steps, state.global_step, unit=self.unit)
         self._meter.__enter__()
+        self._first_step.enter_context(phases.within("first step"))
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -62,7 +67,11 @@ class Report(TrainerCallback):
         self._rates = {f"learning_rate_{g['name'].lower()}": g["lr"] for g in kwargs["optimizer"].param_groups}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Advance the progress bar."""
+        """Advance the progress bar; say after the first step what it took to come there."""
+        if self._steps_taken == 0:
+            self._first_step.close()
+            self._output.log(f"start     {phases.text()}")
+        self._steps_taken += 1
         seen = state.num_input_tokens_seen
         self._meter.advance(int(seen - self._tokens), self._facts)
         self._tokens = seen
@@ -77,13 +86,14 @@ class Report(TrainerCallback):
             rate = self.lap() if self.lap is not None else {}
             rows = {"rows": logs["rows"]} if "rows" in logs else {}
             self._metrics.add(state.global_step, **values, **rows, tokens=int(state.num_input_tokens_seen), **rate)
-            self._output.log(f"step {state.global_step}: loss {logs['loss']:.4f}  {pace_text(rate)}")
+            self._output.log(f"step {state.global_step}: loss {logs['loss']:.4f}  {pace_text(rate, self.unit)}")
         elif "eval_loss" in logs:
             self._metrics.add(state.global_step, epoch=state.epoch, eval_loss=logs["eval_loss"])
             self._output.say(f"step {state.global_step}: evaluation loss {logs['eval_loss']:.4f}")
 
     def stop(self) -> None:
         """Take the progress bar down, also after an error."""
+        self._first_step.close()
         if hasattr(self, "_meter"):
             self._meter.__exit__(None, None, None)
 
@@ -98,12 +108,12 @@ class Report(TrainerCallback):
         return self._meter.tokens_per_second
 
 
-def pace_text(lap: dict[str, Any]) -> str:
+def pace_text(lap: dict[str, Any], unit: str = "tokens") -> str:
     """A lap in words."""
     if not lap:
         return ""
     rate, computed = lap["tokens_per_second"], lap["computed_per_second"]
-    parts = [f"{rate:,.0f} tokens/s"]
+    parts = [f"{rate:,.0f} {unit}/s"]
     if computed > rate:
         parts.append(f"{computed:,.0f} with padding")
     if "peak_share" in lap:

@@ -22,6 +22,7 @@ from gora.methods import METHODS
 from gora.runtime.console import output
 from gora.runtime.engine import Engine
 from gora.runtime.world import World
+from gora.training.offloaded import send_whole_buckets
 from gora.training.skipping import Measured
 
 
@@ -129,6 +130,7 @@ def reducing_once(running: Any) -> Iterator[None]:
     Args:
         running: DeepSpeed's engine.
     """
+    send_whole_buckets(running.optimizer)
     with running.coalesce_grad_reduction():
         yield
     running.set_gradient_accumulation_boundary(True)

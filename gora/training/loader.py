@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -25,6 +26,8 @@ _AHEAD = 2
 """Steps that a worker has ready."""
 _SHARED_MEMORY = Path("/dev/shm")
 _ROOM = 2**30
+IMAGE_WORKERS = 8
+"""Workers that decode images for one process."""
 
 
 @dataclass
@@ -71,15 +74,21 @@ def step_loader(
     )
 
 
-def loader_workers(device: torch.device, world: World) -> int:
-    """How many workers a process of training has: one beside a GPU, where a core and shared memory are left for it.
+def loader_workers(device: torch.device, world: World, most: int = 1) -> int:
+    """How many workers a process of training has beside a GPU, where cores and shared memory are left for them.
 
-    A processor that computes has nothing to gain from it.
+    A processor that computes has nothing to gain from them.
+
+    Args:
+        device: what computes.
+        world: the processes of the run.
+        most: as many as are of use.
     """
     if device.type != "cuda" or sys.platform != "linux":
         return 0
     roomy = _SHARED_MEMORY.is_dir() and shutil.disk_usage(_SHARED_MEMORY).free >= _ROOM
-    return int(roomy and len(os.sched_getaffinity(0)) > world.local_size)
+    left = max(0, len(os.sched_getaffinity(0)) - world.local_size)
+    return min(most, math.ceil(left / world.local_size)) if roomy else 0
 
 
 def _begin(_: int) -> None:

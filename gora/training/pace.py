@@ -26,10 +26,13 @@ class Pace:
         device: what computes.
         processes: how many share the tokens.
         waited: how long rows have been waited for.
+        of_text: whether tokens are counted; of images, nothing is said of the share of what a GPU could compute.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, processes: int, waited: Waited) -> None:
-        peak = bf16_peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    def __init__(
+        self, model: nn.Module, device: torch.device, processes: int, waited: Waited, *, of_text: bool = True
+    ) -> None:
+        peak = bf16_peak(torch.cuda.get_device_name(device)) if device.type == "cuda" and of_text else None
         self._peak = peak * processes if peak else None
         self._operations = operations_per_token(model)
         self._tokens = self._computed = 0

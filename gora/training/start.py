@@ -20,7 +20,6 @@ from gora.methods import METHODS, AdapterSettings, Method, Wrapping
 from gora.methods.base import adapted_layers, differences, factors_of
 from gora.models.experts import FusedExperts, Target
 from gora.models.fingerprint import base_weights, weights_fingerprint
-from gora.models.head import settle_padding
 from gora.models.load import find_model, load_model
 from gora.models.new_tokens import without_new_rows
 from gora.models.sharding import gather
@@ -35,6 +34,7 @@ from gora.runs.context import RunContext
 from gora.runs.folder import RunFolder
 from gora.runs.loss import finite_loss
 from gora.runtime.console import output
+from gora.runtime.phases import phases
 from gora.runtime.world import World
 
 
@@ -59,6 +59,7 @@ class Wrapped:
     losses: dict[str, float]
 
 
+@phases.within("adapter")
 def wrap_model(context: RunContext, plan: Plan | None, *, steps: int, resumed: bool) -> Wrapped:
     """Load the base model and put the method's adapter round it.
 
@@ -186,7 +187,7 @@ def load_trained(context: RunContext, trained: Path) -> nn.Module:
     section = context.recipe.model.model_copy(update={"name": str(trained), "revision": None})
     source = find_model(section, labels=context.recipe.data.choices, trust_remote_code=context.trust_remote_code)
     model = load_model(section, source, context.device, seed=context.recipe.seed)
-    settle_padding(model, context.collator.pad_token_id)
+    context.inputs.fit(model)
     return model
 
 

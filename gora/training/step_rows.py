@@ -59,7 +59,7 @@ class KeptSteps:
         epoch, place = divmod(step - 1, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, epoch_order(self._rows, self._seed, epoch)
-        return self._rows, self._order[1][place * self._batch_size : (place + 1) * self._batch_size]
+        return self._rows.in_epoch(epoch), self._order[1][place * self._batch_size : (place + 1) * self._batch_size]
 
     def remarks(self) -> list[str]:
         """None: all rows are known."""

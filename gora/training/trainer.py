@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,40 +12,38 @@ from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DistributedType, patch_environment, send_to_device
 from peft import PeftModel
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback
 
-from gora import manifest
 from gora.adapters.lean import make_lean
-from gora.disk import writing
-from gora.files import delete, publish, write_json
 from gora.methods import Method
 from gora.models.checkpointing import recompute_activations
 from gora.models.kernels import compile_blocks
 from gora.models.rows_apart import forward
-from gora.recipe.derived import recomputes_activations, training_micro_batch_size
+from gora.models.supervised_head import has_supervised_head
+from gora.recipe.derived import recomputes_activations
 from gora.runs.context import RunContext
-from gora.runs.folder import PROVENANCE
 from gora.runtime.console import output
 from gora.runtime.precision import autocast
-from gora.training.batches import Padding, StepBatches, StepCollator, StepNumbers
-from gora.training.course import FILE as COURSE
+from gora.training.arguments import trainer_arguments
+from gora.training.batches import PREDICTING, Padding, StepBatches, StepCollator, StepNumbers
+from gora.training.checkpoints import CheckpointTrainer, Kept
 from gora.training.course import Course, SinceLastLog
-from gora.training.engine_training import engine_arguments, make_optimizer, measure_step, reducing_once
+from gora.training.engine_training import make_optimizer, measure_step, reducing_once
 from gora.training.fitting import FittingSteps
 from gora.training.groups import parameter_groups
 from gora.training.layout import StepLayout
-from gora.training.loader import Waited, loader_workers, step_loader
+from gora.training.loader import IMAGE_WORKERS, Waited, loader_workers, step_loader
 from gora.training.pace import Pace
-from gora.training.room import checkpoint_bytes, needed_by_next
-from gora.training.saved_state import reading
+from gora.training.recording import recorded_steps
+from gora.training.room import checkpoint_bytes
 from gora.training.schedule import make_schedule
 from gora.training.skipping import Measured
-from gora.training.step_rows import STREAM, RunSteps
+from gora.training.step_rows import RunSteps
 
 _SUPERVISED = "supervised"
 
 
-class GoraTrainer(Trainer):
+class GoraTrainer(CheckpointTrainer):
     """Trains the adapter of one run.
 
     Attributes:
@@ -84,18 +81,26 @@ class GoraTrainer(Trainer):
         halved: Callable[[int], None] | None = None,
     ) -> None:
         recipe = context.recipe
-        self._wrapped, self._recipe, self._folder, self._provenance = model, recipe, context.folder, provenance
+        self._wrapped, self._recipe = model, recipe
         self._precision, self._world, self._engine = context.precision, context.world, context.engine
         self._layout, self._settings = layout, context.forward_settings
-        self._steps_of_run = steps_of_run
         self._numbers, self.waited = StepNumbers(steps_of_run.per_epoch), Waited()
         self._lean = context.fuses and not context.engine.shards_weights and make_lean(model)
+        self._most_workers = 1 if context.inputs.of_text else IMAGE_WORKERS
+        self._told_places = has_supervised_head(model.get_base_model() if isinstance(model, PeftModel) else model)
         self._method, self._lr_ratio, self._evaluate_loss = method, lr_ratio, evaluate_loss
-        self._stage: Path | None = None
-        self._least_checkpoint = checkpoint_bytes(model)
+        self.kept = Kept(
+            folder=context.folder,
+            world=context.world,
+            number=recipe.train.keep_checkpoints,
+            bytes_at_least=checkpoint_bytes(model),
+            provenance=provenance,
+            course=course,
+            steps=steps_of_run,
+        )
         self._rows_seen: torch.Tensor | None = None
         self.padding = Padding()
-        self.pace = Pace(model, context.device, context.world.size, self.waited)
+        self.pace = Pace(model, context.device, context.world.size, self.waited, of_text=context.inputs.of_text)
         self.course, self.since_log = course, SinceLastLog()
         self._losses: list[torch.Tensor] = []
         self._norm: torch.Tensor | float | None = None
@@ -104,7 +109,7 @@ class GoraTrainer(Trainer):
         with patch_environment(accelerate_mixed_precision="no"):
             super().__init__(
                 model=model,
-                args=_arguments(context, steps, evaluates=evaluate_loss is not None, all_used=all_used),
+                args=trainer_arguments(context, steps, evaluates=evaluate_loss is not None, all_used=all_used),
                 train_dataset=StepBatches(steps_of_run, layout, context.world.index),
                 eval_dataset=context.data.train if evaluate_loss else None,
                 data_collator=StepCollator(context.collator, layout.end_to_end),
@@ -117,18 +122,24 @@ class GoraTrainer(Trainer):
             recompute_activations(model, True)
         if recipe.train.kernels == "compile":
             compile_blocks(model)
+        self._recorded = recorded_steps(model, context, layout, lean=self._lean)
         self.fitting = FittingSteps(
-            layout.size, context.device, forget=model.zero_grad, remake=self._in_micro_batches_of, halved=halved
+            layout.size, context.device, forget=self._forget, remake=self._in_micro_batches_of, halved=halved
         )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The optimizer steps, each with the micro-batches of this process."""
         batches: Any = self.train_dataset
         collator: Any = self.data_collator
-        pin, workers = self.args.dataloader_pin_memory, loader_workers(self.args.device, self._world)
+        pin = self.args.dataloader_pin_memory
+        workers = loader_workers(self.args.device, self._world, self._most_workers)
         loader: Any = step_loader(batches, self._numbers, collator, workers=workers, pin=pin)
         # They are dealt out already: Accelerate is only to bring them to the device.
-        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+        # Images are large: their copies need not wait for what the GPU is doing.
+        behind = pin and self._most_workers > 1
+        return prepare_data_loader(
+            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=behind
+        )
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The method's optimizer, with a group for each of its parts."""
@@ -184,6 +195,16 @@ class GoraTrainer(Trainer):
             return self._run_step(model, inputs, num_items_in_batch)
         return self.fitting.run(inputs, lambda step: self._run_step(model, step, num_items_in_batch))
 
+    def release_recordings(self) -> None:
+        """Give the memory of recorded passes back; no more are recorded."""
+        if self._recorded is not None:
+            self._recorded.release()
+
+    def _forget(self) -> None:
+        """Drop what a step that did not fit has left, and what it can do without."""
+        self.release_recordings()
+        self._wrapped.zero_grad()
+
     def _in_micro_batches_of(self, size: int) -> dict[str, Any]:
         """The step that is being taken, in micro-batches of another size."""
         batches: Any = self.train_dataset
@@ -196,11 +217,18 @@ class GoraTrainer(Trainer):
         batches, gradients = inputs["micro_batches"], self.accelerator.gradient_state
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         total = torch.zeros((), device=self.args.device)
-        with reducing_once(model) if deepspeed else nullcontext():
-            for place, (batch, supervised) in enumerate(zip(batches, inputs["supervised"], strict=True)):
-                last = place == len(batches) - 1
+        recorded = self._recorded.step() if self._recorded is not None else nullcontext()
+        with reducing_once(model) if deepspeed else nullcontext(), recorded:
+            for place, (batch, supervised, whole) in enumerate(
+                zip(batches, inputs["supervised"], inputs["whole"], strict=True)
+            ):
+                if whole and self._recorded is not None:
+                    # It says nothing, and models wait for the device to learn that.
+                    batch = {key: value for key, value in batch.items() if key != "attention_mask"}
+                # What is recorded sums over processes itself; DeepSpeed, once the context ends.
+                last = place == len(batches) - 1 and self._recorded is None and not deepspeed
                 # Told that no pass is the last, Accelerate leaves the step of DeepSpeed to the context.
-                gradients._set_sync_gradients(last and not deepspeed)
+                gradients._set_sync_gradients(last)
                 with nullcontext() if last or deepspeed else self.accelerator.no_sync(model):
                     total += super().training_step(model, {**batch, _SUPERVISED: supervised}, tokens)
         gradients._set_sync_gradients(True)
@@ -217,9 +245,10 @@ class GoraTrainer(Trainer):
 
         Where a row has one label, it counts as one token.
         """
-        supervised = inputs.pop(_SUPERVISED)
+        supervised, predicting = inputs.pop(_SUPERVISED), inputs.pop(PREDICTING, None)
+        known = {PREDICTING: predicting} if self._told_places and predicting is not None else {}
         with nullcontext() if self._lean else autocast(self._precision, self.args.device):
-            outputs = forward(model, inputs, **self._settings)
+            outputs = forward(model, inputs, **self._settings, **known)
         loss = outputs.loss
         if not supervised:
             # A process without rows takes part in the step with a gradient of zero; the mean of no tokens is no number.
@@ -273,96 +302,3 @@ class GoraTrainer(Trainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
-        with reading(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with reading(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with reading(checkpoint):
-            super()._load_rng_state(checkpoint)
-
-    def save_last_step(self) -> None:
-        """Save a checkpoint of the last step that was finished, unless there is one."""
-        step = self.state.global_step
-        if step and not (self._folder.checkpoints / f"checkpoint-{step}").exists():
-            self._save_checkpoint(self._wrapped, None)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._stage) if self._stage else super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        final = self._folder.checkpoints / f"checkpoint-{self.state.global_step}"
-        with self._published_by_main(final) as aside:
-            # The Trainer chooses the name below the folder that it is given, so what it makes is moved up afterwards.
-            self._stage = aside
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._stage = None
-            self._world.barrier()
-            if self._world.main:
-                for file in (aside / final.name).iterdir():
-                    file.rename(aside / file.name)
-                (aside / final.name).rmdir()
-                write_json(aside / PROVENANCE, self._provenance)
-                write_json(aside / COURSE, self.course.as_json())
-                if (state := self._steps_of_run.state(self.state.global_step)) is not None:
-                    write_json(aside / STREAM, state)
-                manifest.seal(aside)
-        if self._world.main:
-            self._drop_old_checkpoints()
-        self._world.barrier()
-
-    @contextmanager
-    def _published_by_main(self, final: Path) -> Iterator[Path]:
-        """As `publish`, for a folder that all processes write into."""
-        if not self._world.main:
-            aside = Path(self._world.from_main(str))
-            with writing(final, aside=aside):
-                yield aside
-            return
-        with publish(final, needed_by_next(self._folder, self._least_checkpoint)) as aside:
-            yield Path(self._world.from_main(lambda: str(aside)))
-
-    def _drop_old_checkpoints(self) -> None:
-        for folder in self._folder.all_checkpoints()[: -self._recipe.train.keep_checkpoints]:
-            delete(folder)
-
-
-def _arguments(context: RunContext, steps: int, *, evaluates: bool, all_used: bool) -> TrainingArguments:
-    recipe, train, evaluation = context.recipe, context.recipe.train, context.recipe.evaluation
-    arguments = TrainingArguments(
-        output_dir=str(context.folder.checkpoints),
-        max_steps=steps,
-        per_device_train_batch_size=training_micro_batch_size(train),
-        # The loader's item is a whole step, whose micro-batches `training_step` runs.
-        gradient_accumulation_steps=1,
-        max_grad_norm=train.max_grad_norm or 0.0,
-        logging_steps=train.log_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps" if evaluates and evaluation.steps else "no",
-        eval_steps=evaluation.steps,
-        save_strategy="steps" if train.save_steps else "no",
-        save_steps=train.save_steps or steps,
-        # Tokens are counted, and summed over processes, in `get_batch_samples`.
-        include_num_input_tokens_seen="no",
-        average_tokens_across_devices=False,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=True,
-        report_to=list(train.report_to) if context.world.main else [],
-        run_name=context.folder.path.name,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        **engine_arguments(context.engine, context.device, all_used=all_used),
-    )
-    # One process trains on one device: the Trainer would otherwise wrap the model in DataParallel on several GPUs.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments

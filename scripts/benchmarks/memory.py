@@ -43,8 +43,9 @@ from gora.planning.gradient_pass import collect_gradients
 from gora.planning.workload import workload_of
 from gora.recipe import load_recipe
 from gora.recipe.schema import Recipe
-from gora.runs.context import Inputs, RunContext
+from gora.runs.context import RunContext
 from gora.runs.folder import RunFolder
+from gora.runs.inputs import TextInputs
 from gora.runtime.engine import Engine
 from gora.runtime.interrupt import StopRequest
 from gora.runtime.world import World
@@ -204,7 +205,7 @@ def measure(setting: Setting, model: LlamaForCausalLM) -> list[dict[str, Any]]:
         start = Wrapped(model=wrapped, original="", frozen="", initial=None, trainable=trainable, losses={})
         opened = _Opened(plan=None, checkpoint=None, steps=3)
         peak = Peak()
-        trainer, report = _make_trainer(context, opened, start, StopRequest())
+        trainer, report, _ = _make_trainer(context, opened, start, StopRequest())
         trainer.train()
         report.stop()
         estimate = work.training(setting.rows, checkpointing=recompute)
@@ -225,7 +226,7 @@ def context_of(setting: Setting, model: LlamaForCausalLM, folder: Path) -> RunCo
     source = Source(path=str(folder), revision=None, trust_remote_code=False, config=plain(config))
     data = rows_of(setting, int(config.vocab_size))
     tokenizer = AutoTokenizer.from_pretrained(assets.resolve(recipe.model.name, "models"))
-    inputs = Inputs(source=source, tokenizer=tokenizer, data=data, collator=Collator(0))
+    inputs = TextInputs(source=source, processor=tokenizer, data=data, collator=Collator(0))
     chosen = choose_layers(recipe.adapter, source)
     base = type("Base", (), {"note": WeightsNote(fingerprint="", tensors="")})()
     context.__dict__.update({"inputs": inputs, "chosen": chosen, "base": base})

@@ -2,19 +2,22 @@
 
     python scripts/benchmarks/methods.py --output methods.json
 
-Each method runs `gora run` for a number of steps on the model and rows of `distributed.py`. A step is timed without the
-first ones; from its median and the seconds of the gradients follows the time of a run of `--whole` steps.
+Each method makes a run of a number of steps on the model and rows of `distributed.py`, one after the other in this
+process. From the median step of the second half and the seconds of the gradients follows the time of a run of `--whole`
+steps.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
-from distributed import make_model, make_rows, measure, versions
+from distributed import make_model, make_rows, outcome, prepare, versions
+
+from gora.recipe import load_recipe
+from gora.stages.run import run
 
 
 def main() -> None:
@@ -29,18 +32,22 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="rows of a training step")
     parser.add_argument("--micro-batches", type=int, default=64, help="of the gradient pass")
     parser.add_argument("--whole", type=int, default=1562, help="steps of a whole run: 100k rows in batches of 64")
-    parser.add_argument("--device", choices=["gpus", "processes"], default="gpus")
     parser.add_argument("--set", action="append", default=[], help="handed on to gora")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     make_model(arguments.work / "model", arguments.layers)
     make_rows(arguments.work / "rows.jsonl", arguments.tokens)
-    given, rows = list(arguments.set), []
+    arguments.within, given = 0, list(arguments.set)
+    rows: list[dict[str, Any]] = []
     for method in arguments.methods:
         arguments.set = [*given, f"adapter.method={method}"]
-        rows.append({"method": method, **measure("ddp", 1, arguments)})
-        if "error" not in rows[-1]:
+        output, recipe, overrides = prepare("ddp", 1, arguments)
+        try:
+            run(load_recipe(str(recipe), overrides).recipe)
+            rows.append({"method": method, **outcome(output)})
             rows[-1] |= whole_run(rows[-1], arguments)
+        except Exception as error:  # the other methods are worth having all the same
+            rows.append({"method": method, "error": f"{type(error).__name__}: {error}"})
         print(json.dumps(rows[-1]), flush=True)
         arguments.output.write_text(json.dumps({"versions": versions(), "rows": rows}, indent=1))
     print(table(rows))
@@ -48,8 +55,7 @@ def main() -> None:
 
 def whole_run(row: dict[str, Any], arguments: argparse.Namespace) -> dict[str, float]:
     """Seconds of a step of 64 rows, and of a run, from the rates of the lines of metrics."""
-    rate = statistics.median(row["rates"][2:])
-    step = 64 * arguments.tokens / rate
+    step = 64 * arguments.tokens / row["late_rate"]
     return {"step_seconds": step, "whole_seconds": row["gradient_seconds"] + arguments.whole * step}
 
 

@@ -4,8 +4,8 @@
 
 One model with random bfloat16 weights (an 8B shape, or SmolLM2-135M's) stays on the GPU; every way puts its own LoRA
 round it and trains on the same token ids: rows of one length, or of the lengths that the rows of a file have with the
-model of the quickstart's tokenizer. A rate counts tokens of rows, padding left out, over the median step after the
-first ones; memory is the peak that torch allocated, the model included.
+model of the quickstart's tokenizer. A rate counts tokens of rows, padding left out, over the median of the last steps;
+memory is the peak that torch allocated, the model included.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import training_ways
 from peft import LoraConfig, get_peft_model
 from training_ways import WAYS, Clock
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -45,6 +46,7 @@ SHAPES = {
 def main() -> None:
     """Measure every setting in every way; print a table, write JSON after each."""
     arguments = _arguments()
+    training_ways.RECORDING = arguments.recording
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results: list[dict[str, Any]] = []
     for shape in arguments.shapes:
@@ -52,7 +54,7 @@ def main() -> None:
         weights = sum(value.numel() for value in model.parameters()) - model.get_input_embeddings().weight.numel()
         for name, targets, rows, micro, batch in settings(shape, arguments):
             for way in arguments.ways:
-                measured = attempt(way, model, targets, rows, micro, batch, arguments.steps, device)
+                measured = attempt(way, model, targets, rows, micro, batch, arguments, device)
                 row = {"shape": shape, "setting": name, "way": way, **measured}
                 if "rate" in row:
                     row["tflops"] = 4 * weights * row["rate"] / 1e12
@@ -72,7 +74,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="*", default=[], help="NAME=FILE of JSON lines; question or prompt, and answer")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--settings", nargs="*", default=None, help="only those whose name contains one of these")
-    parser.add_argument("--steps", type=int, default=6, help="optimizer steps; the first two are not counted")
+    parser.add_argument("--steps", type=int, default=6, help="optimizer steps")
+    parser.add_argument("--recording", type=int, default=12, help="steps before them where passes are recorded")
+    parser.add_argument("--counted", type=int, default=4, help="the last of them, of which a rate is the median")
     return parser.parse_args()
 
 
@@ -142,7 +146,7 @@ def attempt(
     rows: Examples,
     micro: int,
     batch: int,
-    steps: int,
+    arguments: argparse.Namespace,
     device: torch.device,
 ) -> dict[str, Any]:
     """Rate, padding and memory; or what went wrong."""
@@ -150,14 +154,15 @@ def attempt(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     model.config._attn_implementation = "sdpa"
-    clock = Clock(device)
+    clock = Clock(device, arguments.counted)
     try:
         wrapped = get_peft_model(model, lora(model, targets, mixed="mixed ranks" in way))
         with tempfile.TemporaryDirectory() as folder:
-            facts = WAYS[way](wrapped, rows, micro, batch, steps, clock, Path(folder))
+            facts = WAYS[way](wrapped, rows, micro, batch, arguments.steps, clock, Path(folder))
         measured = {**facts, **clock.facts()}
         if device.type == "cuda":
             measured["memory"] = torch.cuda.max_memory_allocated()
+            measured["reserved"] = torch.cuda.max_memory_reserved()
         return measured
     except Exception as error:  # one way that fails must not take the others along
         return {"error": f"{type(error).__name__}: {error}"[:300]}

@@ -26,14 +26,21 @@ from gora.training.layout import StepLayout, choose_layout, padding_by_length
 from gora.training.step_rows import KeptSteps
 from gora.training.trainer import GoraTrainer
 
+RECORDING = 12
+"""Steps before those that are asked for, of ways that record passes: lengths are recorded when they come again."""
 MODEL = Path(__file__).resolve().parents[2] / "gora" / "assets" / "models" / "tiny-6m"
 
 
 class Clock:
-    """Notes when each step ended, and the tokens in it."""
+    """Notes when each step ended, and the tokens in it.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device, self.times, self.tokens = device, [time.perf_counter()], []
+    Args:
+        device: what computes.
+        counted: of how many steps, the last ones, the rate is the median.
+    """
+
+    def __init__(self, device: torch.device, counted: int) -> None:
+        self._device, self._counted, self.times, self.tokens = device, counted, [time.perf_counter()], []
 
     def step(self, tokens: int) -> None:
         """A step of so many tokens of rows has ended."""
@@ -43,9 +50,9 @@ class Clock:
         self.tokens.append(tokens)
 
     def facts(self) -> dict[str, Any]:
-        """Rate over the steps after the first two: the median, and the range."""
+        """Rate over the last steps: the median, and each."""
         seconds = [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
-        rates = [tokens / each for tokens, each in zip(self.tokens, seconds, strict=True)][2:]
+        rates = [tokens / each for tokens, each in zip(self.tokens, seconds, strict=True)][1:][-self._counted :]
         return {"rate": statistics.median(rates), "rates": [round(rate, 1) for rate in rates]}
 
 
@@ -117,8 +124,10 @@ def by_gora(
     folder: Path,
     packing: str = "auto",
     kernels: str = "auto",
+    records: bool = True,
 ) -> dict[str, Any]:
     """Gora's Trainer, as a run makes it."""
+    steps += RECORDING * records
     recipe = Recipe.model_validate(
         {
             "model": {"name": "none"},
@@ -166,8 +175,20 @@ def by_gora(
         return tokens
 
     trainer.add_callback(Told(clock, since))
+    told: list[str] = []
+    if not records:
+        trainer._recorded = None
+    elif trainer._recorded:
+        trainer._recorded._blocks._say = told.append
     trainer.train()
-    return {"padding": trainer.padding.share, "layout": kind, "kernels": lines, "not_packed": reason}
+    return {
+        "padding": trainer.padding.share,
+        "waiting": trainer.waited.total / (clock.times[-1] - clock.times[0]),
+        "layout": kind,
+        "kernels": lines,
+        "not_packed": reason,
+        "recorded": [*told, trainer._recorded.recordings if trainer._recorded else 0],
+    }
 
 
 def _context(recipe: Recipe, rows: Examples, folder: Path) -> Any:
@@ -176,6 +197,7 @@ def _context(recipe: Recipe, rows: Examples, folder: Path) -> Any:
     context = SimpleNamespace(
         recipe=recipe,
         data=SimpleNamespace(train=rows, eval=None),
+        inputs=SimpleNamespace(of_text=True),
         collator=Collator(0),
         folder=RunFolder(folder),
         precision="bf16" if cuda else "fp32",
@@ -201,6 +223,21 @@ def gora_liger(*arguments: Any) -> dict[str, Any]:
 def gora_padded(*arguments: Any) -> dict[str, Any]:
     """Kernels alone."""
     return by_gora(*arguments, packing="none")
+
+
+def gora_unrecorded(*arguments: Any) -> dict[str, Any]:
+    """Without recording passes."""
+    return by_gora(*arguments, records=False)
+
+
+def gora_packed(*arguments: Any) -> dict[str, Any]:
+    """Rows end to end, also those of one length."""
+    return by_gora(*arguments, packing="packed")
+
+
+def gora_packed_unrecorded(*arguments: Any) -> dict[str, Any]:
+    """The same without recording passes."""
+    return by_gora(*arguments, packing="packed", records=False)
 
 
 def gora_compiled(*arguments: Any) -> dict[str, Any]:
@@ -294,6 +331,11 @@ WAYS = {
     "gora, kernels liger": gora_liger,
     "gora": by_gora,
     "gora, mixed ranks": by_gora,
+    "gora, unrecorded": gora_unrecorded,
+    "gora, packed": gora_packed,
+    "gora, packed, mixed ranks": gora_packed,
+    "gora, packed, unrecorded": gora_packed_unrecorded,
+    "gora, packed, unrecorded, mixed ranks": gora_packed_unrecorded,
     "gora, kernels compile": gora_compiled,
     "gora, one micro-batch": gora_whole_step,
     "TRL, packed": by_trl,

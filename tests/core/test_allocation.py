@@ -106,6 +106,20 @@ def test_equal_ranks_are_the_reference_rank_but_in_a_narrower_matrix():
     assert allocate([9.0, 1e-3, 2.0], shapes, 8, RankBounds(4, 32), rule=Rule("equal")) == [8, 8, 4]
 
 
+@EVERY
+@given(found=layers(), share=st.floats(0.3, 3.0))
+def test_equal_ranks_differ_by_one_at_most_and_the_more_important_layers_have_the_higher(found, share):
+    importances, shapes, reference, _ = found
+    shapes = [(256, 256)] * len(shapes)
+    aim = round(share * adapter_parameters(shapes, [reference] * len(shapes)))
+    ranks = allocate_parameters(importances, shapes, reference, RankBounds(0, None), rule=Rule("equal"), aim=aim)
+    assert max(ranks) - min(ranks) <= 1
+    ordered = [rank for _, rank in sorted(zip(importances, ranks, strict=True))]
+    assert ordered == sorted(ordered)
+    if len(set(importances)) == len(importances):
+        assert abs(adapter_parameters(shapes, ranks) - aim) <= 512 / 2
+
+
 def test_the_root_and_the_softmax_equal_their_formulas():
     importances, shapes = [1.0, 4.0, 9.0], [(64, 64)] * 3
     assert shares_of(importances, shapes, Rule("sqrt")) == pytest.approx([1 / 6, 2 / 6, 3 / 6])

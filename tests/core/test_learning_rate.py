@@ -60,7 +60,7 @@ def test_the_limit_is_known_as_soon_as_the_loss_has_risen_and_not_before():
     first = next(taken for taken, each in enumerate(found) if each is not None)
     assert found[:first] == [None] * first
     assert found[first] == found[-1]
-    assert rates[first - 1] <= found[first] <= rates[first]
+    assert rates[first - 4] <= found[first] <= rates[first]
 
 
 def test_rows_that_are_hard_or_easy_change_nothing():
@@ -75,6 +75,13 @@ def test_a_loss_that_wavers_at_first_has_not_risen():
     rates = rising_rates(1e-5, 1.0, STEPS)
     losses = [loss + 1e-3 * (-1) ** step for step, loss in enumerate(curve(rates, 1e-2))]
     assert limit_of(rates, losses) == pytest.approx(limit_of(rates, curve(rates, 1e-2)), rel=0.02)
+
+
+def test_a_loss_that_wavers_about_its_start_counts_from_where_it_was_last_below():
+    rates = rising_rates(1e-5, 1.0, STEPS)
+    wavering = [0.05 * (step * 7 % 5 - 2.2) if step < 28 else 0.0 for step in range(STEPS)]
+    losses = [loss + each for loss, each in zip([2.0] * 20 + curve(rates, 1e-2)[20:], wavering, strict=True)]
+    assert limit_of(rates, losses) == pytest.approx(limit_of(rates, curve(rates, 1e-2)), rel=0.1)
 
 
 def test_a_loss_that_never_falls_has_its_limit_where_it_has_clearly_risen():

@@ -58,6 +58,7 @@ BY_HUB_ID = {
     "google-t5/t5-base": t5_base,
     "meta-llama/Llama-3.1-8B": llama_3_1_8b,
     "meta-llama/Llama-2-7b-hf": llama_2_7b,
+    "openai/clip-vit-base-patch16": clip_vit_b_16,
 }
 
 

@@ -20,6 +20,7 @@ import gora.planning.micro_batches as micro_batches
 import gora.runs.context as context
 import gora.stages.precompute as precompute_stage
 import gora.stages.train as train_stage
+import gora.training.checkpoints as checkpoints
 import gora.training.trainer as trainer
 from gora.runs.folder import RunFolder
 from gora.runtime.failure import FAILURE_FILE
@@ -74,7 +75,7 @@ FAULTS = {
     "start": ("last", lambda: broken(train_stage, "wrap_model", KeyError("lora_A"))),
     "step": ("last", broken_in_step_2),
     "step, signal": ("last", lambda: signalled(trainer.GoraTrainer, "compute_loss")),
-    "checkpoint": ("first", lambda: broken(trainer.manifest, "seal", FULL, at_call=2)),
+    "checkpoint": ("first", lambda: broken(checkpoints.manifest, "seal", FULL, at_call=2)),
     "saving": ("first", lambda: broken(train_stage, "save_adapter", TypeError("not serialisable"))),
     "evaluation": ("last", lambda: broken(train_stage, "_final_loss", AssertionError("shapes differ"))),
     "evaluation, signal": ("last", lambda: signalled(train_stage, "_final_loss")),

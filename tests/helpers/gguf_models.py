@@ -1,13 +1,16 @@
-"""A Llama of transformers as a GGUF file of llama.cpp, in float32 and without a tokenizer."""
+"""A Llama, Qwen 2 or 3, or Gemma of transformers as a GGUF file of llama.cpp: in float32, without a tokenizer."""
 
 import gguf
 
 
 def write_model(model, path):
-    """Write all weights; rows of q and k in llama.cpp's order."""
+    """Write all weights as llama.cpp holds them: rows of a Llama's q and k in its order, norms of Gemma plus one."""
     config = model.config
-    size = config.hidden_size // config.num_attention_heads
-    writer = gguf.GGUFWriter(str(path), "llama")
+    family = config.model_type
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer = gguf.GGUFWriter(str(path), family)
+    writer.add_key_length(size)
+    writer.add_value_length(size)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -20,12 +23,17 @@ def write_model(model, path):
     writer.add_vocab_size(config.vocab_size)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_tokenizer_model("no_vocab")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    number = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[family]
+    names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     for name, value in model.state_dict().items():
-        there = names.get_name(name, try_suffixes=(".weight",))
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        there = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert there is not None, name
         weight = value.float()
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
+        if family == "gemma" and "norm" in name:
+            weight = weight + 1
+        if family == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             weight = weight.view(-1, 2, size // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
         writer.add_tensor(there, weight.contiguous().numpy())
     writer.write_header_to_file()

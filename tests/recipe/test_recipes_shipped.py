@@ -20,7 +20,7 @@ from gora.recipe import accumulation_steps, json_schema, load_recipe
 from gora.recipe.builtin import builtin_comparisons, builtin_paths, builtin_recipes
 from gora.recipe.derived import rank_bounds
 from tests.conftest import ROOT
-from tests.helpers.architectures import BY_HUB_ID, clip_vit_b_16
+from tests.helpers.architectures import BY_HUB_ID
 
 NAMES = list(builtin_paths())
 
@@ -60,13 +60,29 @@ GLUE = {
     "qnli": ("qnli question: Q sentence: S", ["entailment", "not_entailment"], "validation"),
     "mrpc": ("mrpc sentence1: A sentence2: B", ["not_equivalent", "equivalent"], "validation"),
 }
+CLIP = Paper("openai/clip-vit-base-patch16", "all-linear", 1e-4, 0.0, 0.0, 64, "float32")
+# The hub ids of the paper's seven sets of images, with their subsets.
+VISION = {
+    "cars": ("tanganke/stanford_cars", None),
+    "dtd": ("tanganke/dtd", None),
+    "eurosat": ("tanganke/eurosat", None),
+    "gtsrb": ("tanganke/gtsrb", None),
+    "resisc45": ("tanganke/resisc45", None),
+    "sun397": ("tanganke/sun397", None),
+    "svhn": ("ufldl-stanford/svhn", "cropped_digits"),
+}
 # LoRA's trainable parameters at rank 8 (Table 7).
-TABLE_7 = {"google-t5/t5-base": 3_244_032, "meta-llama/Llama-3.1-8B": 6_815_744, "meta-llama/Llama-2-7b-hf": 19_988_480}
+TABLE_7 = {
+    "google-t5/t5-base": 3_244_032,
+    "meta-llama/Llama-3.1-8B": 6_815_744,
+    "meta-llama/Llama-2-7b-hf": 19_988_480,
+    "openai/clip-vit-base-patch16": 1_327_104,
+}
 
 
 def test_the_list_of_recipes_is_complete_and_described():
     expected = {name for name, *_ in LLAMA} | {f"glue/{task}" for task in GLUE} | {"quickstart"}
-    assert set(NAMES) == expected
+    assert set(NAMES) == expected | {f"vision/{name}" for name in VISION}
     described = [*builtin_recipes(), *builtin_comparisons()]
     assert all(description for _, description in described)
     assert len({description for _, description in described}) == len(described)
@@ -126,6 +142,18 @@ def test_the_glue_recipes_have_the_paper_s_settings(task):
         }
 
 
+@pytest.mark.parametrize("name", VISION)
+def test_the_vision_recipes_have_the_paper_s_settings(name):
+    recipe = load_recipe(f"vision/{name}").recipe
+    has_the_paper_s_settings(recipe, CLIP, 8, 0.05)
+    assert (recipe.model.head, recipe.data.format, recipe.data.augment) == ("image-zero-shot", "image", "none")
+    assert recipe.data.class_prompts == ["a photo of a {class}."]
+    path, subset = VISION[name]
+    for source, split in ((recipe.data.train, "train"), (recipe.data.eval, "test")):
+        assert (source.path, source.subset, source.split) == (path, subset, split)
+    assert [task.name for task in recipe.evaluation.tasks] == ["image"]
+
+
 def check_plan_on_empty_model(model, targets, recipe):
     """Give every target a rank, wrap the empty model, and compare PEFT's count and layers with the plan's."""
     shapes = [weight_shape(module) for module in targets.values()]
@@ -173,7 +201,7 @@ def check_plan_on_empty_model(model, targets, recipe):
 
 @pytest.mark.parametrize(
     "name",
-    [f"metamathqa-{model}{rank}" for model in MODELS for rank in ("", "-r32", "-r128")] + ["glue/sst2"],
+    [f"metamathqa-{model}{rank}" for model in MODELS for rank in ("", "-r32", "-r128")] + ["glue/sst2", "vision/dtd"],
 )
 def test_targets_exist_on_the_empty_model_and_take_a_plan_with_the_counts_of_table_7(name):
     """The recipes of one model and rank differ in their rows only, so that one of them stands for all."""
@@ -190,12 +218,6 @@ def test_t5_at_higher_ranks_has_the_counts_of_table_7_times_the_rank(rank):
     shapes = [weight_shape(module) for module in find_targets(model, "all-linear").values()]
     expected = TABLE_7["google-t5/t5-base"] * rank // 8
     assert adapter_parameters(shapes, [rank] * len(shapes)) == expected
-
-
-def test_the_vision_tower_of_table_7_takes_a_plan_with_the_count_of_its_ranks():
-    model = clip_vit_b_16()
-    targets = find_targets(model, r"vision_model\..*(_proj|fc\d)")
-    assert check_plan_on_empty_model(model, targets, load_recipe("quickstart").recipe).lora_parameters == 1_327_104
 
 
 def test_the_schema_for_editors_is_the_recipe_s():

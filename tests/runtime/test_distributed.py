@@ -339,10 +339,10 @@ def test_each_process_holds_its_share_of_the_sums_only(scenarios):
         assert measured["shared"] < 0.65 * measured["sums"]
 
 
-def start(*arguments, cwd, until, before=None):
-    """A run in two processes that has come to a certain line."""
+def start(*arguments, cwd, until, before=None, count=2):
+    """A run in several processes that has come to a certain line."""
     log = open(cwd / "output.txt", "w+")  # noqa: SIM115 - read while the process writes
-    command = [sys.executable, "-m", "gora", *arguments, "--processes", "2"]
+    command = [sys.executable, "-m", "gora", *arguments, "--processes", str(count)]
     streams = {"stdout": log, "stderr": subprocess.STDOUT, "text": True}
     parent = subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, preexec_fn=before, **streams)
     deadline = time.monotonic() + 120
@@ -372,6 +372,38 @@ def test_killing_one_process_ends_the_run_at_once_and_leaves_nothing_under_a_fin
     left = {path.relative_to(tmp_path / "run").parts[0] for path in (tmp_path / "run").rglob("*") if path.is_file()}
     unfinished = "gradients.checkpoint" if verb == "precompute" else "metrics.jsonl"
     assert left <= {".gora", ".gora-lock", "failure.json", "log.txt", "recipe.yaml", unfinished}
+
+
+@pytest.mark.slow
+def test_one_of_four_killed_in_each_stage_and_resumed_gives_what_an_unbroken_run_gives(tmp_path):
+    more = ("train.batch_size=8", "train.micro_batch_size=1", "train.save_steps=2", "gora.steps=8")
+    settings = overrides(*more, "output=run")
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    done = gora("run", "quickstart", *settings, "--processes", "4", cwd=tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    for until, resume in (("sums      ", ()), ("engine    ", ("--resume",))):
+        parent = start("run", "quickstart", *settings, *resume, cwd=tmp_path / "killed", until=until, count=4)
+        workers = psutil.Process(parent.pid).children()
+        assert len(workers) == 4
+        while resume and not (tmp_path / "killed" / "run" / "checkpoints" / "checkpoint-4").exists():
+            assert parent.poll() is None
+            time.sleep(0.1)
+        workers[2].kill()
+        began = time.monotonic()
+        assert parent.wait(timeout=60) == 1
+        print(f"ended {time.monotonic() - began:.1f} s after one of four was killed")
+        assert "Process 2 was ended by signal 9 (SIGKILL)" in (tmp_path / "killed" / "output.txt").read_text()
+        assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    done = gora("run", "quickstart", *settings, "--resume", "--processes", "4", cwd=tmp_path / "killed")
+    assert done.returncode == 0, done.stderr
+    found, expected = (
+        load_file(tmp_path / name / "run" / "adapter" / "adapter_model.safetensors") for name in ("killed", "whole")
+    )
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        # The sum of four numbers depends on their order, which data parallelism settles anew in each command.
+        assert (found[name] - value).norm() <= 1e-5 * value.norm(), name
 
 
 def test_processes_whose_launcher_is_killed_stop_after_a_step_with_a_checkpoint(tmp_path):

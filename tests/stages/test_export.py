@@ -182,7 +182,7 @@ def test_gguf_needs_its_package(made, tmp_path, monkeypatch):
 
 
 def test_what_no_form_can_express_is_refused_with_every_reason_before_anything_is_loaded(copied, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "find_model", lambda *_, **__: pytest.fail("a model was looked for"))
+    monkeypatch.setattr("gora.adapters.base.find_model", lambda *_, **__: pytest.fail("a model was looked for"))
     rewrite(copied, use_dora=True, bias="all", init_lora_weights="pissa")
     with pytest.raises(InputError, match="cannot be exported for vllm") as refused:
         export(copied, "vllm@0.32", tmp_path / "out")

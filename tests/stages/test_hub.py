@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from gora.plan import read_plan
 from gora.recipe import load_recipe
 from gora.runs.card import write_card
 from gora.runs.folder import RunFolder
+from gora.runs.replacing import refuse_foreign_files
 from gora.runs.state import RunState, find_progress
 from gora.stages.push import push
 from gora.stages.run import run as run_recipe
@@ -117,6 +119,16 @@ def test_a_card_that_changes_leaves_the_adapter_whole(copied):
     assert find_progress(copied).state == RunState.FINISHED
 
 
+def test_what_a_killed_command_left_of_a_card_stops_nobody(copied):
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    left = copied.adapter / f".writing-new-README.md-{socket.gethostname().replace('-', '_')}-{dead.stdout.strip()}"
+    left.write_text("# half")
+    refuse_foreign_files(copied)
+    assert not left.exists()
+
+
 def test_a_card_that_cannot_be_made_is_told_and_no_more(copied, capsys):
     before = (copied.adapter / "README.md").read_text()
     copied.decisions.write_text("{")
@@ -125,8 +137,9 @@ def test_a_card_that_cannot_be_made_is_told_and_no_more(copied, capsys):
     assert (copied.adapter / "README.md").read_text() == before
 
 
-def test_a_dry_run_lists_what_would_be_uploaded(run, capsys):
-    result = push(run.path, "me/mine", base=BASE, dry_run=True)
+@pytest.mark.parametrize("named", ["path", "adapter"])
+def test_a_dry_run_lists_what_would_be_uploaded(run, capsys, named):
+    result = push(getattr(run, named), "me/mine", base=BASE, dry_run=True)
     assert result.url is None
     assert result.files["adapter_model.safetensors"] == (run.adapter / "adapter_model.safetensors").stat().st_size
     told = capsys.readouterr().out
@@ -231,9 +244,12 @@ def test_adapters_and_models_of_the_hub_are_taken_by_their_names(foreign, talkin
         hub.commit("me/foreign", {"adapter_model.safetensors": b"damaged"})
         hub.add("me/pickled", foreign)
         del hub.files("me/pickled")[1]["adapter_model.safetensors"]
+        elsewhere = json.loads((foreign / "adapter_config.json").read_text()) | {"base_model_name_or_path": "/far/base"}
+        hub.add("me/elsewhere", foreign)
+        hub.commit("me/elsewhere", {"adapter_config.json": json.dumps(elsewhere).encode()})
         env |= {"HF_HOME": str(tmp_path / "hub")}
         name = f"me/foreign@{first}"
-        merged, exported, evaluated, answered, model, damaged, pickled, missing, revision = commands(
+        merged, exported, evaluated, answered, model, damaged, pickled, missing, revision, far, near = commands(
             ["merge", name, "--output", "merged", "--dtype", "float32"],
             ["export", name, "--for", "sglang", "--output", "exported"],
             ["eval", name, *asking, "--output", "found"],
@@ -243,6 +259,8 @@ def test_adapters_and_models_of_the_hub_are_taken_by_their_names(foreign, talkin
             ["merge", "me/pickled", "--output", "other"],
             ["merge", "me/missing", "--output", "other"],
             ["merge", "me/foreign@nothing", "--output", "other"],
+            ["merge", "me/elsewhere", "--output", "other"],
+            ["merge", "me/elsewhere", "--base", f"{BASE}@main", "--output", "near"],
             cwd=tmp_path,
             env=env,
         )
@@ -250,7 +268,8 @@ def test_adapters_and_models_of_the_hub_are_taken_by_their_names(foreign, talkin
     offline, unknown = commands(
         ["generate", name, *question], ["merge", "me/unknown", "--output", "other"], cwd=tmp_path, env=env | OFFLINE
     )
-    assert [each[0] for each in (merged, exported, evaluated, answered, model, offline)] == [0] * 6, evaluated
+    worked = (merged, exported, evaluated, answered, model, offline, near)
+    assert [each[0] for each in worked] == [0] * len(worked), worked
     assert answered[1] == offline[1] != model[1]
     assert not (tmp_path / "other").exists()
     for refused, told in (
@@ -259,6 +278,7 @@ def test_adapters_and_models_of_the_hub_are_taken_by_their_names(foreign, talkin
         (missing, "The hub knows no such repository"),
         (revision, "no such branch, tag or commit"),
         (unknown, "not in the hub's cache"),
+        (far, "names it as its base; give another name of it with --base"),
     ):
         assert refused[0] == 2
         assert told in refused[2]

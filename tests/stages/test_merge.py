@@ -263,7 +263,7 @@ def test_the_revision_in_the_adapter_is_that_of_its_base_and_of_no_other(copied,
         seen.append((settings.name, settings.revision))
         raise InputError("far enough")
 
-    monkeypatch.setattr(merge_job, "find_model", stop)
+    monkeypatch.setattr("gora.adapters.base.find_model", stop)
     refuses("far enough", copied, tmp_path / "merged")
     refuses("far enough", copied, tmp_path / "merged", base="some/other")
     assert seen == [(str(made[0]), "abc123"), ("some/other", None)]

@@ -359,6 +359,7 @@ def test_a_process_without_rows_adds_a_gradient_of_zero(request, family):
     trainer.args = SimpleNamespace(device=torch.device("cpu"))
     collator = Collator(0, family == "t5")
     trainer._precision, trainer._lean, trainer._world, trainer._settings = "fp32", False, World(size=2), {}
+    trainer._told_places = False
     batch = {**collator([filler]), "supervised": 0}
     loss = trainer.compute_loss(model, batch, num_items_in_batch=torch.tensor(7))
     loss.backward()

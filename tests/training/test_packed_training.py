@@ -9,6 +9,9 @@ from gora.errors import InputError
 from gora.plan import read_plan
 from gora.recipe import load_recipe
 from gora.stages.run import run
+from gora.training import trainer
+from gora.training.recording import RecordedSteps
+from tests.helpers.recorded import recording_on_a_cpu
 
 SETTINGS = (
     "data.train.max_rows=28",
@@ -45,7 +48,23 @@ def padded(tmp_path_factory):
     ids=["packed", "padding-free, activations recomputed"],
 )
 def test_a_run_without_padding_is_the_run_with_it(tmp_path, padded, more):
-    folder = trained(tmp_path / "run", *more)
+    assert_same_run(trained(tmp_path / "run", *more), padded)
+
+
+def test_a_run_whose_passes_are_recorded_is_the_run_without(tmp_path, padded, monkeypatch):
+    shapes = recording_on_a_cpu(monkeypatch)
+
+    def recorded(model, context, layout, *, lean):
+        parameters = [value for value in model.parameters() if value.requires_grad]
+        return RecordedSteps(model.get_base_model(), parameters, layout.size * layout.longest, context.world)
+
+    monkeypatch.setattr(trainer, "recorded_steps", recorded)
+    folder = trained(tmp_path / "run", "data.packing=packed", "train.kernels=fused")
+    assert shapes
+    assert_same_run(folder, padded)
+
+
+def assert_same_run(folder, padded):
     plans = [read_plan(each / "plan.safetensors") for each in (folder, padded)]
     assert [module.rank for module in plans[0].modules] == [module.rank for module in plans[1].modules]
     found, expected = (

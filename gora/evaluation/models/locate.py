@@ -11,12 +11,13 @@ from peft import PeftConfig
 from pydantic import ValidationError
 
 from gora.adapters.hub import NoAdapterThere, fetch_adapter, may_be_on_hub
-from gora.adapters.load import is_classifier, read_base_note, verify_files
+from gora.adapters.load import head_of, read_base_note, verify_files
 from gora.adapters.save import ADAPTER_NOTE
 from gora.data.prompting import read_prompt_format
 from gora.errors import InputError
 from gora.files import read_json
 from gora.models.hub_names import split_revision
+from gora.models.vision import head_for
 from gora.recipe import load_recorded
 from gora.recipe.schema import DataSection, Head, ModelSection, Recipe
 from gora.runs.folder import RunFolder
@@ -131,9 +132,11 @@ def _adapter(path: Path) -> Named:
     if not config.base_model_name_or_path:
         raise InputError(f"{path} does not name its base model (base_model_name_or_path).")
     origin = read_base_note(path)
-    settings: dict[str, Any] = {"name": config.base_model_name_or_path, "revision": config.revision}
-    if is_classifier(config):
-        settings["head"] = "classification"
+    settings: dict[str, Any] = {
+        "name": config.base_model_name_or_path,
+        "revision": config.revision,
+        "head": head_of(config),
+    }
     if origin:
         # Of other formats the checkpoint says so itself.
         quantization = origin.quantization if origin.quantization in ("nf4", "int8") else None
@@ -150,7 +153,9 @@ def _head(folder: Path) -> Head:
         kinds = list(read_json(folder / "config.json").get("architectures") or [])
     except (OSError, ValueError, TypeError, AttributeError):
         return "language"
-    return "classification" if any(str(kind).endswith("ForSequenceClassification") for kind in kinds) else "language"
+    if any(str(kind).endswith("ForSequenceClassification") for kind in kinds):
+        return "classification"
+    return next((head for kind in kinds if (head := head_for(str(kind)))), "language")
 
 
 def _read_prompt_format(note: Path) -> DataSection | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from gora.data import LabelledText
 from gora.data.prompting import Prompting
 from gora.data.rows import Unusable
 from gora.errors import InputError
-from gora.evaluation.task import Message, Options, Sampling
+from gora.evaluation.models.seeing import OfImages
+from gora.evaluation.task import Message, Options, Recognised, Sampling
 from gora.runtime.console import output
 from gora.runtime.progress import Meter
 from gora.runtime.world import World
@@ -90,15 +91,19 @@ class LocalSubject:
         measure: the mean loss on the rows of options, and how many they are, of the base if it is told so; None where
             the backend has no losses.
         classify: the numbers of labels, of a model with a head for them.
+        see: what is recognised in the images of options; None where it is a model of text.
         base: leave the adapter out.
+        close: gives back what the backend holds outside of this process's memory.
     """
 
-    prompting: Prompting
+    prompting: Prompting | OfImages
     backend: Backend
     fingerprint: str | None = None
     measure: Callable[[Options, bool], tuple[float, int]] | None = None
     classify: Callable[[Sequence[LabelledText], bool], list[int]] | None = None
+    see: Callable[[Options, bool], Recognised] | None = None
     base: bool = False
+    close: Callable[[], None] = field(default=lambda: None)
 
     @property
     def identity(self) -> str | None:
@@ -142,6 +147,12 @@ class LocalSubject:
             InputError: a row lacks something that the form asks for.
         """
         return [_read(self.prompting.row, *row) for row in rows]
+
+    def recognise(self, options: Options) -> Recognised:
+        """See `Subject`."""
+        if self.see is None:
+            raise InputError(f"--task image: this model has no image head ({self.prompting.title}).")
+        return self.see(options, self.base)
 
     def loss(self, options: Options) -> tuple[float, int]:
         """See `Subject`."""

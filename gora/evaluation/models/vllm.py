@@ -7,15 +7,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gora.adapters.forms import write_uniform
+import torch
+
+from gora.adapters.forms import read_lora, served_rank, write_uniform
+from gora.adapters.reading import misreadings
+from gora.adapters.runtimes import runtime_of_vllm
 from gora.errors import InputError, pip_extra
 from gora.evaluation.task import Sampling
-from gora.models.load import Source
+from gora.models.load import Source, base_dtype, default_device
 from gora.models.positions import positions_of
 from gora.models.quantization import quantization_of
 from gora.recipe.schema import ModelSection
 from gora.runtime.scratch import Scratch
 
+_SHARE_OF_HOST = 0.3
 _AT_ONCE = 256  # prompts between two looks at the progress; vLLM shares out its memory by itself
 
 
@@ -31,13 +36,22 @@ def check_vllm(settings: ModelSection, source: Source) -> None:
         raise InputError(f"--backend vllm is not given a base in {kind}; use --backend hf.")
 
 
+def _given(adapter: Path, version: str, copy: Path) -> tuple[Path, int, str]:
+    """The folder that a vLLM of this version is given, the rank that it keeps room for, and the form in the folder."""
+    lora, runtime = read_lora(adapter), runtime_of_vllm(version)
+    if runtime.form == "native" and not misreadings(lora, runtime):
+        return adapter, served_rank(lora), "native"
+    return copy, write_uniform(adapter, copy), "uniform"
+
+
 class Vllm:
     """Answers prompts of token ids; a `Backend`.
 
     Args:
         settings: the base model.
         source: where it lies.
-        adapter: a plain LoRA adapter, or None; vLLM is given a copy with one rank and scale 1.
+        adapter: a plain LoRA adapter, or None. A vLLM that reads ranks and scales of layers is given it as it is,
+            another one a copy with one rank and scale 1.
     """
 
     def __init__(self, settings: ModelSection, source: Source, adapter: Path | None) -> None:
@@ -46,19 +60,24 @@ class Vllm:
 
         self._sampling_params = vllm.SamplingParams
         self._request: Any = None
+        self._form: str | None = None
         arguments: dict[str, Any] = {}
+        self._version: str = vllm.__version__
         if adapter is not None:
             # vLLM reads the folder when it first needs it.
             self._copy = Scratch("adapter")
-            folder = Path(self._copy.path) / "adapter"
-            arguments = {"enable_lora": True, "max_loras": 1, "max_lora_rank": write_uniform(adapter, folder)}
+            folder, rank, self._form = _given(adapter, self._version, Path(self._copy.path) / "adapter")
+            arguments = {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
             self._request = LoRARequest("gora", 1, str(folder))
-        self._version: str = vllm.__version__
+        if not torch.cuda.is_available():
+            # Compiling takes minutes there, and its share of memory is one of the whole machine's.
+            arguments |= {"enforce_eager": True, "gpu_memory_utilization": _SHARE_OF_HOST}
         self._longest = positions_of(source.config)
         self._engine = vllm.LLM(
             model=source.path,
             revision=source.revision,
-            dtype=settings.dtype,
+            # As transformers would load it: vLLM's own `auto` is the type of the files.
+            dtype=str(base_dtype(settings.dtype, default_device())).removeprefix("torch."),
             trust_remote_code=source.trust_remote_code,
             **arguments,
         )
@@ -67,7 +86,12 @@ class Vllm:
     @property
     def facts(self) -> dict[str, Any]:
         """See `Backend`."""
-        return {"backend": f"vllm {self._version}", "cut_short": self._cut_short}
+        form = {} if self._form is None else {"adapter_form": self._form}
+        return {"backend": f"vllm {self._version}", "cut_short": self._cut_short, **form}
+
+    def close(self) -> None:
+        """End the engine, whose own end, when Python ends, comes after that of the process groups."""
+        self._engine.llm_engine.engine_core.shutdown()
 
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, advance: Callable[[int, int], None], *, base: bool

@@ -1,0 +1,132 @@
+"""Passes that are recorded give what passes give that are not, with recordings that compute in place of CUDA graphs."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from gora.data.collate import Collator
+from gora.models.recorded import RecordedBlocks
+from gora.models.rows_apart import forward, set_apart
+from gora.models.supervised_head import use_supervised_head
+from gora.runtime.world import World
+from gora.training.batches import StepCollator
+from gora.training.recording import RecordedSteps
+from tests.helpers.recorded import recording_on_a_cpu
+
+CONFIG = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@pytest.fixture
+def recordings(monkeypatch):
+    """Shapes that were recorded."""
+    return recording_on_a_cpu(monkeypatch)
+
+
+def built():
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(LlamaConfig(**CONFIG, **HEADS))
+    model = get_peft_model(base, LoraConfig(target_modules=["q_proj", "down_proj"], r=3))
+    for name, value in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.1)
+    ids = [list(range(3, 20)), list(range(30, 41))]
+    assert set_apart(base, ids, torch.autocast("cpu", enabled=False)) == ""
+    assert use_supervised_head(base, ids, torch.autocast("cpu", enabled=False)) == ""
+    return model
+
+
+def step_of(generator, micro_batches):
+    rows = []
+    for lengths in micro_batches:
+        ids = [torch.randint(1, 64, (length,), generator=generator).tolist() for length in lengths]
+        rows.append([{"input_ids": each, "labels": [-100] * 2 + each[2:]} for each in ids])
+    return StepCollator(Collator(0), True)(rows)
+
+
+def run(model, step):
+    losses = []
+    for batch in step["micro_batches"]:
+        loss = forward(model, batch, use_cache=False).loss
+        loss.backward()
+        losses.append(loss.item())
+    return losses
+
+
+def test_gradients_and_losses_are_those_of_passes_that_are_not_recorded(recordings):
+    plain, model = built(), built()
+    trained = [value for value in model.parameters() if value.requires_grad]
+    steps = RecordedSteps(model.get_base_model(), trained, 200, World())
+    generator = torch.Generator().manual_seed(1)
+    for micro_batches in ([[30, 50, 7], [64, 64]], [[20, 31, 36], [90, 40]], [[64, 20], [12, 40, 29]]):
+        step = step_of(generator, micro_batches)
+        expected = run(plain, step)
+        with steps.step():
+            found = run(model, step)
+        assert found == pytest.approx(expected, rel=1e-5)
+        for mine, other in zip(trained, (v for v in plain.parameters() if v.requires_grad), strict=True):
+            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6)
+        plain.zero_grad()
+        model.zero_grad()
+    assert {shape.tokens for shape in recordings} == {128}
+
+
+def test_lengths_are_filled_up_to_few_and_recorded_when_they_come_again(recordings):
+    model = built()
+    trained = [value for value in model.parameters() if value.requires_grad]
+    steps = RecordedSteps(model.get_base_model(), trained, 64 * 32 * 2, World())
+    generator = torch.Generator().manual_seed(2)
+    counts = []
+    for tokens in (100, 128, 129, 200, 256, 257):
+        with steps.step():
+            run(model, step_of(generator, [[tokens]]))
+        counts.append(len(recordings))
+    assert counts == [0, 1, 1, 2, 2, 2]
+
+
+def test_without_memory_passes_go_on_unrecorded(recordings, monkeypatch):
+    model, told = built(), []
+    trained = [value for value in model.parameters() if value.requires_grad]
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(RecordedBlocks, "_record", fail)
+    blocks = RecordedBlocks(
+        model.get_base_model().base_model, trained, [torch.zeros_like(v) for v in trained], 64, told.append
+    )
+    ids, positions = torch.arange(1, 31)[None], torch.arange(30)[None]
+    first, second, third = (blocks(ids, positions, (30,)) for _ in range(3))
+    assert torch.equal(first, second)
+    assert torch.equal(first, third)
+    assert told == ["recorded  no: no memory for it"]
+
+
+def test_rows_of_one_length_are_recorded_as_they_are(recordings):
+    plain, model = built(), built()
+    trained = [value for value in model.parameters() if value.requires_grad]
+    steps = RecordedSteps(model.get_base_model(), trained, 200, World())
+    generator = torch.Generator().manual_seed(3)
+    for number in range(3):
+        ids = torch.randint(1, 64, (4, 30), generator=generator)
+        plain(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, use_cache=False).loss.backward()
+        with steps.step():
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        for mine, other in zip(trained, (v for v in plain.parameters() if v.requires_grad), strict=True):
+            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6)
+        plain.zero_grad()
+        assert len(recordings) == (number > 0)
+
+
+def test_what_is_released_is_not_recorded_again(recordings):
+    model = built()
+    steps = RecordedSteps(model.get_base_model(), [v for v in model.parameters() if v.requires_grad], 200, World())
+    generator = torch.Generator().manual_seed(4)
+    for number in range(4):
+        with steps.step():
+            run(model, step_of(generator, [[40, 20]]))
+        assert steps.recordings == (number == 1)
+        if number == 1:
+            steps.release()
+    assert len(recordings) == 1
