@@ -66,6 +66,8 @@ def follow(page, folder):
     for patch in patches:
         done = subprocess.run(["patch", "-p1"], cwd=folder, input=patch, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{page}: a patch no longer fits: {done.stdout}{done.stderr}"
+    for command in re.findall(r"^sed -i .*$", text, re.MULTILINE):
+        subprocess.run(["bash", "-c", command], cwd=folder, check=True)
 
 
 @pytest.mark.skipif(shutil.which("patch") is None, reason="the program patch is not installed")
