@@ -265,8 +265,8 @@ def _refuse_pairs_of_answers(columns: Sequence[str], name: str) -> None:
 def _refuse_images(columns: Sequence[str], name: str) -> None:
     if (found := [column for column in ("image", "images", "img") if column in columns]) and len(columns) < 4:
         raise InputError(
-            f"{name} holds images (column {found[0]!r}), and gora init writes recipes for texts. docs/images.md has one "
-            "for images: a vision model, model.head: image-classification and data.format: image."
+            f"{name} holds images (column {found[0]!r}), and gora init writes recipes for texts. docs/images.md has "
+            "one for images: a vision model, model.head: image-classification and data.format: image."
         )
 
 
