@@ -159,8 +159,8 @@ class Plan(_Record):
             made: the value in the plan.
             wanted: the value in the recipe.
         """
-        measured = setting in self.decisions and self.decisions[setting].origin == "measured"
-        return "auto" if measured and wanted == "auto" else made
+        found = setting in self.decisions and self.decisions[setting].origin in ("computed", "measured")
+        return "auto" if found and wanted == "auto" else made
 
     @property
     def rule(self) -> Rule:

@@ -115,6 +115,11 @@ def kind_of(name: str) -> str:
     return name.rpartition(".")[2]
 
 
+def named_for_attention(name: str) -> bool:
+    """Whether a layer's full name says that it is in an attention block."""
+    return _ATTENTION.search(name) is not None
+
+
 def is_linear(module: nn.Module) -> bool:
     """Whether a layer multiplies by a matrix of its own and may be adapted."""
     return isinstance(module, nn.Linear | Conv1D)
@@ -126,7 +131,7 @@ def _choose(linear: dict[str, nn.Module], model: nn.Module, targets: str | Seque
         return {name for name, module in linear.items() if module is not head}
     if targets == "attention":
         blocks = _attention_classes(model)
-        return {name for name in linear if _ATTENTION.search(name)} or {n for n in linear if n.startswith(blocks)}
+        return {name for name in linear if named_for_attention(name)} or {n for n in linear if n.startswith(blocks)}
     if isinstance(targets, str) and not _PLAIN_NAME.fullmatch(targets):
         return _by_expression(linear, targets)
     return set(_by_names(linear, [targets] if isinstance(targets, str) else targets, "adapter.targets"))

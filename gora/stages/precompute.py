@@ -17,6 +17,7 @@ from gora.models.experts import Target, expert_counts, matrices_of
 from gora.models.sharding import shard_weights
 from gora.models.targets import weight_shape
 from gora.plan import DataIdentity, Factors, ModelIdentity, Plan, write_plan
+from gora.planning.budget import settle_rank_without_model
 from gora.planning.decisions import PassInputs, make_plan
 from gora.planning.first_step import compare_start, search_gamma
 from gora.planning.gradient_pass import Collected
@@ -25,7 +26,8 @@ from gora.planning.placement import check_memory
 from gora.planning.room import collect_within_memory
 from gora.planning.sizes import GRADIENTS, settle_sizes
 from gora.recipe.derived import automatic, gradient_steps, leaves_open, micro_batch_size
-from gora.recipe.schema import Recipe
+from gora.recipe.origins import Origin
+from gora.recipe.schema import GoraSection, Recipe
 from gora.report.ranks import rank_report
 from gora.runs.context import RunContext
 from gora.runs.decisions import record_recipe
@@ -34,6 +36,8 @@ from gora.runs.results import record_stage
 from gora.runs.state import Mode
 from gora.runtime.console import output
 from gora.runtime.memory import peak_bytes, peak_text, reset_peak
+
+GAMMA = "gora.gamma"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,15 +160,15 @@ def plan_from_gradients(recipe: Recipe, gradients: Path, *, mode: Mode = "new") 
 def plan_from_gradients_in(context: RunContext, gradients: Path) -> Precomputed:
     """As `plan_from_gradients`, in a run that is open and may be written to; process 0 makes the plan."""
     begin = time.monotonic()
-    folder, recipe = context.folder, context.recipe
-    if recipe.gora.gamma == "auto":
-        raise InputError("gora.gamma: auto tries first steps on the model, which --from-gradients is without.")
+    folder = context.folder
     with output.logging_to(folder.log, "precompute"):
+        context = _without_trials(context)
         statistics = ArchivedStatistics(gradients)
         inputs = _from_json(statistics.inputs)
-        if GRADIENTS in automatic(recipe) | context.automatic:
+        context = settle_rank_without_model(context, statistics.shapes)
+        if GRADIENTS in automatic(context.recipe) | context.automatic:
             context = context.with_settings({GRADIENTS: inputs.micro_batch_size})
-            recipe = context.recipe
+        recipe = context.recipe
         _refuse_other_pass(recipe, gradients, inputs)
         plan, factors = make_plan(recipe, inputs, statistics.shapes, statistics)
         if context.world.main:
@@ -174,6 +178,18 @@ def plan_from_gradients_in(context: RunContext, gradients: Path) -> Precomputed:
         context.world.barrier()
         output.say(f"plan      {folder.plan}, from {gradients}")
     return Precomputed(plan=plan, path=folder.plan, seconds=time.monotonic() - begin)
+
+
+def _without_trials(context: RunContext) -> RunContext:
+    """With the paper's first step where the preset, and not the user, wants sizes of it to be tried."""
+    if context.recipe.gora.gamma != "auto":
+        return context
+    if context.recipe.origins.get(GAMMA, Origin("recipe")).source != "preset":
+        raise InputError("gora.gamma: auto tries first steps on the model, which --from-gradients is without.")
+    gamma = GoraSection().gamma
+    why = "the paper's at rank 8: nothing can be tried without the model"
+    output.say(f"start     gora.gamma: {gamma:g} ({why})")
+    return context.with_settings({GAMMA: gamma}, origins={GAMMA: Origin("computed", why)})
 
 
 def _facts(context: RunContext, collected: Collected, seconds: Mapping[str, float]) -> dict[str, object]:

@@ -12,7 +12,9 @@ from gora.plan import read_plan
 from gora.recipe import load_recipe, load_recorded
 from gora.runs.folder import RunFolder
 from gora.stages.check import check
+from gora.stages.precompute import plan_from_gradients, precompute
 from gora.stages.run import run
+from gora.stages.train import train
 from tests.conftest import TINY
 
 FIVE = """model: {name: builtin:tiny-6m}
@@ -101,6 +103,20 @@ def test_a_check_settles_the_rank_without_weights(five):
     found = check(load_recipe(str(five), [*SHORT, "adapter.method=lora"]).recipe, processes=1)
     assert found.problems == []
     assert found.recipe.adapter.rank == round(8 * per_rank("attention") / per_rank("all-linear"))
+
+
+def test_a_plan_is_made_again_from_kept_gradients_and_trained(five, tmp_path):
+    """Without the model no first step can be tried: the paper's is taken, and said."""
+    settings = [*SHORT, "gora.steps=2", "train.learning_rate=1e-3", "adapter.parameters=rank 2 on attention"]
+    precompute(load_recipe(str(five), [*settings, f"output={tmp_path / 'kept'}"]).recipe, keep="fp32")
+    again = load_recipe(str(five), [*settings, f"output={tmp_path / 'again'}"]).recipe
+    made = plan_from_gradients(again, tmp_path / "kept" / "gradients").plan
+    assert made.asked_parameters == 2 * per_rank("attention")
+    assert (made.gamma, made.decisions["gora.gamma"].origin) == (0.05, "computed")
+    assert [module.rank for module in made.modules] == [
+        module.rank for module in read_plan(tmp_path / "kept" / "plan.safetensors").modules
+    ]
+    assert train(again).steps == 2
 
 
 @pytest.mark.parametrize(
