@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -120,15 +119,15 @@ def _declared(file: Any, column: str) -> list[str] | None:
 
 
 def _declared_in_parquet(path: Path, column: str) -> list[str] | None:
+    import datasets
     import pyarrow.parquet
 
     try:
-        metadata = pyarrow.parquet.read_schema(path).metadata or {}
-        feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
-        return list(feature["names"]) if feature["_type"] == "ClassLabel" else None
+        feature = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path))[column]
     except (KeyError, TypeError, ValueError, OSError):
         # Whatever is wrong with the file itself is said when it is read.
         return None
+    return getattr(feature, "names", None)
 
 
 def _seen(source: Source, column: str, in_words: bool) -> list[str]:
