@@ -67,6 +67,7 @@ def detect(rows: Sequence[Mapping[str, Any]], name: str, *, classifier: bool = F
     """
     columns = _common(rows)
     _refuse_pairs_of_answers(columns, name)
+    _refuse_images(columns, name)
     if classifier:
         return _classification(rows, columns, name)
     if column := _messages(rows, columns):
@@ -258,6 +259,14 @@ def _refuse_pairs_of_answers(columns: Sequence[str], name: str) -> None:
         raise InputError(
             f"{name} holds Axolotl's `input_output` segments. Write each row as a prompt and a response, or as "
             "messages."
+        )
+
+
+def _refuse_images(columns: Sequence[str], name: str) -> None:
+    if (found := [column for column in ("image", "images", "img") if column in columns]) and len(columns) < 4:
+        raise InputError(
+            f"{name} holds images (column {found[0]!r}), and gora init writes recipes for texts. docs/images.md has "
+            "one for images: a vision model, model.head: image-classification and data.format: image."
         )
 
 

@@ -173,6 +173,10 @@ WRONG = {
         lambda folder: save(folder / "rows.jsonl", lambda index: {"sentence": "x", "label": 100 + index}),
         r"column 'label' holds numbers up to 123, which are not labels",
     ),
+    "images": (
+        rows_file({"image": "photos/a.png", "label": 1}),
+        r"holds images \(column 'image'\).*model\.head: image-classification and data\.format: image",
+    ),
     "one label": (rows_file({"sentence": "x", "label": "good"}), r"holds 1 different texts, which are not labels"),
     "roles that nobody knows": (
         rows_file({"messages": [{"role": "customer", "content": "a"}, {"role": "assistant", "content": "b"}]}),
