@@ -15,6 +15,7 @@ from transformers import (
 
 from gora.errors import InputError
 from gora.models.positions import positions_of
+from gora.models.vision import image_head_of
 
 
 def make_classifier(name: str, config: PreTrainedConfig, labels: Sequence[str] | None) -> None:
@@ -61,6 +62,11 @@ def refuse_no_language_model(name: str, config: PreTrainedConfig) -> None:
     known = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if config.is_encoder_decoder else MODEL_FOR_CAUSAL_LM_MAPPING
     if type(config) in known or getattr(config, "auto_map", None):
         return
+    if (head := image_head_of(config)) is not None:
+        raise InputError(
+            f"model {name!r} ({config.model_type}) sees images and writes no text. To tell classes apart give "
+            f"model.head: {head} and data.format: image (docs/images.md)."
+        )
     senses = type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
     instead = ", only one that reads images or sound as well as text" if senses else ""
     raise InputError(

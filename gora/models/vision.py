@@ -15,6 +15,7 @@ from transformers import (
 from gora.errors import InputError
 
 _TWO_TOWERS = ("CLIPModel", "SiglipModel", "MetaClip2Model")
+_COMPARING = ("clip", "siglip", "metaclip_2")
 _CLASSIFIER = "ForImageClassification"
 _TOWER = "vision_model"
 # DeiT's second head learns from a teacher, and its class computes no loss.
@@ -36,6 +37,13 @@ def head_for(base_class: str) -> Literal["image-classification", "image-zero-sho
     if base_class in _TWO_TOWERS:
         return "image-zero-shot"
     return "image-classification" if base_class.endswith(_CLASSIFIER) else None
+
+
+def image_head_of(config: PreTrainedConfig) -> Literal["image-classification", "image-zero-shot"] | None:
+    """The head that a vision model would be trained with; None for other models."""
+    if config.model_type in _COMPARING:
+        return "image-zero-shot"
+    return "image-classification" if type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING else None
 
 
 def in_vision(model: nn.Module) -> Callable[[str], bool]:
@@ -67,7 +75,7 @@ def make_zero_shot(name: str, config: PreTrainedConfig, labels: Sequence[str] | 
         InputError: the model does not compare images with texts.
     """
     _refuse_vision_language(name, config)
-    if config.model_type not in ("clip", "siglip", "metaclip_2"):
+    if config.model_type not in _COMPARING:
         raise InputError(
             f"model {name!r} ({config.model_type}) is not a CLIP or a SigLIP, which image-zero-shot needs. For other "
             "vision models give model.head: image-classification."

@@ -18,6 +18,8 @@ from gora.report.heatmap import HeatMap
 from gora.report.summary import clipped, parameter_ratio, summarize_kinds
 from gora.runtime.progress import clock
 
+BASE = "BASE"
+"""What commands call a base model that is not on the hub."""
 _WIDTH = 100
 """Columns of the picture of ranks."""
 _OF_IMAGES = {
@@ -193,14 +195,7 @@ def _loading(facts: CardFacts) -> str:
         return _loading_of_images(facts)
     kinds = {"text-classification": "SequenceClassification", "text2text-generation": "Seq2SeqLM"}
     kind = kinds.get(facts.pipeline, "CausalLM")
-    library, name = ("peft", f"AutoPeftModelFor{kind}") if facts.adapter else ("transformers", f"AutoModelFor{kind}")
-    told = (
-        f"```python\nfrom {library} import {name}\nfrom transformers import AutoTokenizer\n\n"
-        f'model = {name}.from_pretrained("{facts.place}")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{facts.place}")\n```\n'
-    )
-    if "/" not in facts.place:
-        told += f"\n`{facts.place}` is this folder, or its name on the hub.\n"
+    told = "```python\n" + "\n".join(_python(facts, kind)) + "\n```\n"
     if facts.commands:
         told += "\n```bash\n" + "\n".join(facts.commands) + "\n```\n"
     elif facts.adapter and kind == "CausalLM":
@@ -208,7 +203,28 @@ def _loading(facts: CardFacts) -> str:
             "\nServers read plain LoRA adapters, and this one is more than that: merge it first, "
             f"`gora merge {facts.place} --output merged`.\n"
         )
+    if "/" not in facts.place:
+        told += f"\n`{facts.place}` is this folder, or its name on the hub.\n"
+    if facts.adapter and not facts.base_on_hub:
+        told += f"\n`{BASE}` is the folder of the base model, `{facts.base}`.\n"
     return told
+
+
+def _python(facts: CardFacts, kind: str) -> list[str]:
+    tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{facts.place}")'
+    whole = f"AutoModelFor{kind}"
+    labels = facts.recipe.data.choices if facts.pipeline == "text-classification" else None
+    if facts.adapter and facts.base_on_hub and not labels:
+        auto = f"AutoPeftModelFor{kind}"
+        imports = [f"from peft import {auto}", "from transformers import AutoTokenizer"]
+        return [*imports, "", f'model = {auto}.from_pretrained("{facts.place}")', tokenizer]
+    if facts.adapter:
+        imports = ["from peft import PeftModel", f"from transformers import {whole}, AutoTokenizer"]
+        of_head = f", num_labels={len(labels)}" if labels else ""
+        base = f'base = {whole}.from_pretrained("{facts.base if facts.base_on_hub else BASE}"{of_head})'
+        return [*imports, "", base, f'model = PeftModel.from_pretrained(base, "{facts.place}")', tokenizer]
+    imports = [f"from transformers import {whole}, AutoTokenizer"]
+    return [*imports, "", f'model = {whole}.from_pretrained("{facts.place}")', tokenizer]
 
 
 def _data(recipe: Recipe) -> str:

@@ -16,7 +16,7 @@ from gora.recipe import load_recipe
 from gora.recipe.image_rules import reads_images
 from gora.recipe.schema import Recipe
 from gora.recipe.sources import asked_as
-from gora.report.card import CardFacts, card_text, on_hub
+from gora.report.card import BASE, CardFacts, card_text, on_hub
 from gora.runs.decisions import read_decisions
 from gora.runs.folder import RunFolder
 from gora.runs.results import read_results
@@ -58,6 +58,7 @@ def make_card(folder: RunFolder, *, place: str = _HERE, base: str | None = None)
     assert trained is not None
     adapter, of_text = trained == folder.adapter, not reads_images(recipe.model.head)
     name = base or public_name(recipe.model.name) or Path(recipe.model.name).name
+    shared = on_hub(name) and public_name(name) is not None
     plan = read_plan(folder.plan) if METHODS[recipe.adapter.method].needs_plan and folder.plan.exists() else None
     return card_text(
         CardFacts(
@@ -65,13 +66,15 @@ def make_card(folder: RunFolder, *, place: str = _HERE, base: str | None = None)
             recipe=recipe,
             title=METHODS[recipe.adapter.method].title,
             base=name,
-            base_on_hub=on_hub(name) and public_name(name) is not None,
+            base_on_hub=shared,
             pipeline=_OF_HEADS.get(recipe.model.head) or _pipeline(trained),
             prompt=_prompt(recipe),
             plan=plan,
             decisions=read_decisions(folder),
             results=read_results(folder),
-            commands=adapter_commands(trained, place=place, base=name) if adapter and of_text else [],
+            commands=adapter_commands(trained, place=place, base=name if shared else BASE)
+            if adapter and of_text
+            else [],
             adapter=adapter,
         )
     )

@@ -105,23 +105,30 @@ def _finished(run: Path) -> RunFolder:
 
 
 def _base_of(folder: RunFolder, named: str | None) -> str | None:
-    """The base model's name on the hub; None where it has none and a whole model is pushed, which needs no base."""
+    """What others call the base model; None for that of a whole model, where it is a folder of this machine."""
     if named is not None:
         if not is_hub_name(named):
             raise InputError(f"--base {named}: not a name on the hub such as ORG/NAME.")
         return named
     own = load_recipe(str(folder.recipe)).recipe.model.name
     public = public_name(own)
-    if public is not None and on_hub(public):
-        return public
     if folder.trained == folder.model:
-        return None
-    place = f"{public} ships with gora" if public else f"{own} is a folder of this machine"
-    raise InputError(f"The base model {place}, and the hub does not know it: name it there with --base ORG/NAME.")
+        return public
+    if public is None:
+        raise InputError(
+            f"The base model {own} is a folder of this machine: name it on the hub, for others to load, with --base "
+            "ORG/NAME."
+        )
+    if not on_hub(public):
+        output.warn(
+            f"the base model {public} ships with gora and is not on the hub: others load the adapter with gora, or "
+            "onto that folder. --base ORG/NAME names a copy on the hub."
+        )
+    return public
 
 
 def _stage(folder: RunFolder, repository: str, base: str | None, place: Path) -> dict[str, Path]:
-    """The files to upload by their names there: gora's, with the base by its name on the hub, and the card."""
+    """Files to upload by their names there: gora's, with the base by its name on the hub, and the card."""
     trained = folder.trained
     assert trained is not None
     for name in sorted(manifest.listed(trained) - {manifest.NAME, CARD}):

@@ -70,7 +70,7 @@ class Report(TrainerCallback):
         """Advance the progress bar; say after the first step what it took to come there."""
         if self._steps_taken == 0:
             self._first_step.close()
-            self._output.log(f"start     {phases.text()}")
+            self._output.log(f"startup   {phases.text()}")
         self._steps_taken += 1
         seen = state.num_input_tokens_seen
         self._meter.advance(int(seen - self._tokens), self._facts)

@@ -376,11 +376,19 @@ def test_models_that_write_about_images_and_models_of_text_are_refused(tmp_path)
 
     LlavaConfig().save_pretrained(tmp_path / "llava")
     BertConfig(num_hidden_layers=1).save_pretrained(tmp_path / "bert")
+    for kind in ("vit", "clip"):
+        make_model(kind)[0].config.save_pretrained(tmp_path / kind)
     for head, name, text in (
         ("image-classification", "llava", "is a vision-language model, which writes text about images"),
         ("image-zero-shot", "llava", "is a vision-language model"),
         ("image-classification", "bert", "has no form for image classification"),
         ("image-zero-shot", "bert", "is not a CLIP or a SigLIP"),
+        (
+            "language",
+            "vit",
+            r"sees images and writes no text\. To tell classes apart give model\.head: image-classification",
+        ),
+        ("language", "clip", "give model.head: image-zero-shot and data.format: image"),
     ):
         with pytest.raises(InputError, match=text):
             find_model(ModelSection(name=str(tmp_path / name), head=head), weights=False)

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 
+import datasets
 import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
@@ -16,6 +17,7 @@ from gora.recipe import load_recipe
 from gora.recipe.builtin import builtin_paths
 from gora.stages.run import run
 from tests.conftest import ROOT, opened
+from tests.helpers.images import CLASSES, encoded, picture, write_model
 
 ROWS = ROOT / "tests" / "fixtures" / "rows"
 TWO_STEPS = (
@@ -104,3 +106,22 @@ def test_what_is_trained_is_the_answer(name, tiny_t5):
     setup = opened(load_recipe(name, settings(name, tiny_t5, *more)).recipe)
     trained = [label for label in setup.data.train[0]["labels"] if label != -100]
     assert setup.tokenizer.decode(trained) == FIRST_TRAINED[family(name)]
+
+
+@pytest.mark.parametrize("name", ["dtd", "svhn"])
+def test_the_vision_recipes_run_from_gradients_to_their_accuracy_on_a_small_clip(name, tmp_path):
+    """One that others extend, and one that has a subset; the others differ in their hub id."""
+    write_model(tmp_path / "clip", "clip")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
+    contents = [{"bytes": encoded(picture(each, index)), "path": None} for index in range(4) for each in CLASSES]
+    rows = datasets.Dataset.from_dict({"image": contents, "label": CLASSES * 4}, features=features)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    rows.select(range(6)).to_parquet(tmp_path / "tests.parquet")
+    files = {"train": "rows.parquet", "eval": "tests.parquet"}
+    local = [f"data.{part}={{path: {tmp_path / file}}}" for part, file in files.items()]
+    settings = [*TWO_STEPS, f"model.name={tmp_path / 'clip'}", f"output={tmp_path / 'run'}", *local]
+    run(load_recipe(f"vision/{name}", settings).recipe)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["tasks"]["image"]["trained"]["questions"] == 6
+    assert set(results["tasks"]["image"]["trained"]["accuracy_by_class"]) == set(CLASSES)
+    assert results["trainable_parameters"] > 0

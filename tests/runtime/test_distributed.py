@@ -402,7 +402,7 @@ def test_one_of_four_killed_in_each_stage_and_resumed_gives_what_an_unbroken_run
     )
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        # The sum of four numbers depends on their order, which data parallelism settles anew in each command.
+        # The sum of four numbers depends on their order, which data parallelism settles again in each command.
         assert (found[name] - value).norm() <= 1e-5 * value.norm(), name
 
 

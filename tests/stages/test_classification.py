@@ -37,6 +37,7 @@ from gora.stages.merge import merge
 from gora.stages.precompute import precompute
 from gora.stages.train import train
 from tests.conftest import ROOT, opened
+from tests.helpers.cards import loaded_as_told
 from tests.helpers.classifiers import GOOD, KINDS, sentences, tokenizer, write_model, write_recipe, write_rows
 
 CPU = torch.device("cpu")
@@ -114,6 +115,13 @@ def test_adapter_and_merged_model_load_with_public_loaders_to_the_same_logits(fi
     assert merged.config.id2label == {0: "bad", 1: "good"}
     assert type(merged).__name__ == "BertForSequenceClassification"
     assert json.loads((folder / "adapter" / "gora.json").read_text())["labels"] == CHOICES
+
+
+def test_the_lines_of_the_model_card_load_it(finished):
+    adapter = finished[0] / "adapter"
+    model, its_tokenizer = loaded_as_told(adapter)
+    expected = AutoPeftModelForSequenceClassification.from_pretrained(adapter)
+    assert torch.equal(class_logits(model, its_tokenizer, TEXTS), class_logits(expected, its_tokenizer, TEXTS))
 
 
 def test_predictions_are_those_of_each_text_by_itself(finished):

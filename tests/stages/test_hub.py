@@ -18,13 +18,14 @@ from transformers import AutoModelForCausalLM
 from gora.errors import InputError
 from gora.plan import read_plan
 from gora.recipe import load_recipe
-from gora.runs.card import write_card
+from gora.runs.card import make_card, write_card
 from gora.runs.folder import RunFolder
 from gora.runs.replacing import refuse_foreign_files
 from gora.runs.state import RunState, find_progress
 from gora.stages.push import push
 from gora.stages.run import run as run_recipe
 from tests.conftest import ROOT, TINY
+from tests.helpers.cards import loaded_as_told
 from tests.helpers.hub import TOKEN, serving
 
 BASE = "me/tiny-6m"
@@ -110,6 +111,16 @@ def test_the_card_says_what_the_run_s_files_say(run):
     assert len(rows) == 6
 
 
+def test_the_lines_of_the_card_load_the_adapter(run):
+    model, tokenizer = loaded_as_told(run.adapter)
+    ids = tokenizer("Question: 1 + 1?\nAnswer:", return_tensors="pt")["input_ids"]
+    base = AutoModelForCausalLM.from_pretrained(TINY)
+    expected = PeftModel.from_pretrained(base, str(run.adapter)).eval()(input_ids=ids).logits
+    assert torch.equal(model(input_ids=ids).logits, expected)
+    with model.disable_adapter():
+        assert not torch.equal(model(input_ids=ids).logits, expected)
+
+
 def test_a_card_that_changes_leaves_the_adapter_whole(copied):
     results = json.loads(copied.results.read_text())
     results["tasks"]["gsm8k"]["base"] = {"metrics": {"exact_match": 0.25}}
@@ -152,7 +163,6 @@ def test_a_dry_run_lists_what_would_be_uploaded(run, capsys, named):
     [
         ("mine", {"base": BASE}, "ORG/NAME"),
         ("me/a/b", {"base": BASE}, "ORG/NAME"),
-        ("me/mine", {}, "tiny-6m ships with gora"),
         ("me/mine", {"base": "/home/me/model"}, "--base"),
         ("me/mine", {"base": BASE, "dry_run": False}, "HF_HUB_OFFLINE"),
     ],
@@ -160,6 +170,23 @@ def test_a_dry_run_lists_what_would_be_uploaded(run, capsys, named):
 def test_what_cannot_be_pushed_is_refused(run, repository, options, told):
     with pytest.raises(InputError, match=told):
         push(run.path, repository, **{"dry_run": True, **options})
+
+
+def test_a_base_in_a_folder_of_this_machine_has_to_be_named(copied, tmp_path):
+    shutil.copytree(TINY, tmp_path / "base")
+    copied.recipe.write_text(copied.recipe.read_text().replace("builtin:tiny-6m", str(tmp_path / "base")))
+    with pytest.raises(InputError, match="--base ORG/NAME"):
+        push(copied.path, "me/mine", dry_run=True)
+    push(copied.path, "me/mine", base=BASE, dry_run=True)
+
+
+def test_a_base_that_ships_with_gora_is_named_as_gora_does(run, capsys):
+    push(run.path, "me/mine", dry_run=True)
+    assert "ships with gora" in capsys.readouterr().out
+    card = make_card(run, place="me/mine")
+    assert 'base = AutoModelForCausalLM.from_pretrained("BASE")\n' in card
+    assert 'PeftModel.from_pretrained(base, "me/mine")' in card
+    assert "`BASE` is the folder of the base model, `builtin:tiny-6m`" in card
 
 
 def test_a_run_that_is_not_finished_is_refused(copied, tmp_path):
@@ -195,15 +222,17 @@ def test_a_run_goes_to_the_hub_and_peft_loads_it_from_there(run, tmp_path):
             ["push", run.path, "me/mine", "--base", BASE],
             ["push", run.path, "me/mine", "--base", BASE, "--public"],
             ["push", run.path, "me/public", "--base", BASE],
-            ["push", run.path, "me/open", "--base", BASE, "--public"],
+            ["push", run.path, "me/open", "--public"],
             cwd=tmp_path,
             env=env,
         )
+        (asked,) = commands(["generate", "me/open", "--prompt", "1 + 1?", "--max-new-tokens", 2], cwd=tmp_path, env=env)
         (denied,) = commands(
             ["push", run.path, "me/other", "--base", BASE], cwd=tmp_path, env=env | {"HF_TOKEN": "hf_wrong"}
         )
         told = python("-c", _BY_PEFT, "me/mine", cwd=tmp_path, env=env)
-    assert [pushed[0], again[0], shown[0]] == [0, 0, 0], pushed
+    assert [pushed[0], again[0], shown[0], asked[0]] == [0, 0, 0, 0], asked
+    assert json.loads(hub.files("me/open")[1]["adapter_config.json"])["base_model_name_or_path"] == "builtin:tiny-6m"
     assert (opened[0], closed[0], denied[0]) == (2, 2, 2)
     assert "me/mine is private" in opened[2]
     assert "me/public is public" in closed[2]
