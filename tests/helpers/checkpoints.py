@@ -56,6 +56,7 @@ def save_rows(path, *, answer="it equals {b} plus {a}"):
 def recipe_for(base, rows, output, *settings, **sections):
     """A recipe of a few steps; sections add to it, and settings are written as on the command line."""
     document = {
+        "preset": "paper",
         "model": {"name": str(base), "dtype": "float32"},
         "data": {"train": {"path": str(rows)}, "max_length": 64},
         "adapter": {"method": "lora", "targets": "attention", "rank": 2, "alpha": 4},

@@ -115,6 +115,7 @@ def write_recipe(folder, kind="bert"):
     recipe = folder / f"{kind}.yaml"
     recipe.write_text(
         f"""
+preset: paper
 model: {{name: {folder / kind}, head: classification}}
 data:
   train: {{path: {folder / "train.jsonl"}}}

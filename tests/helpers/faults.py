@@ -79,7 +79,7 @@ FAULTS = {
     "saving": ("first", lambda: broken(train_stage, "save_adapter", TypeError("not serialisable"))),
     "evaluation": ("last", lambda: broken(train_stage, "_final_loss", AssertionError("shapes differ"))),
     "evaluation, signal": ("last", lambda: signalled(train_stage, "_final_loss")),
-    "merge": ("first", lambda: broken(streamed_merge, "folded", RuntimeError("dtypes differ"))),
+    "merge": ("first", lambda: broken(streamed_merge, "folded_pieces", RuntimeError("dtypes differ"))),
 }
 
 

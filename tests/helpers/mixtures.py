@@ -65,6 +65,7 @@ def recipe_on(folder: Path, model, *settings, **adapter):
     rows = [{"prompt": f"what is {one} plus {two}", "response": f"it equals {two} plus {one}"} for one, two in pairs]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     document = {
+        "preset": "paper",
         "model": {"name": str(folder / "model"), "dtype": "float32"},
         "data": {"train": {"path": str(folder / "rows.jsonl")}, "max_length": 64},
         "adapter": {"targets": "attention", "experts": True, "rank": 2, "alpha": 4, **adapter},

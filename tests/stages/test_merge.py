@@ -486,7 +486,7 @@ def test_a_chain_ends_in_a_model_that_plain_transformers_loads(tmp_path, tokeniz
     rows = [{"prompt": f"The sum of {n} and 2 is", "response": f"{n + 2}"} for n in range(16)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "recipe.yaml").write_text(
-        f"model: {{name: {base}, dtype: float32}}\n"
+        f"preset: paper\nmodel: {{name: {base}, dtype: float32}}\n"
         f"data: {{train: {{path: {tmp_path / 'rows.jsonl'}}}, max_length: 48}}\n"
         "adapter: {rank: 4, targets: all-linear}\n"
         "gora: {steps: 2, gamma: 0.5}\n"

@@ -335,8 +335,9 @@ def test_a_merge_that_computes_something_else_is_not_kept(trained, tmp_path, mon
     import gora.adapters.streamed_merge as streamed_merge
 
     _, folder, _, _ = trained
-    folded = streamed_merge.folded
-    monkeypatch.setattr(streamed_merge, "folded", lambda layer, weight: 1.1 * folded(layer, weight))
+    folded = streamed_merge.folded_pieces
+    scaled = lambda layer, weight: (1.1 * piece for piece in folded(layer, weight))  # noqa: E731
+    monkeypatch.setattr(streamed_merge, "folded_pieces", scaled)
     with pytest.raises(GoraError, match="it was not kept"):
         merge(folder, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
