@@ -60,7 +60,7 @@ def settle_sizes(context: RunContext, progress: Progress, *, plan: bool = False)
     if open_still := automatic(context.recipe):
         sizes = _agreed(context, choose_sizes(workload_of(context), context))
         settings = {key: value for key, value in sizes.as_settings().items() if key in open_still}
-        origins = dict.fromkeys(settings, Origin("computed", "the most that memory holds"))
+        origins = dict.fromkeys(settings, Origin("computed", "by the estimate of memory"))
         context = context.with_settings(settings, origins=origins)
         output.say(f"memory    {', '.join(f'{key}: {_said(value)}' for key, value in settings.items())} (auto)")
     return context.with_settings({}, automatic=wanted)
