@@ -27,7 +27,7 @@ STEPS = 45
 """Micro-batches of a range test; each is one step. With a forward pass of each before, it costs as much as 60."""
 ROWS = 8
 """Rows of a micro-batch, or as many as training has if those are fewer."""
-_ADAPTERS, _WEIGHTS = (1e-5, 1.0), (1e-7, 1e-2)
+_ADAPTERS, _WEIGHTS = (1e-5, 1.0), (1e-6, 1e-1)
 """Lowest and highest rate, for adapters and for whole weights."""
 
 
