@@ -75,9 +75,6 @@ def run(
         refuse_what_cannot_train(context.engine, context.device, recipe.adapter.method)
         refuse_what_cannot_be_watched(recipe, context.engine)
         accumulation_steps(recipe.train, context.world.size)
-        if leaves_open(recipe):
-            with output.logging_to(context.folder.log, "run"):
-                context = settle_sizes(context, progress)
         job = closing_job(
             recipe,
             allow_code_execution=allow_code_execution,
@@ -85,6 +82,9 @@ def run(
             trust_remote_code=trust_remote_code,
         )
         job.check()
+        if leaves_open(recipe):
+            with output.logging_to(context.folder.log, "run"):
+                context = settle_sizes(context, progress)
         if merge_too and progress.state < RunState.FINISHED:
             _warn_of_merge(context)
         if method.needs_plan and (mode == "overwrite" or progress.state < RunState.PLANNED):

@@ -96,9 +96,9 @@ def test_evaluation_rows_with_the_same_columns_are_named_for_their_own_file(
         ("input", "1 and 2", {"template": "{prompt}\n"}, "put {input?} into"),
         ("system", "Be brief.", {"template": "{prompt}\n"}, "put {system?} into"),
         ("instruction", "Add.", {}, "set `data.prompt: instruction`"),
-        ("images", ["a.png"], {"format": "chat"}, "gora trains text only"),
-        ("images", ["a.png"], {}, "gora trains text only"),
-        ("audio", "a.wav", {"template": "{prompt} <audio>\n"}, "gora trains text only"),
+        ("images", ["a.png"], {"format": "chat"}, "this format reads text only"),
+        ("images", ["a.png"], {}, "this format reads text only"),
+        ("audio", "a.wav", {"template": "{prompt} <audio>\n"}, "this format reads text only"),
         ("functions", [{"name": "f"}], {"format": "chat"}, "set `data.tools: functions`"),
     ],
 )

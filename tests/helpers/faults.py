@@ -17,7 +17,7 @@ from pathlib import Path
 import gora.adapters.streamed_merge as streamed_merge
 import gora.cli
 import gora.planning.micro_batches as micro_batches
-import gora.runs.context as context
+import gora.runs.inputs as inputs
 import gora.stages.precompute as precompute_stage
 import gora.stages.train as train_stage
 import gora.training.checkpoints as checkpoints
@@ -68,7 +68,7 @@ def broken_in_step_2():
 FULL = OSError(errno.ENOSPC, "No space left on device")
 # Where process 0 works alone, the fault is there; elsewhere it is in the last process.
 FAULTS = {
-    "rows": ("last", lambda: broken(context, "prepare", ValueError("a tokenizer broke"))),
+    "rows": ("last", lambda: broken(inputs, "prepare", ValueError("a tokenizer broke"))),
     "pass": ("last", lambda: broken(micro_batches.MicroBatches, "__getitem__", RuntimeError("a kernel broke"))),
     "pass, signal": ("last", lambda: signalled(micro_batches.MicroBatches, "__getitem__")),
     "plan": ("first", lambda: broken(precompute_stage, "write_plan", FULL)),

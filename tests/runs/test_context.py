@@ -5,6 +5,7 @@ import json
 import pytest
 
 import gora.runs.context as context_module
+import gora.runs.inputs as inputs_module
 from gora.errors import GoraError, InputError
 from gora.plan import read_plan
 from gora.recipe import load_recipe
@@ -47,7 +48,8 @@ def ran(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         for name in calls:
-            patch.setattr(context_module, name, counting(name, getattr(context_module, name)))
+            owner = context_module if hasattr(context_module, name) else inputs_module
+            patch.setattr(owner, name, counting(name, getattr(owner, name)))
         run(recipe(folder))
     return RunFolder(folder), calls
 

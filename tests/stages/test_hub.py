@@ -63,12 +63,12 @@ def foreign(tmp_path_factory):
         task_type="CAUSAL_LM",
         base_model_name_or_path=BASE,
     )
-    wrapped = get_peft_model(AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32), config)
     torch.manual_seed(0)
+    wrapped = get_peft_model(AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32), config)
     with torch.no_grad():
         for name, value in wrapped.named_parameters():
             if "lora_B" in name:
-                value.normal_(std=0.05)
+                value.normal_(std=0.2)
     wrapped.peft_config["default"].base_model_name_or_path = BASE
     wrapped.save_pretrained(folder)
     return folder

@@ -329,7 +329,12 @@ def test_a_model_that_changes_its_weights_while_it_runs_is_refused_before_it_is_
     with pytest.raises(InputError, match="changes its own weights while it runs"):
         merge(adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
-    document = {"preset": "paper", "model": {"name": str(base)}, "data": {"train": {"path": "x"}}, "adapter": {"method": "lora"}}
+    document = {
+        "preset": "paper",
+        "model": {"name": str(base)},
+        "data": {"train": {"path": "x"}},
+        "adapter": {"method": "lora"},
+    }
     recipe = Recipe.model_validate(document)
     with pytest.raises(InputError, match=r"--merge: .* changes its own weights"):
         refuse_unmergeable(recipe, find_model(recipe.model))
