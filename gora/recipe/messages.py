@@ -149,6 +149,8 @@ def expected(schema: dict[str, Any]) -> str:
     if schema.get("type") == "array":
         least = f" (at least {schema['minItems']})" if "minItems" in schema else ""
         return f"a list of {expected(schema['items'])}{least}"
+    if "pattern" in schema and "examples" in schema:
+        return f"text such as {schema['examples'][0]!r}"
     words = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
     return words.get(schema.get("type", ""), schema.get("type", "a section")) + _range(schema)
 

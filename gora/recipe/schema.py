@@ -28,7 +28,13 @@ __all__ = [
     "TrainSection",
 ]
 
-Budget = Annotated[str, Field(pattern=r"^rank [1-9][0-9]{0,5} on (attention|all-linear)$")]
+Budget = Annotated[
+    str,
+    Field(
+        pattern=r"^rank [1-9][0-9]{0,5} on (attention|all-linear)$",
+        examples=["rank 8 on attention", "rank 16 on all-linear"],
+    ),
+]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 ImportanceKind = Literal["sensitivity", "nuclear-gradient", "nuclear-product", "effective-rank", "above-noise"]
 

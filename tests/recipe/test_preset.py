@@ -88,7 +88,10 @@ def test_a_budget_or_layers_left_open_mean_a_rank_that_follows(load, settings):
     [
         ({"parameters": "rank 8 on attention", "rank": 4}, "say how many parameters there are, as does adapter.rank"),
         ({"parameters": 5000, "method": "full"}, "full trains the weights of its targets"),
-        ({"parameters": "rank 8 on mlp"}, "adapter.parameters: "),
+        (
+            {"parameters": "rank 8 on mlp"},
+            "expected a whole number greater than 0, or text such as 'rank 8 on attention', or null, got",
+        ),
         ({"parameters": 0}, "adapter.parameters: "),
     ],
 )
