@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from gora.core.learning_rate import rate_below
@@ -27,13 +29,14 @@ def settle_rate(context: RunContext, model: nn.Module, lr_ratio: float) -> RunCo
     """
     if context.recipe.train.learning_rate != "auto":
         return context
-    decision = context.world.from_main(lambda: _decide(context, model, lr_ratio))
-    if decision is None:
+    told = context.world.from_main(lambda: _as_json(_decide(context, model, lr_ratio)))
+    if told is None:
         raise GoraError(
             f"train.learning_rate: auto: in {STEPS} steps the loss rose at no rate, so that no rate follows from it. "
             "Set train.learning_rate.",
             code="no-learning-rate",
         )
+    decision = Decision.model_validate(told)
     output.say(f"rate      train.learning_rate: {decision.value:g} (auto): {decision.why}")
     if context.world.main:
         write_decision(context.folder, RATE, decision)
@@ -41,6 +44,10 @@ def settle_rate(context: RunContext, model: nn.Module, lr_ratio: float) -> RunCo
             add_decision(context.folder.plan, RATE, decision)
     context.world.barrier()
     return context.with_settings({RATE: decision.value}, origins={RATE: Origin("measured", decision.why)})
+
+
+def _as_json(decision: Decision | None) -> dict[str, Any] | None:
+    return None if decision is None else decision.model_dump(mode="json")
 
 
 def _decide(context: RunContext, model: nn.Module, lr_ratio: float) -> Decision | None:

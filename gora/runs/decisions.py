@@ -11,6 +11,7 @@ from gora.files import read_json, write_json, write_text
 from gora.plan import Decision
 from gora.recipe import dump_recipe
 from gora.recipe.derived import by_key
+from gora.recipe.origins import Origin
 from gora.recipe.schema import Recipe
 from gora.runs.context import RunContext
 from gora.runs.folder import RunFolder
@@ -69,5 +70,14 @@ def as_decided(context: RunContext) -> RunContext:
     """A run that is resumed trains with the rate that was decided when it began."""
     if context.mode != "resume" or context.recipe.train.learning_rate != "auto":
         return context
-    decision = context.world.from_main(lambda: read_decisions(context.folder)).get(RATE)
-    return context if decision is None else context.with_settings({RATE: decision.value})
+    told = context.world.from_main(lambda: _known_rate(context.folder))
+    return (
+        context if told is None else context.with_settings({RATE: told["rate"]}, origins={RATE: Origin(**told["from"])})
+    )
+
+
+def _known_rate(folder: RunFolder) -> dict[str, Any] | None:
+    decision = read_decisions(folder).get(RATE)
+    if decision is None:
+        return None
+    return {"rate": decision.value, "from": Origin(decision.origin, decision.why)._asdict()}

@@ -255,6 +255,20 @@ def streamed(folder):
     trainer_module.loader_workers = workers
 
 
+def undecided(folder):
+    """A run whose rank, rate and sizes are left to gora, and the same again when it is finished."""
+    settings = (
+        "train.learning_rate=auto",
+        "adapter.targets=auto",
+        "adapter.rank=auto",
+        "train.micro_batch_size=auto",
+        "distributed=auto",
+        "train.max_steps=2",
+    )
+    run(recipe(folder / "undecided", *settings))
+    run(recipe(folder / "undecided", *settings), mode="resume")
+
+
 def experts(folder):
     """A mixture: sums whole in each process and shared out, and its training under two engines."""
     made_by_process_0 = folder / "experts" / "mixture"
@@ -346,6 +360,18 @@ def one_after_the_other(folder, scenarios):
 
 if __name__ == "__main__":
     of_engines = {name: partial(engine, name) for name in ENGINES}
-    others = (directions, nan, nan_in_training, retaken, unused, interrupt, uneven, streamed, memory, experts)
+    others = (
+        directions,
+        nan,
+        nan_in_training,
+        retaken,
+        unused,
+        interrupt,
+        uneven,
+        streamed,
+        memory,
+        experts,
+        undecided,
+    )
     known = {**of_engines, **{each.__name__: each for each in others}}
     one_after_the_other(Path(sys.argv[1]), {name: known[name] for name in sys.argv[2:]})

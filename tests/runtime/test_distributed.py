@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from gora.gradients.archive import ArchivedStatistics
 from gora.plan import read_factors, read_plan
+from gora.recipe import load_recorded
 from gora.runs.owner import mark
 from gora.stages.precompute import plan_from_gradients, precompute
 from gora.stages.run import run
@@ -74,6 +75,7 @@ SCENARIOS = (
     "streamed",
     "experts",
     "memory",
+    "undecided",
 )
 
 
@@ -186,6 +188,16 @@ def test_processes_agree_on_when_gradients_have_settled_and_on_the_first_step(sc
     assert found[0.0] == pytest.approx(dict(alone.plan.decisions["gora.gamma"].curve)[0.0], rel=1e-4)
     for mine, other in zip(plan.modules, alone.plan.modules, strict=True):
         assert mine.signal == pytest.approx(other.signal, abs=0.15)
+
+
+def test_processes_train_with_the_one_rate_that_process_0_has_found(scenarios):
+    folder = scenarios("undecided") / "undecided"
+    decided = json.loads((folder / "decisions.json").read_text())
+    rate = decided["train.learning_rate"]["value"]
+    assert decided["train.learning_rate"]["from"] == "measured"
+    assert load_recorded(folder / "recipe.yaml").train.learning_rate == rate
+    assert read_plan(folder / "plan.safetensors").reference_rank == decided["adapter.rank"]["value"]
+    assert (folder / "log.txt").read_text().count("(auto): with a rising rate") == 1
 
 
 @pytest.mark.parametrize("name", ["whole", "shared"])
