@@ -80,4 +80,4 @@ def _known_rate(folder: RunFolder) -> dict[str, Any] | None:
     decision = read_decisions(folder).get(RATE)
     if decision is None:
         return None
-    return {"rate": decision.value, "from": Origin(decision.origin, decision.why)._asdict()}
+    return {"rate": decision.value, "from": {"source": decision.origin, "detail": decision.why}}
