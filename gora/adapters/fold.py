@@ -55,8 +55,8 @@ def folded(layer: Any, weight: Tensor) -> Tensor:
 def folded_pieces(layer: Any, weight: Tensor) -> Iterator[Tensor]:
     """What `folded` returns, bit for bit, in blocks of rows; each is valid until the next is asked for.
 
-    B A of a plain linear layer lies in memory that the thread keeps, and is added to a few rows at a time: on a CPU,
-    fresh memory for every weight takes longer than the arithmetic.
+    B A of a plain linear layer goes into a buffer that the thread keeps, and is added to a few rows at a time: on a
+    CPU, fresh memory for every weight takes longer than the arithmetic.
     """
     (adapter, *others) = [name for name in layer.active_adapters if name in layer.scaling] or [""]
     plain = type(layer) is Linear and not (others or layer.fan_in_fan_out or adapter in layer.lora_magnitude_vector)

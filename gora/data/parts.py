@@ -66,7 +66,7 @@ class TablePart:
         return int(self.table.num_rows)
 
     def only(self, column: str) -> TablePart:
-        """One column; all of them where there is none of that name."""
+        """One column, or all of them if no column has that name."""
         return replace(self, table=self.table.select([column])) if column in self.table.column_names else self
 
     def parsed(self) -> Rows:

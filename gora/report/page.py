@@ -53,7 +53,7 @@ class Figures:
         samples: answers on the way: `step`, `prompt`, `expected`, `output`.
         examples: of each task and side, some rows as they were written.
         failure: why the last command ended early; empty where it did not.
-        files: names and bytes of what lies in the folder.
+        files: names and bytes of the files in the folder.
         commands: what to do next, each with what it is for.
     """
 

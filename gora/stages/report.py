@@ -99,7 +99,7 @@ def _parsed(line: str) -> Any:
 
 
 def _files(folder: RunFolder) -> list[tuple[str, int]]:
-    """What lies in the folder: files, and folders with all that is in them."""
+    """Contents of the folder: files, and folders with their total size."""
     found = []
     for path in sorted(folder.path.iterdir()):
         if path.name.startswith(".") or path == folder.page:

@@ -1,6 +1,6 @@
 """How long a GPU waits for images: ViT-B/16 with random weights on photos of 500 x 375 pixels, trained by gora.
 
-    python scripts/benchmarks/images.py --work /tmp/images --output images.json
+    python scripts/benchmarks/images.py --work FOLDER --output images.json
 
 The photos are drawn, and nearly as large as those of ImageNet (about 80 KB as JPEG). For each arithmetic the share of
 the time in which training waited is that of the second half of the steps, with the workers that gora takes by itself;

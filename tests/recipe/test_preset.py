@@ -11,6 +11,7 @@ from gora.recipe.builtin import builtin_paths
 from gora.recipe.derived import by_key
 from gora.recipe.preset import AUTO
 from gora.recipe.schema import Recipe
+from tests.conftest import ROOT
 
 ROWS = {"model": {"name": "some/model"}, "data": {"train": {"path": "rows.jsonl"}}}
 
@@ -39,6 +40,12 @@ def test_every_shipped_recipe_says_paper_and_takes_nothing_from_the_preset():
         assert yaml.safe_load(path.read_text())["preset"] == "paper", name
         origins = load_recipe(name).recipe.origins
         assert {origin.source for origin in origins.values()} == {"recipe"}, name
+
+
+def test_the_page_lists_what_the_preset_sets_and_why():
+    page = (ROOT / "docs" / "preset.md").read_text()
+    for setting in AUTO:
+        assert f"| `{setting.key}` | `{setting.value}` | {setting.why} |" in page
 
 
 @pytest.mark.parametrize("setting", AUTO, ids=lambda setting: setting.key)
