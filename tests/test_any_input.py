@@ -24,7 +24,8 @@ from gora.gradients.archive import ArchivedStatistics
 from gora.gradients.checkpoint import PassCheckpoint
 from gora.gradients.collect import Progress
 from gora.gradients.sums import DeviceSums
-from gora.models.load import find_model, load_tokenizer
+from gora.models.source import find_model
+from gora.models.tokenizer import load_tokenizer
 from gora.models.weight_files import tensor_shapes, weight_files
 from gora.recipe import accumulation_steps, dump_recipe, load_recipe
 from gora.recipe.derived import rank_bounds

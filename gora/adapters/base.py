@@ -8,7 +8,7 @@ from typing import Any
 from gora.adapters.load import read_base_note
 from gora.errors import InputError
 from gora.models.hub_names import split_revision
-from gora.models.load import Source, find_model
+from gora.models.source import Source, find_model
 from gora.models.weight_files import stored_weights
 from gora.recipe.schema import ModelSection
 from gora.runtime.world import World

@@ -22,7 +22,8 @@ from gora.methods.base import wrap_with
 from gora.models.experts import Target, fused_experts, target_of
 from gora.models.head import refuse_ambiguous_head
 from gora.models.language import in_adapted_part
-from gora.models.load import Source, empty_model
+from gora.models.load import empty_model
+from gora.models.source import Source
 from gora.models.targets import find_experts, find_targets, is_linear, kind_of, weight_shape
 from gora.models.tied import reasons_against
 from gora.models.vision import is_two_towers

@@ -21,9 +21,10 @@ from gora.adapters.save import BaseNote
 from gora.errors import InputError
 from gora.models.fingerprint import weights_fingerprint
 from gora.models.image_processor import Processor, load_image_reader
-from gora.models.load import Source, load_tokenizer
 from gora.models.probe import TOLERANCES
 from gora.models.quantization import stored_quantization
+from gora.models.source import Source
+from gora.models.tokenizer import load_tokenizer
 from gora.models.weight_files import read_stored_weights
 from gora.recipe.image_rules import reads_images
 from gora.recipe.schema import ModelSection

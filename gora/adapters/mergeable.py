@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from gora.errors import InputError
 from gora.methods import METHODS
-from gora.models.load import Source
 from gora.models.quantization import stored_quantization
+from gora.models.source import Source
 from gora.models.streamed import changes_weights, streamable_model
 from gora.models.whole import not_loaded
 from gora.recipe.schema import Recipe

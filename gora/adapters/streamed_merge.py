@@ -18,9 +18,10 @@ from gora.adapters.load import load_adapters, read_initialisation, tensor_names
 from gora.adapters.merge_job import MergeJob
 from gora.errors import GoraError
 from gora.files import read_json, write_json
+from gora.models.device import default_device
 from gora.models.generation import trained_generation
-from gora.models.load import default_device, find_model
 from gora.models.probe import PROBE, probe_logits
+from gora.models.source import find_model
 from gora.models.stored_tensors import StoredTensor, row_pieces, write_again, written_bytes
 from gora.models.streamed import stream_weights, streamable_model
 from gora.models.whole import beside_weights

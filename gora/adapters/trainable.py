@@ -6,8 +6,8 @@ import torch
 
 from gora.errors import InputError
 from gora.methods import METHODS
-from gora.models.load import Source
 from gora.models.quantization import quantization_of, refuse_untrainable_format
+from gora.models.source import Source
 from gora.recipe.schema import Recipe
 from gora.runtime.engine import Engine
 from gora.runtime.precision import Precision

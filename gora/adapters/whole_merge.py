@@ -18,12 +18,14 @@ from gora.adapters.merge_job import MergeJob
 from gora.adapters.new_tokens import fold_tokens
 from gora.data import padding_id
 from gora.errors import InputError
+from gora.models.device import default_device
 from gora.models.fingerprint import base_weights
 from gora.models.generation import settle_generation
 from gora.models.head import in_head, settle_padding
-from gora.models.load import default_device, find_model, load_model
+from gora.models.load import load_model
 from gora.models.new_tokens import embedding_rows
 from gora.models.probe import PROBE, probe_logits
+from gora.models.source import find_model
 
 _PROBED_TOKENS = 16
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from gora.errors import InputError
-from gora.models.load import Source, load_tokenizer
+from gora.models.source import Source
+from gora.models.tokenizer import load_tokenizer
 from gora.recipe.schema import ModelSection
 
 if TYPE_CHECKING:

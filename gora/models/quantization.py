@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedConfig
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from gora.errors import DISTRIBUTION, InputError, pip_extra
+from gora.models.device import base_dtype
 from gora.recipe.schema import ModelSection
 
 _BITSANDBYTES = ("nf4", "fp4", "int8")
@@ -130,7 +131,18 @@ def settle_unpacked(model: nn.Module, config: PreTrainedConfig, dtype: torch.dty
             nn.Module.to(module, dtype)
 
 
-def bytes_per_weight(kind: str | None, width: float) -> float:
+def weight_bytes(model: PreTrainedModel, settings: ModelSection, device: torch.device) -> int:
+    """Bytes that the weights of a model will take in memory; the model itself may be empty."""
+    width = torch.finfo(base_dtype(settings.dtype, device)).bits / 8
+    kind = quantization_of(settings, model)
+    head = model.get_output_embeddings()
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
+    packed = sum(module.weight.numel() for module in linear) if kind else 0
+    rest = sum(parameter.numel() for parameter in model.parameters()) - packed
+    return round(rest * width + packed * _bytes_per_weight(kind, width))
+
+
+def _bytes_per_weight(kind: str | None, width: float) -> float:
     """Bytes that a weight of a linear layer takes.
 
     Args:

@@ -20,7 +20,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from gora.files import write_json
-from gora.models.load import Source
+from gora.models.source import Source
 from gora.models.weight_files import read_header, weight_files
 
 _TYPES = {

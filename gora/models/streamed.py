@@ -11,7 +11,8 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import PreTrainedModel
 
-from gora.models.load import Source, empty_model
+from gora.models.load import empty_model
+from gora.models.source import Source
 from gora.models.stored_tensors import StoredTensor, stored_tensors, tensors_of
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers are what they seem: with a vocabulary, of the kind that their files say, and made for their model."""
+"""Load a tokenizer, and see that it is what it seems: with a vocabulary, of its files' kind, made for its model."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from tokenizers import AddedToken, Tokenizer
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from gora import assets
 from gora.errors import InputError
 from gora.files import read_json
-from gora.models.checkpoint_files import has_tokenizer_files
+from gora.models.checkpoint_files import check_tokenizer_files, has_tokenizer_files
+from gora.models.load_errors import explained
+from gora.models.source import Source
+from gora.recipe.schema import ModelSection
 from gora.runtime.console import output
 
 _PROBE = "What is one plus two? def f(x):\n    return x"
@@ -18,6 +22,38 @@ _WHOLE = "tokenizer.json, or the files that its class reads (vocab.json and merg
 # Embeddings are padded to a multiple of 64 to 1024, which leaves a few per cent of a real vocabulary unused; toy models
 # with a few dozen words may be padded by more than that.
 _LEAST_USED, _LEAST_USED_OF_SMALL, _SMALL = 1 / 2, 1 / 4, 1024
+
+
+def load_tokenizer(settings: ModelSection, source: Source) -> PreTrainedTokenizerBase:
+    """Load the tokenizer the recipe names, else the model's own, with the recipe's new tokens.
+
+    Raises:
+        InputError: there is none, a file of it is broken, or it is not the model's.
+    """
+    name = settings.tokenizer or settings.name
+    path = assets.resolve(settings.tokenizer, "models") if settings.tokenizer else source.path
+    if (place := Path(path).expanduser()).is_dir():
+        path = str(place)
+        check_tokenizer_files(place)
+    arguments: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
+    if source.revision is not None and not settings.tokenizer:
+        arguments["revision"] = source.revision
+    try:
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path, **arguments))
+        # Some of what its settings say wrongly shows in use only.
+        tokenizer("a")
+    except Exception as error:  # the tokenizers library raises plain Exceptions
+        if place.is_dir() and not has_tokenizer_files(place) and "trust_remote_code" not in str(error):
+            raise InputError(
+                f"model {name!r}: {place} holds no tokenizer (tokenizer.json, or the files that its class reads). "
+                "Download the whole model again, or name a tokenizer with model.tokenizer."
+            ) from None
+        raise explained(name, path, error) from None
+    embeddings = embeddings_of(source.config)
+    check_tokenizer(name, path, tokenizer, embeddings)
+    settle_padding_token(tokenizer, embeddings)
+    add_new_tokens(tokenizer, settings.new_tokens)
+    return tokenizer
 
 
 def check_tokenizer(name: str, path: str, tokenizer: PreTrainedTokenizerBase, embeddings: int | None) -> None:

@@ -16,7 +16,7 @@ from transformers.utils import cached_file
 
 from gora.errors import InputError
 from gora.files import parse_json, read_json
-from gora.models.load import Source
+from gora.models.source import Source
 from gora.models.weight_cache import cached
 from gora.runtime.world import World
 

@@ -12,7 +12,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from gora.models.language import senses
-from gora.models.load import Source, empty_model
+from gora.models.load import empty_model
+from gora.models.source import Source
 from gora.models.weight_files import find_file, tensor_shapes
 
 _CONFIGURATIONS = ("config.json", "generation_config.json")

@@ -17,7 +17,8 @@ from gora.gradients.sampled import SampledStatistics
 from gora.gradients.sharded import ShardedSums, assign_owners
 from gora.gradients.sums import DeviceSums, Shape, Sums
 from gora.models.experts import Matrix, matrices_of
-from gora.models.load import empty_model, weight_bytes
+from gora.models.load import empty_model
+from gora.models.quantization import weight_bytes
 from gora.models.targets import weight_of, weight_shape
 from gora.planning.micro_batches import MicroBatches
 from gora.recipe.derived import rank_bounds

@@ -14,7 +14,8 @@ from torch import nn
 
 from gora.methods import METHODS, AdapterSettings, Wrapping
 from gora.models.checkpointing import recompute_activations
-from gora.models.load import Source, base_dtype
+from gora.models.device import base_dtype
+from gora.models.source import Source
 from gora.recipe.derived import recomputes_activations, reference_rank, training_micro_batch_size
 from gora.runs.context import RunContext
 from gora.runtime.precision import autocast

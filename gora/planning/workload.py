@@ -20,11 +20,13 @@ from gora.gradients.host import staging_bytes
 from gora.gradients.placement import sum_bytes
 from gora.gradients.replay import LONGEST
 from gora.methods import METHODS
+from gora.models.attention import attention_kernel, has_flash
+from gora.models.device import base_dtype
 from gora.models.experts import matrices_of
 from gora.models.head import head_modules
 from gora.models.image_processor import ImageReader
-from gora.models.load import attention_kernel, base_dtype, empty_model, has_flash, weight_bytes
-from gora.models.quantization import quantization_of
+from gora.models.load import empty_model
+from gora.models.quantization import quantization_of, weight_bytes
 from gora.models.supervised_head import logits_at_a_time
 from gora.models.targets import weight_shape
 from gora.recipe.derived import reference_rank

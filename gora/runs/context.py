@@ -26,21 +26,16 @@ from gora.data.image_preparation import class_names
 from gora.errors import InputError
 from gora.files import delete
 from gora.gradients.reach import without_effect
+from gora.models.device import base_dtype, computes_bfloat16_slowly, default_device
 from gora.models.experts import FusedExperts, Target, matrices_of
 from gora.models.fingerprint import config_fingerprint
 from gora.models.head import head_modules
 from gora.models.kernels import use_kernels
-from gora.models.load import (
-    Source,
-    base_dtype,
-    computes_bfloat16_slowly,
-    default_device,
-    find_model,
-    load_model,
-)
+from gora.models.load import load_model
 from gora.models.new_tokens import grow_embeddings, refuse_untrainable_tokens
 from gora.models.quantization import quantization_of
 from gora.models.rows_apart import forward, keeps_apart, set_apart
+from gora.models.source import Source, find_model
 from gora.models.targets import kind_of
 from gora.models.tokenizer import new_token_ids
 from gora.models.trial import rounding, row_to_try, try_out

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from gora.disk import size_text
-from gora.models.load import empty_model, find_model, weight_bytes
+from gora.models.load import empty_model
+from gora.models.quantization import weight_bytes
+from gora.models.source import find_model
 from gora.recipe.derived import with_distributed
 from gora.recipe.origins import Origin
 from gora.recipe.schema import Recipe

@@ -15,8 +15,9 @@ from gora.errors import InputError
 from gora.models.encoders import knows_token_types, longest_input
 from gora.models.head import settle_padding
 from gora.models.image_processor import ImageReader, Processor, load_image_reader, take_stored
-from gora.models.load import Source, load_tokenizer
 from gora.models.new_tokens import embedding_rows
+from gora.models.source import Source
+from gora.models.tokenizer import load_tokenizer
 from gora.models.zero_shot import use_classes
 from gora.recipe.image_rules import reads_images
 from gora.recipe.schema import Recipe

@@ -28,10 +28,13 @@ from gora.data import padding_id
 from gora.disk import size_text
 from gora.errors import GoraError, InputError
 from gora.files import publish, write_json, write_text
+from gora.models.device import default_device
 from gora.models.head import settle_padding
-from gora.models.load import Source, default_device, empty_model, load_model, load_tokenizer
+from gora.models.load import empty_model, load_model
 from gora.models.new_tokens import embedding_rows
 from gora.models.probe import TOLERANCES, probe_logits
+from gora.models.source import Source
+from gora.models.tokenizer import load_tokenizer
 from gora.models.weight_files import read_stored_weights
 from gora.recipe.image_rules import reads_images
 from gora.recipe.schema import ModelSection

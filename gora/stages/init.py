@@ -18,7 +18,8 @@ from gora.data.sources import Source as Rows
 from gora.data.sources import find_source
 from gora.errors import InputError
 from gora.files import write_text
-from gora.models.load import Source, find_model, load_tokenizer
+from gora.models.source import Source, find_model
+from gora.models.tokenizer import load_tokenizer
 from gora.recipe import LoadedRecipe
 from gora.recipe.document import parse_document
 from gora.recipe.load import parse_recipe

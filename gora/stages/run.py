@@ -14,7 +14,8 @@ from gora.adapters.serving import adapter_commands
 from gora.disk import free_bytes, size_text
 from gora.errors import InputError
 from gora.methods import METHODS
-from gora.models.load import base_dtype, find_model
+from gora.models.device import base_dtype
+from gora.models.source import find_model
 from gora.models.weight_files import tensor_shapes
 from gora.planning.sizes import settle_sizes
 from gora.recipe import accumulation_steps

@@ -20,9 +20,10 @@ from gora.methods import METHODS, AdapterSettings, Method, Wrapping
 from gora.methods.base import adapted_layers, differences, factors_of
 from gora.models.experts import FusedExperts, Target
 from gora.models.fingerprint import base_weights, weights_fingerprint
-from gora.models.load import find_model, load_model
+from gora.models.load import load_model
 from gora.models.new_tokens import without_new_rows
 from gora.models.sharding import gather
+from gora.models.source import find_model
 from gora.models.targets import whole_shape
 from gora.models.tokenizer import embeddings_of
 from gora.models.weight_files import WeightsNote

@@ -23,7 +23,7 @@ from gora.adapters.dry_wrap import choose_layers
 from gora.data.collate import Collator
 from gora.data.examples import DataCounts, Examples, count
 from gora.data.preparation import PreparedData
-from gora.models.load import Source
+from gora.models.source import Source
 from gora.plan import ModelIdentity
 from gora.planning.gradient_pass import collect_gradients
 from gora.recipe import load_recipe

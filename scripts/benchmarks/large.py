@@ -31,8 +31,8 @@ from gora import assets
 from gora.adapters.dry_wrap import choose_layers
 from gora.data.collate import Collator
 from gora.methods import METHODS, AdapterSettings, Wrapping
-from gora.models.load import Source
 from gora.models.sharding import shard_weights
+from gora.models.source import Source
 from gora.models.weight_files import WeightsNote
 from gora.plan import ModelIdentity
 from gora.planning.gradient_pass import collect_gradients

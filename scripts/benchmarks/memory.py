@@ -36,7 +36,8 @@ from gora.data.preparation import PreparedData
 from gora.estimate.memory import Memory
 from gora.methods import METHODS, AdapterSettings, Wrapping
 from gora.models.checkpointing import recompute_activations
-from gora.models.load import Source, default_device
+from gora.models.device import default_device
+from gora.models.source import Source
 from gora.models.weight_files import WeightsNote
 from gora.plan import ModelIdentity
 from gora.planning.gradient_pass import collect_gradients

@@ -33,7 +33,8 @@ from transformers import PreTrainedModel
 from gora.errors import InputError
 from gora.gradients.archive import ArchivedStatistics
 from gora.models.head import settle_padding
-from gora.models.load import Source, find_model, load_model
+from gora.models.load import load_model
+from gora.models.source import Source, find_model
 from gora.models.targets import as_out_in
 from gora.planning.micro_batches import MicroBatches
 from gora.recipe.load import load_recipe

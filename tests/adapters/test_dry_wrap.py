@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 from gora.adapters.dry_wrap import choose_layers
 from gora.errors import GoraError, InputError
 from gora.methods import METHODS, AdapterSettings, Wrapping
-from gora.models.load import Source
+from gora.models.source import Source
 from gora.models.targets import find_targets
 from gora.models.tied import reasons_against
 from gora.recipe.load import load_recipe

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from gora.adapters import save as saving
 from gora.models.fingerprint import base_weights
-from gora.models.load import find_model, load_model
+from gora.models.load import load_model
+from gora.models.source import find_model
 from gora.recipe.load import load_recipe
 from gora.stages.train import train
 

@@ -18,7 +18,7 @@ from gora.data.pictures import decode
 from gora.data.rows import Unusable
 from gora.errors import GoraError, InputError
 from gora.models.image_processor import load_image_reader
-from gora.models.load import find_model
+from gora.models.source import find_model
 from gora.recipe import load_recipe
 from gora.recipe.schema import DataSection, MixedSource, ModelSection, SourceSection
 from tests.helpers.images import CLASSES, encoded, make_model, picture, write_folder, write_model

@@ -10,7 +10,9 @@ from gora import mean_gradients
 from gora.core.importance import importance
 from gora.errors import InputError
 from gora.gradients.attach import Attachment
-from gora.models.load import find_model, load_model, weight_bytes
+from gora.models.load import load_model
+from gora.models.quantization import weight_bytes
+from gora.models.source import find_model
 from gora.models.targets import find_targets, weight_of, weight_shape
 from gora.plan import read_plan
 from gora.recipe import load_recipe

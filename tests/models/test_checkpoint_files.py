@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gora.errors import InputError
-from gora.models.load import find_model, load_model, load_tokenizer
+from gora.models.load import load_model
+from gora.models.source import find_model
+from gora.models.tokenizer import load_tokenizer
 from gora.recipe.schema import ModelSection
 from gora.stages.run import run
 from tests.helpers.checkpoints import POINTER, recipe_for, save_llama, save_rows, save_words

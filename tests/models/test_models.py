@@ -13,9 +13,11 @@ from transformers import (
 from gora.core.ranks import adapter_parameters
 from gora.errors import InputError
 from gora.models.fingerprint import base_weights, config_fingerprint, weights_fingerprint
-from gora.models.load import find_model, load_model, load_tokenizer
+from gora.models.load import load_model
 from gora.models.new_tokens import embedding_rows, refuse_untrainable_tokens
+from gora.models.source import find_model
 from gora.models.targets import find_targets, weight_shape
+from gora.models.tokenizer import load_tokenizer
 from gora.recipe.schema import ModelSection
 from scripts.families.small import small_config
 from tests.conftest import TINY

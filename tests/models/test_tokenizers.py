@@ -22,8 +22,9 @@ from gora.errors import InputError
 from gora.evaluation.models.classify import predict
 from gora.evaluation.models.generate import Generator
 from gora.evaluation.task import Sampling
-from gora.models.load import find_model, load_model, load_tokenizer
-from gora.models.tokenizer import check_tokenizer, new_token_ids
+from gora.models.load import load_model
+from gora.models.source import find_model
+from gora.models.tokenizer import check_tokenizer, load_tokenizer, new_token_ids
 from gora.recipe.schema import ModelSection
 from gora.stages.run import run
 from tests.conftest import TINY

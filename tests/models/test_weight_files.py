@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from gora.errors import InputError
 from gora.models import weight_cache, weight_files
-from gora.models.load import find_model
+from gora.models.source import find_model
 from gora.models.weight_files import hub_commit, read_stored_weights
 from gora.recipe.schema import ModelSection
 from tests.helpers.weights import flip_last_bit, one_bit_changed

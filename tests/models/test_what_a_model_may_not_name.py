@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gora.errors import InputError
-from gora.models.load import empty_model, find_model, load_model
+from gora.models.load import empty_model, load_model
+from gora.models.source import find_model
 from gora.recipe.schema import ModelSection
 from tests.helpers.checkpoints import save_llama
 

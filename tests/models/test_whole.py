@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from gora.adapters import mergeable
 from gora.adapters.mergeable import refuse_unmergeable
 from gora.errors import InputError
-from gora.models.load import find_model, load_model
+from gora.models.load import load_model
+from gora.models.source import find_model
 from gora.models.whole import not_loaded
 from gora.recipe.schema import ModelSection, Recipe
 from scripts.families.small import build

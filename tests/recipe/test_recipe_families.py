@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from gora.models.load import find_model, load_tokenizer
+from gora.models.source import find_model
+from gora.models.tokenizer import load_tokenizer
 from gora.recipe import load_recipe
 from gora.recipe.builtin import builtin_paths
 from gora.stages.run import run

@@ -24,7 +24,8 @@ from gora.methods import METHODS
 from gora.models.encoders import longest_input
 from gora.models.fingerprint import base_weights, weights_fingerprint
 from gora.models.head import head_modules
-from gora.models.load import find_model, load_model
+from gora.models.load import load_model
+from gora.models.source import find_model
 from gora.models.targets import find_targets
 from gora.plan import read_plan
 from gora.planning.micro_batches import MicroBatches

@@ -20,7 +20,7 @@ from gora.errors import InputError
 from gora.methods.gora import as_held
 from gora.models.checkpointing import recomputing_activations
 from gora.models.experts import fused_experts, target_of
-from gora.models.load import Source
+from gora.models.source import Source
 from gora.plan import read_factors, read_plan, write_plan
 from gora.recipe.schema import AdapterSection
 from gora.runs.owner import mark

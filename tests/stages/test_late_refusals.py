@@ -6,7 +6,7 @@ import pytest
 
 from gora.adapters.mergeable import refuse_unmergeable
 from gora.errors import InputError
-from gora.models.load import find_model
+from gora.models.source import find_model
 from gora.stages.evaluate import closing_job
 from gora.stages.run import run
 from tests.helpers.checkpoints import recipe_for, save_llama, save_rows

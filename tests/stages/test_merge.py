@@ -30,8 +30,8 @@ from gora.cli import app
 from gora.errors import GoraError, InputError
 from gora.methods import METHODS, AdapterSettings, Wrapping
 from gora.models.fingerprint import base_weights, weights_fingerprint
-from gora.models.load import find_model
 from gora.models.probe import probe_logits
+from gora.models.source import find_model
 from gora.models.targets import find_targets
 from gora.models.weight_files import read_stored_weights
 from gora.recipe import load_recipe

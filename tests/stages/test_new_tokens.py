@@ -30,9 +30,9 @@ from gora.evaluation.models.locate import find_subject
 from gora.evaluation.task import Sampling
 from gora.methods import METHODS
 from gora.models.fingerprint import base_weights, weights_fingerprint
-from gora.models.load import find_model
 from gora.models.new_tokens import grow_embeddings, token_layers
 from gora.models.probe import probe_logits
+from gora.models.source import find_model
 from gora.runtime.engine import Engine
 from gora.stages.merge import merge
 from gora.stages.run import run

@@ -14,8 +14,9 @@ from gora.evaluation.models.load import load_subject
 from gora.evaluation.models.locate import find_subject
 from gora.evaluation.models.vllm import check_vllm
 from gora.evaluation.task import Sampling
-from gora.models.load import empty_model, find_model, load_model, weight_bytes
-from gora.models.quantization import quantization_of
+from gora.models.load import empty_model, load_model
+from gora.models.quantization import quantization_of, weight_bytes
+from gora.models.source import find_model
 from gora.models.targets import find_targets, weight_of
 from gora.recipe.schema import ModelSection
 from gora.runtime.engine import Engine

@@ -20,7 +20,7 @@ import gora.adapters.whole_merge as whole_merge
 from gora.adapters.merge_job import weighted_adapters
 from gora.adapters.mergeable import refuse_unmergeable
 from gora.errors import GoraError, InputError
-from gora.models.load import find_model
+from gora.models.source import find_model
 from gora.recipe.schema import Recipe
 from gora.stages.merge import merge
 from tests.conftest import ROOT, TINY

@@ -21,8 +21,8 @@ from gora.data.encode import Encoded
 from gora.data.examples import Examples
 from gora.errors import GoraError, InputError, Interrupted
 from gora.models.fingerprint import base_weights, weights_fingerprint
-from gora.models.load import find_model
 from gora.models.probe import probe_logits
+from gora.models.source import find_model
 from gora.models.weight_files import read_stored_weights
 from gora.plan import read_plan
 from gora.recipe import load_recipe

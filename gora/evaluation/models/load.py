@@ -25,9 +25,12 @@ from gora.evaluation.models.seeing import OfImages, Seeing, recognise
 from gora.evaluation.models.subject import LocalSubject
 from gora.evaluation.models.vllm import Vllm, check_vllm
 from gora.evaluation.task import Options, Recognised
+from gora.models.device import default_device
 from gora.models.head import settle_padding
 from gora.models.image_processor import load_image_reader
-from gora.models.load import Source, default_device, find_model, load_model, load_tokenizer
+from gora.models.load import load_model
+from gora.models.source import Source, find_model
+from gora.models.tokenizer import load_tokenizer
 from gora.models.weight_files import hub_commit
 from gora.recipe.image_rules import reads_images
 from gora.recipe.schema import DataSection, Recipe, SourceSection

@@ -14,9 +14,10 @@ from gora.adapters.reading import misreadings
 from gora.adapters.runtimes import runtime_of_vllm
 from gora.errors import InputError, pip_extra
 from gora.evaluation.task import Sampling
-from gora.models.load import Source, base_dtype, default_device
+from gora.models.device import base_dtype, default_device
 from gora.models.positions import positions_of
 from gora.models.quantization import quantization_of
+from gora.models.source import Source
 from gora.recipe.schema import ModelSection
 from gora.runtime.scratch import Scratch
 
