@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 import gora
 from gora.plan import read_factors, read_plan
 from gora.planning.micro_batches import MicroBatches
+from gora.runs.base_model import load_base_model
 from tests.conftest import ROOT, opened
 from tests.gradients.test_gradients import text_batches
 
@@ -25,7 +26,7 @@ def made(tmp_path_factory):
     recipe = gora.load_recipe("quickstart", {**SMALL, "output": str(tmp_path_factory.mktemp("api") / "run")})
     path = gora.precompute(recipe).path
     context = opened(recipe)
-    model = context.load_model()
+    model = load_base_model(context)
     batches = MicroBatches(context, model)
     gradients = gora.mean_gradients(
         model, recipe.adapter.targets, [batches[index] for index in range(batches.steps)], context.loss_of(model)

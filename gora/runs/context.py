@@ -6,49 +6,33 @@ it took.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from gora.adapters.dry_wrap import Chosen, choose_layers, leave_out
+from gora.adapters.dry_wrap import Chosen, choose_layers
 from gora.adapters.trainable import refuse_mixed_types, refuse_untrainable
 from gora.data import Collator, PreparedData
-from gora.data.image_preparation import class_names
-from gora.errors import InputError
 from gora.files import delete
-from gora.gradients.reach import without_effect
-from gora.models.device import base_dtype, computes_bfloat16_slowly, default_device
-from gora.models.experts import FusedExperts, Target, matrices_of
-from gora.models.fingerprint import config_fingerprint
-from gora.models.head import head_modules
-from gora.models.kernels import use_kernels
-from gora.models.load import load_model
-from gora.models.new_tokens import grow_embeddings, refuse_untrainable_tokens
-from gora.models.quantization import quantization_of
-from gora.models.rows_apart import forward, keeps_apart, set_apart
+from gora.models.device import base_dtype, default_device
+from gora.models.rows_apart import forward, keeps_apart
 from gora.models.source import Source, find_model
-from gora.models.targets import kind_of
 from gora.models.tokenizer import new_token_ids
-from gora.models.trial import rounding, row_to_try, try_out
 from gora.models.weight_files import StoredWeights, stored_weights
-from gora.plan import ModelIdentity
 from gora.recipe.derived import with_settings
-from gora.recipe.image_rules import reads_images
 from gora.recipe.origins import Origin
 from gora.recipe.schema import Recipe
-from gora.runs.engine_choice import AUTO, choose_engine
+from gora.runs.engine_choice import choose_engine, join_run
 from gora.runs.folder import RunFolder
 from gora.runs.ignored_settings import ignored_settings
-from gora.runs.inputs import AnyCollator, Inputs, Processor, read_inputs
+from gora.runs.inputs import AnyCollator, Inputs, Processor, read_inputs, with_class_names
 from gora.runs.owner import owning_together
 from gora.runs.replacing import refuse_foreign_files, refuse_links
 from gora.runs.state import Mode, Progress, Verb, find_progress, settle
@@ -57,7 +41,7 @@ from gora.runtime.engine import Engine
 from gora.runtime.phases import phases
 from gora.runtime.precision import Precision, autocast, resolve_precision
 from gora.runtime.quiet import quiet_libraries
-from gora.runtime.world import World, join
+from gora.runtime.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,18 +93,7 @@ class RunContext:
         Raises:
             InputError: there is no such engine, it cannot run here, or the folder is not gora's or is in use.
         """
-        if recipe.distributed == AUTO:
-            world = join()
-            if not world.main:
-                output.mute()
-            recipe = choose_engine(
-                recipe, processes=world.size, device=default_device(), trust_remote_code=trust_remote_code
-            )
-            engine = Engine.of(recipe.distributed)
-        else:
-            engine = Engine.of(recipe.distributed)
-            _refuse_what_cannot_run(engine, recipe)
-            world = join(alone_too=engine.kind != "ddp")
+        recipe, engine, world = join_run(recipe, trust_remote_code=trust_remote_code)
         folder = RunFolder.of(recipe.output)
         if not world.main:
             output.mute()
@@ -154,7 +127,7 @@ class RunContext:
 
     @classmethod
     def _of(cls, recipe: Recipe, world: World, engine: Engine, **named: Any) -> RunContext:
-        recipe = _with_class_names(recipe, world)
+        recipe = with_class_names(recipe, world)
         device = default_device()
         precision = resolve_precision(recipe.train.precision, device)
         if ignored := ignored_settings(engine, recipe, world, precision):
@@ -257,51 +230,6 @@ class RunContext:
             return []
         return new_token_ids(self.inputs.text_tokenizer, self.recipe.model.new_tokens)
 
-    @phases.within("model")
-    def load_model(self) -> PreTrainedModel:
-        """Load the base model, frozen; what it lacks of a classifier's head is the same at every call.
-
-        Raises:
-            InputError: it cannot be loaded, or cannot take the rows.
-        """
-        with output.terminal.status("loading the model"):
-            model = load_model(self.recipe.model, self.source, self.device, seed=self.recipe.seed)
-        if self.new_tokens:
-            refuse_untrainable_tokens(model)
-            grow_embeddings(model, max(self.new_tokens) + 1)
-        self.inputs.fit(model)
-        self._try_out(model)
-        self._speed_up(model)
-        dtype = str(model.dtype).removeprefix("torch.")
-        kernel = model.config._attn_implementation
-        size = f"{model.num_parameters():,} parameters in {dtype} on {self.device}"
-        output.say(f"loaded    {size}, attention {kernel}, computing in {self.precision}")
-        if model.dtype == torch.bfloat16 and computes_bfloat16_slowly(self.device):
-            output.warn(
-                "This processor is many times slower in bfloat16 than in float32. Add --set model.dtype=float32."
-            )
-        if head := head_modules(model):
-            parameters = sum(value.numel() for module in head.values() for value in module.parameters())
-            labels = len(self.recipe.data.choices or ())
-            output.say(f"head      {', '.join(head)}: {labels} labels, {parameters:,} parameters, trained in full")
-        return model
-
-    def _speed_up(self, model: PreTrainedModel) -> None:
-        """Rows end to end, and logits where they are needed: as far as the model is seen to compute the same."""
-        packing, rows = self.recipe.data.packing, self.data.train
-        arithmetic = autocast(self.precision, self.device)
-        ids = [rows[index]["input_ids"] for index in range(min(3, len(rows)))] if self.source.causal else []
-        if packing != "none" and self.inputs.of_text:
-            reason = set_apart(model, ids, arithmetic) if self.source.causal else "it is not a causal language model"
-            if reason and packing != "auto":
-                raise InputError(
-                    f"data.packing: {packing} is not possible with this model: {reason}. Give `auto` or `none`."
-                )
-            output.log(f"packing   not with this model: {reason}" if reason else "packing   seen to keep rows apart")
-        if self.fuses and self.source.causal and not self.engine.shards_weights:
-            for line in use_kernels(model, self.recipe.train.kernels, ids, arithmetic):
-                output.log(line)
-
     @property
     def fuses(self) -> bool:
         """Whether to compute otherwise than transformers and PEFT, to the same result: `train.kernels`."""
@@ -316,53 +244,6 @@ class RunContext:
             return self.collator.end_to_end(rows)
         return self.collator(rows)
 
-    def _try_out(self, model: PreTrainedModel) -> None:
-        """One row's loss, so that a model that computes something else is refused before it is trained."""
-
-        def forward(batch: Mapping[str, Tensor]) -> Any:
-            with autocast(self.precision, self.device):
-                return model(**batch, **self.forward_settings)
-
-        exact = self.precision == "fp32" and quantization_of(self.recipe.model, self.source) is None
-        for remark in try_out(
-            self.recipe.model.name,
-            model,
-            forward,
-            self._row_to_try(),
-            padding=self.inputs.padding,
-            tolerance=rounding(model.dtype if exact else torch.bfloat16),
-        ):
-            output.warn_once(remark)
-
-    def _row_to_try(self) -> dict[str, Tensor]:
-        rows = self.data.train
-        return self.move(self.collator([rows[row_to_try(rows.lengths)]]))
-
-    def find_targets(self, model: nn.Module) -> dict[str, Target]:
-        """The layers and fused experts to adapt, printed by kind, with what is left beside them.
-
-        Raises:
-            InputError: the loss depends on none of them, or an adapter on one that was asked for would do nothing.
-        """
-        row = self._row_to_try()
-        matrices = matrices_of(self.chosen.of(model))
-        idle = without_effect(model, matrices, lambda: self.loss_of(model)(row))
-        self.__dict__["chosen"] = leave_out(self.chosen, self.recipe.adapter, idle)
-        targets = self.chosen.of(model)
-        kinds = Counter(map(kind_of, self.chosen.layers))
-        output.say(
-            f"targets   {len(self.chosen.layers)} layers: "
-            + ", ".join(f"{kind} x{count}" for kind, count in kinds.items())
-        )
-        if groups := {name: target for name, target in targets.items() if isinstance(target, FusedExperts)}:
-            output.say(f"experts   {_told(groups)}")
-        output.log("\n".join(targets))
-        for line in self.chosen.lines():
-            output.say(line)
-        if warning := self.chosen.warning():
-            output.warn_once(warning)
-        return targets
-
     @cached_property
     def chosen(self) -> Chosen:
         """The layers to adapt, settled on the empty model by wrapping it; asked for before the model is loaded.
@@ -372,21 +253,15 @@ class RunContext:
         """
         return choose_layers(self.recipe.adapter, self.source)
 
+    def adapt(self, chosen: Chosen) -> None:
+        """Adapt these layers from here on, where the loaded model showed that not all of those chosen will do."""
+        self.__dict__["chosen"] = chosen
+
     @cached_property
     def base(self) -> StoredWeights:
         """The weights in the base model's files; all processes have to ask together."""
         with output.terminal.status("fingerprinting the base model"):
             return stored_weights(self.source, self.world)
-
-    def identify(self, model: PreTrainedModel) -> ModelIdentity:
-        """Fingerprints of the architecture and of all weights."""
-        note = self.base.note
-        return ModelIdentity(
-            name=self.recipe.model.name,
-            config=config_fingerprint(model.config),
-            weights=note.fingerprint,
-            tensors=note.tensors,
-        )
 
     def move(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Move a micro-batch to the device."""
@@ -412,34 +287,3 @@ class RunContext:
 
 
 _READ_ONCE = ("inputs", "chosen", "base")
-
-
-def _told(groups: Mapping[str, FusedExperts]) -> str:
-    """How many groups of fused experts there are of each kind, and how many experts in one."""
-    # A module that has nothing but its experts calls them its weight.
-    kinds = Counter((kind_of(name.removesuffix(".weight")), group.count) for name, group in groups.items())
-    parts = ", ".join(f"{kind} x{number} of {count} experts" for (kind, count), number in kinds.items())
-    return f"{len(groups)} groups with a rank each: {parts}"
-
-
-def _with_class_names(recipe: Recipe, world: World) -> Recipe:
-    """A recipe of images with the names of its classes, which the data know; all processes of a run ask together."""
-    if not reads_images(recipe.model.head) or recipe.data.choices is not None:
-        return recipe
-    names: list[str] = []
-    in_words = recipe.model.head == "image-zero-shot"
-    world.refuse_together(lambda: names.extend(class_names(recipe.data, in_words=in_words)))
-    return with_settings(recipe, {"data.choices": world.from_main(lambda: names)})
-
-
-def _refuse_what_cannot_run(engine: Engine, recipe: Recipe) -> None:
-    if engine.kind == "deepspeed" and find_spec("deepspeed") is None:
-        raise InputError(
-            f"distributed: {engine.name} needs DeepSpeed, which is not installed. Install it (pip install deepspeed), "
-            "or give --set distributed=ddp."
-        )
-    if engine.shards_weights and recipe.model.quantization:
-        raise InputError(
-            f"distributed: {engine.name} shards base weights, which {recipe.model.quantization} ones cannot be. "
-            "Give ddp or zero2, or model.quantization: null."
-        )

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gora.data import Collator, ImageCollator, LabelCollator, PreparedData, named_template, padding_id, prepare
-from gora.data.image_preparation import prepare_images
+from gora.data.image_preparation import class_names, prepare_images
 from gora.data.unknown import refuse_unknown_words
 from gora.errors import InputError
 from gora.models.encoders import knows_token_types, longest_input
@@ -19,6 +19,7 @@ from gora.models.new_tokens import embedding_rows
 from gora.models.source import Source
 from gora.models.tokenizer import load_tokenizer
 from gora.models.zero_shot import use_classes
+from gora.recipe.derived import with_settings
 from gora.recipe.image_rules import reads_images
 from gora.recipe.schema import Recipe
 from gora.runtime.console import output
@@ -140,6 +141,16 @@ def read_inputs(recipe: Recipe, source: Source, world: World) -> Inputs:
         InputError: the tokenizer, the image processor or the rows cannot be used.
     """
     return _images(recipe, source, world) if reads_images(source.head) else _text(recipe, source, world)
+
+
+def with_class_names(recipe: Recipe, world: World) -> Recipe:
+    """A recipe of images with the names of its classes, which the data know; all processes of a run ask together."""
+    if not reads_images(recipe.model.head) or recipe.data.choices is not None:
+        return recipe
+    names: list[str] = []
+    in_words = recipe.model.head == "image-zero-shot"
+    world.refuse_together(lambda: names.extend(class_names(recipe.data, in_words=in_words)))
+    return with_settings(recipe, {"data.choices": world.from_main(lambda: names)})
 
 
 def _text(recipe: Recipe, source: Source, world: World) -> TextInputs:

@@ -29,11 +29,13 @@ from gora.recipe.derived import automatic, gradient_steps, leaves_open, micro_ba
 from gora.recipe.origins import Origin
 from gora.recipe.schema import GoraSection, Recipe
 from gora.report.ranks import rank_report
+from gora.runs.base_model import identify, load_base_model
 from gora.runs.context import RunContext
 from gora.runs.decisions import record_recipe
 from gora.runs.replacing import clear_run
 from gora.runs.results import record_stage
 from gora.runs.state import Mode
+from gora.runs.targets import settle_targets
 from gora.runtime.console import output
 from gora.runtime.memory import peak_bytes, peak_text, reset_peak
 
@@ -89,9 +91,9 @@ def precompute_in(context: RunContext, *, low_memory: bool = False, keep: Archiv
     with output.logging_to(folder.log, "precompute"):
         check_memory(context, low_memory)
         with explaining_memory(context, "gradients", "while the model was loaded"):
-            model = context.load_model()
-        targets = context.find_targets(model)
-        identity = context.identify(model)
+            model = load_base_model(context)
+        targets = settle_targets(context, model)
+        identity = identify(context, model)
         if context.engine.shards_weights:
             shard_weights(model, context.device)
         if context.mode == "overwrite" and world.main:

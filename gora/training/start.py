@@ -31,9 +31,11 @@ from gora.plan import Factors, Plan, identity_differences, read_factors
 from gora.planning.gradient_pass import collect_gradients
 from gora.planning.micro_batches import MicroBatches
 from gora.recipe.derived import reference_rank
+from gora.runs.base_model import identify, load_base_model
 from gora.runs.context import RunContext
 from gora.runs.folder import RunFolder
 from gora.runs.loss import finite_loss
+from gora.runs.targets import settle_targets
 from gora.runtime.console import output
 from gora.runtime.phases import phases
 from gora.runtime.world import World
@@ -73,8 +75,8 @@ def wrap_model(context: RunContext, plan: Plan | None, *, steps: int, resumed: b
     Raises:
         InputError: the plan belongs to another model or was made from other rows.
     """
-    model = context.load_model()
-    targets = context.find_targets(model)
+    model = load_base_model(context)
+    targets = settle_targets(context, model)
     if plan is not None:
         _refuse_stranger(context, model, targets, plan)
     method = METHODS[context.recipe.adapter.method]
@@ -139,7 +141,7 @@ def _wrapping(
     settings, folder = context.recipe.adapter, context.folder
 
     def gradients() -> Callable[[str], Tensor]:
-        identity = context.identify(model)
+        identity = identify(context, model)
         collected = collect_gradients(context, model, targets, identity, low_memory=False)
         if context.world.main:
             delete(folder.pass_checkpoint)
@@ -165,7 +167,7 @@ def _refuse_stranger(context: RunContext, model: PreTrainedModel, targets: Mappi
     advice = "Make it again with `gora precompute --overwrite`."
     shapes = {name: whole_shape(target) for name, target in targets.items()}
     changed = context.base.changes_since(WeightsNote(fingerprint=plan.model.weights, tensors=plan.model.tensors))
-    if differences := identity_differences(plan, context.identify(model), shapes, changed=changed):
+    if differences := identity_differences(plan, identify(context, model), shapes, changed=changed):
         raise InputError(f"{context.folder.plan} does not belong to this model. {advice}", differences)
     if plan.data.fingerprint != context.data.fingerprint:
         raise InputError(
@@ -184,7 +186,7 @@ def _loss(model: nn.Module, context: RunContext, name: str, what: str) -> dict[s
 def load_trained(context: RunContext, trained: Path) -> nn.Module:
     """What a run has trained, for its last evaluation: the base with the adapter round it, or the model itself."""
     if trained == context.folder.adapter:
-        return load_adapter(context.load_model(), trained)
+        return load_adapter(load_base_model(context), trained)
     section = context.recipe.model.model_copy(update={"name": str(trained), "revision": None})
     source = find_model(section, labels=context.recipe.data.choices, trust_remote_code=context.trust_remote_code)
     model = load_model(section, source, context.device, seed=context.recipe.seed)

@@ -27,6 +27,7 @@ from gora.models.source import Source
 from gora.plan import ModelIdentity
 from gora.planning.gradient_pass import collect_gradients
 from gora.recipe import load_recipe
+from gora.runs.base_model import speed_up
 from gora.runs.context import RunContext
 from gora.runs.folder import RunFolder
 from gora.runs.inputs import TextInputs
@@ -75,7 +76,7 @@ def measure(
         for number, micro_batches in enumerate((2, steps)):
             context = context_of(model, rows, targets, packing, kernels, micro_batches, Path(folder) / str(number))
             if number == 0:
-                context._speed_up(model)
+                speed_up(context, model)
             layers = {name: model.get_submodule(name) for name in context.chosen.layers}
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()

@@ -24,11 +24,13 @@ def measure(way: str) -> None:
     from gora import mean_gradients
     from gora.planning.gradient_pass import MicroBatches
     from gora.recipe import load_recipe
+    from gora.runs.base_model import load_base_model
     from gora.runs.context import RunContext
+    from gora.runs.targets import settle_targets
 
     context = RunContext.alone(load_recipe("quickstart", [f"gora.steps={STEPS}"]).recipe)
-    model, batches = context.load_model(), MicroBatches(context)
-    targets = context.find_targets(model)
+    model, batches = load_base_model(context), MicroBatches(context)
+    targets = settle_targets(context, model)
 
     def loss_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return model(**batch, use_cache=False).loss

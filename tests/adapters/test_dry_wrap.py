@@ -260,7 +260,7 @@ def test_a_mixture_trains_and_its_adapter_reloads_with_peft_onto_the_printed_lay
 def test_a_refusal_comes_before_the_model_is_loaded(tmp_path, monkeypatch):
     recipe = written(tmp_path, tf.DeepseekV3ForCausalLM(deepseek()), targets=["down_proj"])
     loaded = []
-    monkeypatch.setattr("gora.runs.context.load_model", lambda *args, **kwargs: loaded.append(1))
+    monkeypatch.setattr("gora.runs.base_model.load_model", lambda *args, **kwargs: loaded.append(1))
     with pytest.raises(InputError, match="cannot be adapted"):
         run(recipe)
     assert not loaded

@@ -14,6 +14,7 @@ from gora.methods.gora import plan_config, verify
 from gora.models.targets import find_targets
 from gora.plan import read_factors, read_plan
 from gora.recipe import load_recipe
+from gora.runs.base_model import load_base_model
 from gora.runs.loss import evaluate_loss
 from gora.stages.precompute import precompute
 from tests.conftest import opened
@@ -42,21 +43,21 @@ def wrapping(model, plan, factors):
 
 
 def loss_with(setup, plan, factors, change=lambda factor_b: factor_b):
-    model = setup.load_model()
+    model = load_base_model(setup)
     changed = {name: (factor_a, change(factor_b)) for name, (factor_a, factor_b) in factors.items()}
     return evaluate_loss(METHODS["gora"].wrap(model, wrapping(model, plan, changed)), setup)
 
 
 def test_the_initial_adapter_lowers_the_loss_on_held_out_rows_and_its_opposite_raises_it(planned):
     setup, plan, factors = planned
-    base = evaluate_loss(setup.load_model(), setup)
+    base = evaluate_loss(load_base_model(setup), setup)
     assert loss_with(setup, plan, factors) < base - 0.01
     assert loss_with(setup, plan, factors, torch.neg) > base + 0.01
 
 
 def test_gamma_zero_is_the_base_model_exactly(planned):
     setup, plan, factors = planned
-    base = evaluate_loss(setup.load_model(), setup)
+    base = evaluate_loss(load_base_model(setup), setup)
     assert loss_with(setup, plan, factors, torch.zeros_like) == base
 
 
@@ -89,7 +90,7 @@ def test_value_projections_get_the_most_rank_and_queries_the_least(planned):
 
 def test_wrapped_layers_compute_the_base_plus_scaled_b_a(planned):
     setup, plan, factors = planned
-    model = setup.load_model()
+    model = load_base_model(setup)
     module = plan.adapted[5]
     weight = model.get_submodule(module.name).weight.double()
     wrapped = METHODS["gora"].wrap(model, wrapping(model, plan, factors))
@@ -102,7 +103,7 @@ def test_wrapped_layers_compute_the_base_plus_scaled_b_a(planned):
 
 def test_verification_names_every_module_that_differs(planned):
     setup, plan, factors = planned
-    model = setup.load_model()
+    model = load_base_model(setup)
     wrapped = METHODS["gora"].wrap(model, wrapping(model, plan, factors))
     inner = wrapped.base_model.model
     first, second, third = (module.name for module in plan.adapted[:3])
@@ -121,7 +122,7 @@ def test_a_layer_of_rank_zero_stays_unwrapped(planned):
     setup, plan, factors = planned
     modules = [m.model_copy(update={"rank": 0, "scaling": 0.0}) if i < 2 else m for i, m in enumerate(plan.modules)]
     sparse = plan.model_copy(update={"modules": tuple(modules)})
-    model = setup.load_model()
+    model = load_base_model(setup)
     left = {name: pair for name, pair in factors.items() if name in {m.name for m in sparse.adapted}}
     wrapped = METHODS["gora"].wrap(model, wrapping(model, sparse, left))
     names = {name for name, _ in wrapped.named_modules()}
@@ -153,7 +154,7 @@ def test_names_that_end_like_other_names_are_not_mixed_up(llama, planned):
 
 def test_an_adapter_saved_from_a_plan_loads_with_plain_peft_to_the_same_logits(planned, tmp_path):
     setup, plan, factors = planned
-    model = setup.load_model()
+    model = load_base_model(setup)
     wrapped = METHODS["gora"].wrap(model, wrapping(model, plan, factors)).eval()
     ids = torch.tensor([[1, 50, 60, 70, 80, 90]])
     wanted = wrapped(input_ids=ids).logits

@@ -180,7 +180,7 @@ def test_what_a_method_is_not_offered_is_named():
 
 def test_a_run_too_short_for_adalora_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch):
     recipe = load_recipe("quickstart", [f"output={tmp_path / 'run'}", "adapter.method=adalora", "train.max_steps=2"])
-    monkeypatch.setattr("gora.runs.context.load_model", lambda *given, **named: pytest.fail("the model is loaded"))
+    monkeypatch.setattr("gora.runs.base_model.load_model", lambda *given, **named: pytest.fail("the model is loaded"))
     with pytest.raises(InputError, match="adalora needs at least 3 optimizer steps; this run has 2"):
         train(recipe.recipe)
     assert not (tmp_path / "run" / "adapter").exists()

@@ -5,6 +5,7 @@ import json
 import pytest
 
 import gora.runs.context as context_module
+import gora.runs.engine_choice as engine_module
 import gora.runs.inputs as inputs_module
 from gora.errors import GoraError, InputError
 from gora.plan import read_plan
@@ -48,7 +49,7 @@ def ran(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         for name in calls:
-            owner = context_module if hasattr(context_module, name) else inputs_module
+            owner = next(module for module in (context_module, engine_module, inputs_module) if hasattr(module, name))
             patch.setattr(owner, name, counting(name, getattr(owner, name)))
         run(recipe(folder))
     return RunFolder(folder), calls

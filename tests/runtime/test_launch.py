@@ -281,7 +281,7 @@ def test_a_file_that_contradicts_the_recipe_or_cannot_be_read_is_refused_by_key(
 
 
 def test_an_engine_that_is_not_installed_is_refused_with_what_to_install(environment, monkeypatch):
-    monkeypatch.setattr("gora.runs.context.find_spec", lambda name: None)
+    monkeypatch.setattr("gora.runs.engine_choice.find_spec", lambda name: None)
     recipe = load_recipe("quickstart", ["distributed=zero2"]).recipe
     refused = pytest.raises(InputError, match=r"zero2 needs DeepSpeed.*pip install deepspeed.*distributed=ddp")
     with refused, RunContext.open(recipe, command="gora train"):

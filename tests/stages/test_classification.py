@@ -31,6 +31,7 @@ from gora.plan import read_plan
 from gora.planning.micro_batches import MicroBatches
 from gora.recipe import load_recipe
 from gora.recipe.schema import DataSection, ModelSection, SourceSection
+from gora.runs.base_model import load_base_model
 from gora.runs.loss import evaluate_loss
 from gora.runs.owner import mark
 from gora.stages.evaluate import Job, evaluate, task_jobs
@@ -90,7 +91,7 @@ def test_the_loss_falls_and_the_head_learns(finished, home):
     losses = json.loads((folder / "results.json").read_text())["loss"]
     assert losses["final"] < 0.5 * losses["base"]
     recipe = recipe_of(home / "bert.yaml", folder)
-    drawn = opened(recipe).load_model().classifier.weight
+    drawn = load_base_model(opened(recipe)).classifier.weight
     trained = adapter_tensors(folder)["base_model.model.classifier.weight"]
     assert trained.dtype == torch.float32
     assert (trained - drawn).abs().max() > 1e-3
@@ -225,7 +226,7 @@ def test_every_method_trains_the_head_and_saves_what_it_computes(home, tmp_path,
     assert (logits - held["logits"]).abs().max() < 1e-5
     trained = dict(model.named_parameters())
     weight = next(value for name, value in trained.items() if "classifier" in name and "original" not in name)
-    assert (weight - opened(recipe).load_model().classifier.weight).abs().max() > 1e-4
+    assert (weight - load_base_model(opened(recipe)).classifier.weight).abs().max() > 1e-4
 
 
 def test_eva_is_refused_where_it_would_never_see_enough_inputs_of_the_pooler(home, tmp_path):
@@ -285,7 +286,7 @@ def test_the_step_is_that_of_the_mean_over_all_rows_whatever_the_micro_batches(h
     )
     recipe = recipe_of(home / "bert.yaml", tmp_path / "run", *more)
     setup = opened(recipe)
-    model = setup.load_model().double()
+    model = load_base_model(setup).double()
     targets = find_targets(model, "all-linear")
     trained = [layer.weight for layer in targets.values()] + list(model.classifier.parameters())
     for value in trained:
@@ -302,7 +303,7 @@ def test_the_step_is_that_of_the_mean_over_all_rows_whatever_the_micro_batches(h
 
 def test_the_evaluation_loss_is_the_mean_over_rows(home, tmp_path):
     setup = opened(recipe_of(home / "bert.yaml", tmp_path, "evaluation.micro_batch_size=4"))
-    model = setup.load_model()
+    model = load_base_model(setup)
     rows = setup.data.eval
     batch = setup.collator([rows[index] for index in range(len(rows))])
     with torch.no_grad():
@@ -316,7 +317,7 @@ def test_gradient_sums_equal_autograd_in_float64(home, tmp_path, kind):
     precompute(recipe, keep="fp32")
     kept = ArchivedStatistics(tmp_path / "run" / "gradients")
     setup = opened(recipe)
-    model = setup.load_model().double()
+    model = load_base_model(setup).double()
     targets = find_targets(model, "all-linear")
     batches = MicroBatches(setup)
     for layer in targets.values():
@@ -595,10 +596,10 @@ def test_a_row_longer_than_the_model_s_positions_is_refused(home, tmp_path):
     for kind, answer in (("bert", None), ("roberta", "the longest row has 40 tokens, but the model takes 39")):
         setup = opened(recipe_of(home / f"{kind}.yaml", tmp_path / kind, *more))
         if answer is None:
-            setup.load_model()
+            load_base_model(setup)
         else:
             with pytest.raises(InputError, match=answer):
-                setup.load_model()
+                load_base_model(setup)
 
 
 def test_pairs_that_do_not_match_are_refused(home):

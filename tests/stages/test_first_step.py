@@ -13,6 +13,7 @@ from gora.plan import read_factors, read_plan
 from gora.planning.first_step import trying_steps
 from gora.planning.micro_batches import HELD_BACK, MicroBatches
 from gora.recipe import load_recipe
+from gora.runs.base_model import load_base_model
 from gora.runs.loss import evaluate_loss
 from gora.runs.provenance import plan_differences
 from gora.stages.precompute import plan_from_gradients, precompute
@@ -57,7 +58,7 @@ def test_gamma_is_within_one_bracket_of_a_dense_grid_and_starts_below_the_base(s
     assert len(tried) <= 15
     place = tried.index(made.plan.gamma)
     context = opened(asked)
-    with trying_steps(context, context.load_model(), made.plan, read_factors(made.path, made.plan)) as loss_at:
+    with trying_steps(context, load_base_model(context), made.plan, read_factors(made.path, made.plan)) as loss_at:
         grid = [made.plan.gamma * 1.3**step for step in range(-6, 7)]
         dense = min(grid, key=loss_at)
         for value, loss in decision.curve[: place + 1 : place]:
@@ -70,7 +71,7 @@ def test_the_losses_that_are_tried_are_those_of_the_wrapped_model(searched):
     """On evaluation rows and on the held-back ones, with PEFT's adapter instead of hooks."""
     asked, made = searched
     context, factors = opened(asked), read_factors(made.path, made.plan)
-    model = context.load_model()
+    model = load_base_model(context)
     batches = MicroBatches(context, model)
     base = evaluate_loss(model, context)
     with trying_steps(context, model, made.plan, factors) as loss_at:

@@ -27,6 +27,7 @@ from gora.models.vision import in_vision
 from gora.plan import read_plan
 from gora.planning.micro_batches import MicroBatches
 from gora.recipe import load_recipe
+from gora.runs.base_model import load_base_model
 from gora.stages.precompute import precompute
 from gora.stages.run import run
 from gora.stages.train import train
@@ -108,7 +109,7 @@ def test_a_zero_shot_classifier_loads_as_a_plain_clip_to_the_same_logits(finishe
     folder = finished / "run-clip"
     recipe = recipe_of(finished / "clip.yaml", folder)
     context = opened(recipe)
-    ours = PeftModel.from_pretrained(context.load_model(), folder / "adapter").eval()
+    ours = PeftModel.from_pretrained(load_base_model(context), folder / "adapter").eval()
     batch = context.collator(context.data.eval.take(range(12)))
     assert batch["pixel_values"].dtype == torch.uint8
     pixels = context.processor.scaled(batch["pixel_values"])
@@ -132,7 +133,7 @@ def test_a_zero_shot_classifier_loads_as_a_plain_clip_to_the_same_logits(finishe
 def test_the_classes_of_a_zero_shot_classifier_are_means_of_sentences(home):
     both = "data.class_prompts=['a photo of a {class}.', 'the colour {class}']"
     context = opened(recipe_of(home / "clip.yaml", home / "unused", both))
-    model = context.load_model()
+    model = load_base_model(context)
     plain = CLIPModel.from_pretrained(home / "clip").eval()
     tokenizer = AutoTokenizer.from_pretrained(home / "clip")
     rows = []
@@ -156,7 +157,7 @@ def test_mean_gradients_are_those_of_autograd(home, kind):
     plan = read_plan(home / f"gradients-{kind}" / "plan.safetensors")
     kept = ArchivedStatistics(home / f"gradients-{kind}" / "gradients")
     context = opened(recipe)
-    model = context.load_model()
+    model = load_base_model(context)
     batches = MicroBatches(context)
     layers = {module.name: model.get_submodule(module.name) for module in plan.modules}
     for layer in layers.values():
@@ -176,7 +177,7 @@ def test_mean_gradients_are_those_of_autograd(home, kind):
 
 def test_what_is_drawn_of_a_head_is_the_same_at_every_load(home):
     recipe = recipe_of(home / "vit.yaml", home / "unused")
-    one, other = (opened(recipe).load_model().classifier.weight for _ in range(2))
+    one, other = (load_base_model(opened(recipe)).classifier.weight for _ in range(2))
     assert torch.equal(one, other)
     assert one.shape == (3, 32)
 

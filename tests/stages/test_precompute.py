@@ -22,6 +22,7 @@ from gora.models.targets import find_targets, weight_of, weight_shape
 from gora.plan import read_factors
 from gora.planning import gradient_pass as stage
 from gora.recipe import load_recipe
+from gora.runs.base_model import load_base_model
 from gora.runs.context import RunContext
 from gora.stages.precompute import plan_from_gradients, precompute
 from tests.conftest import opened
@@ -326,6 +327,6 @@ def test_what_cannot_fit_is_refused_before_the_model_is_loaded(tmp_path, monkeyp
 )
 def test_a_processor_that_is_slow_in_bfloat16_is_named(tmp_path, monkeypatch, capsys, capability, dtype, told):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    opened(recipe(tmp_path / "run", f"model.dtype={dtype}")).load_model()
+    load_base_model(opened(recipe(tmp_path / "run", f"model.dtype={dtype}")))
     said = capsys.readouterr()
     assert (said.out + said.err).count("Add --set model.dtype=float32") == told

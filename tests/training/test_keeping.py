@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from gora.errors import GoraError, InputError
 from gora.recipe import load_recipe
+from gora.runs.base_model import load_base_model
 from gora.runs.folder import RunFolder
 from gora.runs.loss import evaluate_loss
 from gora.stages.train import train
@@ -67,7 +68,7 @@ def test_the_best_values_become_the_adapter(runs):
     from peft import PeftModel
 
     context = opened(recipe(runs / "best"))
-    model = PeftModel.from_pretrained(context.load_model(), str(runs / "best" / "adapter"))
+    model = PeftModel.from_pretrained(load_base_model(context), str(runs / "best" / "adapter"))
     assert evaluate_loss(model, context) == pytest.approx(losses[step], rel=1e-5)
 
 
