@@ -237,8 +237,8 @@ def test_what_was_trained_has_no_room_and_training_resumes_from_its_checkpoint(w
     with monkeypatch.context() as patch:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         monkeypatch.setattr(
-            "gora.stages.train.adapter_values",
-            lambda model, real=sys.modules["gora.stages.train"].adapter_values: (
+            "gora.training.saving.adapter_values",
+            lambda model, real=sys.modules["gora.training.saving"].adapter_values: (
                 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1])),
                 real(model),
             )[1],

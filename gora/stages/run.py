@@ -34,8 +34,9 @@ from gora.stages.evaluate import closing_job, evaluate_in, unfinished
 from gora.stages.merge import merge
 from gora.stages.precompute import plan_from_gradients_in, precompute_in
 from gora.stages.report import close_with_page
-from gora.stages.train import Trained, train_in
+from gora.stages.train import train_in
 from gora.training.engine_training import refuse_what_cannot_train
+from gora.training.finish import Trained
 from gora.training.trackers import refuse_what_cannot_be_watched
 
 

@@ -9,13 +9,19 @@ from rich.table import Table
 from torch import nn
 
 from gora.errors import GoraError
-from gora.methods import Method
+from gora.methods import METHODS, Method
 from gora.models.head import in_head
 from gora.recipe.derived import learning_rate
-from gora.recipe.schema import TrainSection
+from gora.recipe.schema import Recipe, TrainSection
 
 _TOKENS = {"tokens": ".trainable_tokens_delta."}
 _HEAD = "head"
+
+
+def lr_ratio_of(recipe: Recipe) -> float:
+    """Rate of the group `B` over that of all others: `train.loraplus_lr_ratio`, where `auto` is the method's own."""
+    ratio = recipe.train.loraplus_lr_ratio
+    return METHODS[recipe.adapter.method].lr_ratio if ratio == "auto" else ratio
 
 
 def parameter_groups(

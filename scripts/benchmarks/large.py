@@ -43,7 +43,8 @@ from gora.runs.inputs import TextInputs
 from gora.runtime.engine import Engine
 from gora.runtime.interrupt import StopRequest
 from gora.runtime.world import World, join
-from gora.stages.train import _make_trainer, _Opened
+from gora.training.assembly import make_trainer
+from gora.training.opening import Opened
 from gora.training.start import Wrapped
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -110,9 +111,9 @@ def training(arguments: argparse.Namespace, world: World, folder: Path) -> dict[
     fill(wrapped, context.device)
     trainable = sum(value.numel() for value in wrapped.parameters() if value.requires_grad)
     start = Wrapped(model=wrapped, original="", frozen="", initial=None, trainable=trainable, losses={})
-    opened = _Opened(plan=None, checkpoint=None, steps=arguments.steps)
+    opened = Opened(plan=None, checkpoint=None, steps=arguments.steps)
     reset()
-    trainer, report, _ = _make_trainer(context, opened, start, StopRequest())
+    trainer, report, _ = make_trainer(context, opened, start, StopRequest())
     times: list[float] = []
     trainer.add_callback(_Ends(times))
     trainer.train()

@@ -50,7 +50,8 @@ from gora.runs.inputs import TextInputs
 from gora.runtime.engine import Engine
 from gora.runtime.interrupt import StopRequest
 from gora.runtime.world import World
-from gora.stages.train import _make_trainer, _Opened
+from gora.training.assembly import make_trainer
+from gora.training.opening import Opened
 from gora.training.start import Wrapped
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -204,9 +205,9 @@ def measure(setting: Setting, model: LlamaForCausalLM) -> list[dict[str, Any]]:
         assert isinstance(wrapped, PeftModel)
         trainable = sum(value.numel() for value in wrapped.parameters() if value.requires_grad)
         start = Wrapped(model=wrapped, original="", frozen="", initial=None, trainable=trainable, losses={})
-        opened = _Opened(plan=None, checkpoint=None, steps=3)
+        opened = Opened(plan=None, checkpoint=None, steps=3)
         peak = Peak()
-        trainer, report, _ = _make_trainer(context, opened, start, StopRequest())
+        trainer, report, _ = make_trainer(context, opened, start, StopRequest())
         trainer.train()
         report.stop()
         estimate = work.training(setting.rows, checkpointing=recompute)

@@ -46,7 +46,7 @@ from gora.runs.results import versions
 from gora.stages.merge import merge
 from gora.stages.precompute import precompute
 from gora.stages.run import run
-from gora.stages.train import Trained
+from gora.training.finish import Trained
 from scripts.families.small import KINDS, TOKENIZER, build
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"

@@ -21,6 +21,8 @@ import gora.runs.inputs as inputs
 import gora.stages.precompute as precompute_stage
 import gora.stages.train as train_stage
 import gora.training.checkpoints as checkpoints
+import gora.training.finish as finish
+import gora.training.saving as saving
 import gora.training.trainer as trainer
 from gora.runs.folder import RunFolder
 from gora.runtime.failure import FAILURE_FILE
@@ -76,9 +78,9 @@ FAULTS = {
     "step": ("last", broken_in_step_2),
     "step, signal": ("last", lambda: signalled(trainer.GoraTrainer, "compute_loss")),
     "checkpoint": ("first", lambda: broken(checkpoints.manifest, "seal", FULL, at_call=2)),
-    "saving": ("first", lambda: broken(train_stage, "save_adapter", TypeError("not serialisable"))),
-    "evaluation": ("last", lambda: broken(train_stage, "_final_loss", AssertionError("shapes differ"))),
-    "evaluation, signal": ("last", lambda: signalled(train_stage, "_final_loss")),
+    "saving": ("first", lambda: broken(saving, "save_adapter", TypeError("not serialisable"))),
+    "evaluation": ("last", lambda: broken(finish, "final_loss", AssertionError("shapes differ"))),
+    "evaluation, signal": ("last", lambda: signalled(finish, "final_loss")),
     "merge": ("first", lambda: broken(streamed_merge, "folded_pieces", RuntimeError("dtypes differ"))),
 }
 

@@ -26,10 +26,10 @@ from gora.recipe import load_recipe
 from gora.runs.context import RunContext
 from gora.runs.owner import mark
 from gora.runtime.world import join
-from gora.stages import train as train_stage
 from gora.stages.precompute import precompute
 from gora.stages.run import run
 from gora.stages.train import train
+from gora.training import assembly
 from gora.training import trainer as trainer_module
 from gora.training.trainer import GoraTrainer
 from tests.helpers.mixtures import gpt_oss, made, recipe_on
@@ -209,21 +209,21 @@ class SignalHere(TrainerCallback):
 
 def interrupt(folder):
     """Training that one process is asked to stop; the run under ZeRO is then taken up again."""
-    report = train_stage.Report
+    report = assembly.Report
 
     class Signalling(report, SignalHere):
         pass
 
     for name in ("ddp", "zero2"):
         settings = recipe(folder / "interrupted" / name, "adapter.method=lora", f"distributed={name}")
-        train_stage.Report = Signalling
+        assembly.Report = Signalling
         try:
             train(settings)
         except Interrupted as stopped:
             assert stopped.exit_code == 128 + signal.SIGTERM
         else:
             raise AssertionError("nothing was interrupted")
-        train_stage.Report = report
+        assembly.Report = report
         if name == "zero2":
             train(settings, mode="resume")
 

@@ -21,9 +21,9 @@ from gora.models.fingerprint import base_weights
 from gora.models.targets import find_targets, weight_of
 from gora.recipe import load_recipe
 from gora.recipe.schema import TrainSection
-from gora.stages import train as stage
 from gora.stages.run import run
 from gora.stages.train import train
+from gora.training import loop
 from gora.training.groups import parameter_groups
 from tests.conftest import TINY
 
@@ -82,14 +82,14 @@ def decaying(rows, columns):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Every method's run, and the logits of the model in memory when it was saved."""
-    runs, real = {}, stage._save
+    runs, real = {}, loop.save_trained
 
     def save(context, start, *more):
         real(context, start, *more)
         runs[context.recipe.adapter.method] = (context.folder, logits(start.model), start.losses)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "_save", save)
+        patch.setattr(loop, "save_trained", save)
         for name in METHODS:
             run(recipe(tmp_path_factory.mktemp("run"), name))
     return runs

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-import gora.stages.train as train_stage
+import gora.training.finish as finish
 from gora.errors import InputError, Interrupted
 from gora.evaluation.models.load import load_subject
 from gora.evaluation.models.locate import find_subject
@@ -55,7 +55,7 @@ def stopped(base, tmp_path_factory):
         raise StopSignal(signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_stage, "_final_loss", stop)
+        patch.setattr(finish, "final_loss", stop)
         with pytest.raises(StopSignal):
             run(recipe(folder, base))
     return folder

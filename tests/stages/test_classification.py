@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM
 
-import gora.stages.train as stage
+import gora.training.saving as saving
 from gora.data import LabelCollator, LabelledText, TextEncoder, format_for, sample_text
 from gora.errors import InputError
 from gora.evaluation.models.classify import class_logits, predict
@@ -208,13 +208,13 @@ def test_every_method_trains_the_head_and_saves_what_it_computes(home, tmp_path,
     held = {}
 
     def remember(name):
-        save = getattr(stage, name)
+        save = getattr(saving, name)
 
         def keep(path, model, its_tokenizer, *arguments, **note):
             held["logits"] = class_logits(model, its_tokenizer, TEXTS)
             save(path, model, its_tokenizer, *arguments, **note)
 
-        monkeypatch.setattr(stage, name, keep)
+        monkeypatch.setattr(saving, name, keep)
 
     remember("save_adapter"), remember("save_whole")
     if METHODS[method].needs_plan:

@@ -24,11 +24,11 @@ from gora.models.source import Source
 from gora.plan import read_factors, read_plan, write_plan
 from gora.recipe.schema import AdapterSection
 from gora.runs.owner import mark
-from gora.stages import train as train_stage
 from gora.stages.merge import merge
 from gora.stages.precompute import plan_from_gradients, precompute
 from gora.stages.run import run
 from gora.stages.train import train
+from gora.training import saving as saving_module
 from tests.helpers.mixtures import gpt_oss, jetmoe, llama4, made, mixtral, qwen3_moe, recipe_on
 
 TOKENS = torch.arange(4, 24)[None]
@@ -132,14 +132,14 @@ def chain(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param.__name__)
     recipe = recipe_on(folder, made(request.param), "train.save_steps=1", "train.keep_checkpoints=9")
     seen = []
-    save = train_stage.save_adapter
+    save = saving_module.save_adapter
 
     def saving(place, model, *arguments, **named):
         seen.append(logits(model))
         return save(place, model, *arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_stage, "save_adapter", saving)
+        patch.setattr(saving_module, "save_adapter", saving)
         precompute(recipe, keep="fp32")
         run(recipe, mode="resume")
     return folder, recipe, seen[-1]

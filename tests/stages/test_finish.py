@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 import gora.stages.run as run_stage
-import gora.stages.train as train_stage
+import gora.training.finish as finish
 from gora.errors import InputError, Interrupted
 from gora.recipe import load_recipe
 from gora.runs.folder import RunFolder
@@ -49,7 +49,7 @@ def stopped(tmp_path_factory):
     """A run that was stopped in its last evaluation."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_stage, "_final_loss", stop)
+        patch.setattr(finish, "final_loss", stop)
         with pytest.raises(StopSignal):
             run(recipe(folder))
     assert not has_losses(RunFolder(folder))
@@ -124,8 +124,8 @@ def test_what_other_methods_leave_is_evaluated_as_well(tmp_path, monkeypatch, me
         final.append(evaluate(*arguments))
         stop()
 
-    evaluate = train_stage._final_loss
-    monkeypatch.setattr(train_stage, "_final_loss", remember)
+    evaluate = finish.final_loss
+    monkeypatch.setattr(finish, "final_loss", remember)
     with pytest.raises(StopSignal):
         train(settings)
     monkeypatch.undo()

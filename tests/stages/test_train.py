@@ -14,7 +14,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-import gora.stages.train as stage
+import gora.training.finish as finish
+import gora.training.saving as saving_module
 from gora import manifest
 from gora.data import Collator
 from gora.data.encode import Encoded
@@ -71,14 +72,14 @@ def trained(tmp_path_factory):
     recipe = small_recipe(folder, "adapter.dropout=0.1", "train.save_steps=3", "train.keep_checkpoints=9")
     precompute(recipe)
     held = {}
-    save = stage.save_adapter
+    save = saving_module.save_adapter
 
     def remember(path, model, tokenizer, **note):
         held["logits"] = probe_logits(model, tokenizer)
         save(path, model, tokenizer, **note)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "save_adapter", remember)
+        patch.setattr(saving_module, "save_adapter", remember)
         result = train(recipe)
     return recipe, folder, result, held["logits"]
 
@@ -541,7 +542,7 @@ def test_an_interruption_of_the_last_evaluation_keeps_the_adapter(tmp_path, monk
             raise StopSignal(2)
         return 1.0
 
-    monkeypatch.setattr(stage, "finite_loss", evaluate)
+    monkeypatch.setattr(finish, "finite_loss", evaluate)
     with pytest.raises(StopSignal):
         train(small_recipe(tmp_path / "run", "adapter.method=lora", "train.max_steps=2"))
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()

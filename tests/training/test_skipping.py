@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-import gora.stages.train as stage
 from gora.errors import GoraError
 from gora.recipe import load_recipe
 from gora.runs.failure import read_failure
@@ -22,6 +21,7 @@ from gora.runs.owner import mark
 from gora.runtime.interrupt import StopRequest
 from gora.runtime.world import World
 from gora.stages.train import train
+from gora.training import assembly
 from gora.training.callbacks import StopOrSave
 from gora.training.course import Course
 from gora.training.step_rows import name_rows
@@ -166,13 +166,13 @@ def test_the_rows_of_a_skipped_step_are_those_that_the_step_was_made_of(small, m
 
     monkeypatch.setattr(GoraTrainer, "compute_loss", compute_loss)
     recipe, held = small(), []
-    of = stage._step_rows
+    of = assembly._step_rows
 
     def hold(context, model, steps):
         held.append(context.data.train)
         return of(context, model, steps)
 
-    monkeypatch.setattr(stage, "_step_rows", hold)
+    monkeypatch.setattr(assembly, "_step_rows", hold)
     train(recipe)
     (rows,) = held
     place = {tuple(rows[index]["input_ids"]): rows.where(index) for index in range(len(rows))}
@@ -391,7 +391,7 @@ class Hours(TrainerCallback):
 def test_a_checkpoint_is_saved_when_minutes_have_passed(small, monkeypatch, settings, saved):
     hours = Hours()
     call_too(monkeypatch, hours)
-    monkeypatch.setattr(stage, "StopOrSave", partial(StopOrSave, clock=lambda: hours.now))
+    monkeypatch.setattr(assembly, "StopOrSave", partial(StopOrSave, clock=lambda: hours.now))
     recipe = small("run", *settings)
     train(recipe)
     assert [int(path.name.partition("-")[2]) for path in RunFolder.of(recipe.output).all_checkpoints()] == saved
