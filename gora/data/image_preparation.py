@@ -10,9 +10,10 @@ from gora.data.hub import HubRows
 from gora.data.image_examples import ImageExamples, Pixels
 from gora.data.image_folder import ImageFolder
 from gora.data.labelled_images import ImageEncoder, ImageRows
+from gora.data.making import Making
 from gora.data.messages import did_you_mean, quoted
 from gora.data.parts import TablePart
-from gora.data.preparation import Making, PreparedData, prepare_kept
+from gora.data.preparation import PreparedData, prepare_kept
 from gora.data.row_key import image_settings_key
 from gora.data.sources import Source, SourceFile, find_source
 from gora.data.store import IMAGE_SCHEMA, Store

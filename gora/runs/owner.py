@@ -130,11 +130,6 @@ def _share(folder: Path) -> None:
         raise InputError(f"{folder} is in use by another command. Wait until it has ended.") from None
 
 
-def held_folder() -> Path | None:
-    """The folder that this process owns, the one that it took first."""
-    return next(iter(_holdings), None)
-
-
 def refuse_what_cannot_be_taken(folder: Path, option: str = "--set output=FOLDER") -> None:
     """As `owning` would refuse a folder, without taking it or making it.
 

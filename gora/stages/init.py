@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig
 
 from gora.data.detect import Detected, detect
-from gora.data.formats import format_for
-from gora.data.rows import Untrained, Unusable
-from gora.data.sources import Source as Rows
+from gora.data.first_rows import first_rows, that_renders, token_lengths
 from gora.data.sources import find_source
 from gora.errors import InputError
 from gora.files import write_text
 from gora.models.source import Source, find_model
 from gora.models.tokenizer import load_tokenizer
 from gora.recipe import LoadedRecipe
-from gora.recipe.document import parse_document
+from gora.recipe.commented import commented, put
 from gora.recipe.load import parse_recipe
-from gora.recipe.schema import DataSection, ModelSection, SourceSection
-from gora.recipe.yaml_text import dump
+from gora.recipe.schema import ModelSection, SourceSection
 from gora.runtime.quiet import quiet_libraries
 from gora.stages.check import Checked, check
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-_LOOKED_AT = 1000
-_TOKENIZED = 200
 _LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 _MOST_HELD_OUT = 200
 _TRAIN, _EVAL = ("train",), ("validation", "test")
@@ -96,18 +87,18 @@ def propose(
     section, source = _found_model(model, trust_remote_code)
     tokenizer = load_tokenizer(section, source)
     found = find_source(SourceSection(path=data), _TRAIN)
-    rows, count = _first_rows(found)
+    rows, count = first_rows(found, enough=20 * _MOST_HELD_OUT)
     detected = _detected(rows, found.name, settings, classifier=source.head == "classification")
-    detected = _that_renders(detected, data, rows, source, tokenizer)
-    lengths = _lengths(detected, data, rows, source, tokenizer)
+    detected = that_renders(detected, data, rows, source.head, tokenizer)
+    lengths = token_lengths(detected, data, rows, source.head, tokenizer)
     length, of_length = _max_length(lengths, source.config)
     values = _values(section, data, {**detected.data, "max_length": length}, _held_out(data, count))
     why = {f"data.{key}": reason for key, reason in {**detected.why, "max_length": of_length}.items()}
     for setting in settings:
-        _put(values, setting)
+        put(values, setting)
     name = name or _name(data)
-    loaded = parse_recipe(_written(values, why | _WHY), f"{name}.yaml", settings, begin=begin)
-    return Proposal(name=name, text=_written(values, why | _WHY), loaded=loaded)
+    loaded = parse_recipe(commented(values, why | _WHY), f"{name}.yaml", settings, begin=begin)
+    return Proposal(name=name, text=commented(values, why | _WHY), loaded=loaded)
 
 
 def write_proposal(
@@ -165,111 +156,12 @@ def _reads_only(config: PreTrainedConfig) -> bool:
     return type(config) in MODEL_FOR_MASKED_LM_MAPPING or made_for.endswith("ForSequenceClassification")
 
 
-def _first_rows(found: Rows) -> tuple[list[dict[str, Any]], int]:
-    """The first rows that can be read, and how many there are; reading stops where enough is known."""
-    rows: list[dict[str, Any]] = []
-    count = 0
-    reasons: list[str] = []
-    for part in found.parts():
-        count += part.read
-        if len(rows) < _LOOKED_AT:
-            parsed = part.parsed()
-            rows += parsed.rows
-            reasons += map(str, parsed.bad)
-        if count >= 20 * _MOST_HELD_OUT and len(rows) >= _LOOKED_AT:
-            break
-    if not rows:
-        for file in found.files:
-            found.explain_no_row(file.name)
-        raise InputError(f"{found.name} holds no rows that can be read.", reasons[:3])
-    return rows[:_LOOKED_AT], count
-
-
 def _detected(rows: Sequence[dict[str, Any]], name: str, settings: Sequence[str], *, classifier: bool) -> Detected:
     """What fits the rows; columns that the user names are taken at their word."""
     named = {key for key, _, _ in (setting.partition("=") for setting in settings)}
     if named & {"data.format", "data.response", "data.messages", "data.text"}:
         return Detected(data={}, labels=classifier)
     return detect(rows, name, classifier=classifier)
-
-
-def _that_renders(
-    detected: Detected,
-    data: str,
-    rows: Sequence[dict[str, Any]],
-    source: Source,
-    tokenizer: PreTrainedTokenizerBase,
-) -> Detected:
-    """With the chat template and the way to split turns with which most rows can be read."""
-    if detected.data.get("format") != "chat":
-        return detected
-    tries: list[dict[str, Any]] = [{}, {"turns": "separate"}]
-    why = {"turns": "the model's template writes a turn differently when others follow"}
-    if not getattr(tokenizer, "chat_template", None):
-        usual = ["chatml", "plain"] if "<|im_start|>" in tokenizer.get_vocab() else ["plain", "chatml"]
-        tries = [{"chat_template": template} for template in usual]
-        why = {"chat_template": "the model has no template of its own"}
-    unread = [(_unreadable({**detected.data, **more}, data, rows, source, tokenizer), more) for more in tries]
-    reasons, best = min(unread, key=lambda each: len(each[0]))
-    if len(reasons) == len(rows[:_TOKENIZED]):
-        raise InputError(
-            f"{data}: the chat template cannot write any of the first {len(reasons)} conversations. Give a model whose "
-            "template can, or a template with --set data.format=chat --set data.chat_template=FILE.jinja.",
-            reasons[:1],
-        )
-    told = {**detected.why, **{key: why[key] for key in best}}
-    return Detected(data={**detected.data, **best}, why=told, labels=detected.labels)
-
-
-def _section(settings: Mapping[str, Any], data: str) -> DataSection:
-    return DataSection.model_validate({"train": {"path": data}, **settings})
-
-
-def _unreadable(
-    settings: Mapping[str, Any],
-    data: str,
-    rows: Sequence[dict[str, Any]],
-    source: Source,
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[str]:
-    """Why first rows cannot be read so, those that cannot."""
-    fmt = format_for(_section(settings, data), tokenizer, head=source.head)
-    reasons = []
-    for row in rows[:_TOKENIZED]:
-        try:
-            fmt.read(row)
-        except Untrained:
-            continue
-        except Unusable as fault:
-            reasons.append(str(fault))
-    return reasons
-
-
-def _lengths(
-    detected: Detected,
-    data: str,
-    rows: Sequence[dict[str, Any]],
-    source: Source,
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[int]:
-    """Tokens of the first rows that can be read, sorted."""
-    if not detected.data:
-        return []
-    fmt = format_for(_section(detected.data, data), tokenizer, head=source.head)
-    lengths = []
-    for row in rows[:_TOKENIZED]:
-        try:
-            examples = fmt.read(row).examples
-        except (Unusable, Untrained):
-            continue
-        for example in examples:
-            texts = (
-                [segment.text for segment in example]
-                if isinstance(example, list)
-                else [example.text, example.pair or ""]
-            )
-            lengths.append(sum(len(tokenizer(text)["input_ids"]) for text in texts))
-    return sorted(lengths)
 
 
 def _max_length(lengths: Sequence[int], config: PreTrainedConfig) -> tuple[int, str]:
@@ -311,39 +203,3 @@ def _name(data: str) -> str:
     folder = Path(data.removeprefix("builtin:")).parent.name
     name = folder if stem in ("train", "data", "rows") and folder else stem
     return "".join(character if character.isalnum() or character in "-_" else "-" for character in name) or "recipe"
-
-
-def _written(values: Mapping[str, Any], why: Mapping[str, str]) -> str:
-    """The recipe as YAML, a section at a time, with what each line was taken from."""
-    lines: list[tuple[str, str]] = []
-    for section, settings in values.items():
-        if not isinstance(settings, Mapping):
-            lines.append((_line(section, settings), why.get(section, "")))
-            continue
-        lines.append((f"{section}:", ""))
-        lines += [(f"  {_line(key, value)}", why.get(f"{section}.{key}", "")) for key, value in settings.items()]
-    width = max(len(line) for line, reason in lines if reason) + 2
-    body = "\n".join(f"{line:<{width}}# {reason}" if reason else line for line, reason in lines)
-    return f"# Written by gora init. What each setting means and which way it pulls: docs/recipe.md.\n{body}\n"
-
-
-def _line(key: str, value: Any) -> str:
-    """A setting on one line."""
-    if isinstance(value, dict | list):
-        return f"{key}: {dump(value, flow=True).strip()}"
-    if isinstance(value, str) and "\n" in value:
-        return f"{key}: {json.dumps(value, ensure_ascii=False)}"
-    return dump({key: value}).strip()
-
-
-def _put(values: dict[str, Any], setting: str) -> None:
-    """Put a setting of the command line where it belongs; what is wrong with it is said by `parse_recipe`."""
-    key, equals, text = setting.partition("=")
-    *sections, name = key.strip().split(".")
-    with suppress(InputError):
-        value = parse_document(f"value: {text}", setting).values["value"]
-        for section in sections:
-            inner = values.get(section)
-            values = values.setdefault(section, {}) if isinstance(inner, dict | None) else {}
-        if equals and name:
-            values[name] = value

@@ -19,7 +19,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from gora.assets import resolve
-from gora.data import DataCounts, Encoder, Examples, PreparedData, jsonl, kept, preparation, prepare
+from gora.data import DataCounts, Encoder, Examples, PreparedData, jsonl, kept, making, preparation, prepare
 from gora.data.store import Store, Writer
 from gora.errors import GoraError, InputError
 from gora.files import sweep
@@ -175,7 +175,7 @@ def test_what_only_chooses_between_rows_makes_no_others(tiny, rows, tmp_path):
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tiny, rows, tmp_path, monkeypatch):
-    key = preparation.row_key
+    key = making.row_key
 
     def appending(*args):
         found = key(*args)
@@ -183,7 +183,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tiny, rows, tmp_path, m
             file.write("{}\n")
         return found
 
-    monkeypatch.setattr(preparation, "row_key", appending)
+    monkeypatch.setattr(making, "row_key", appending)
     with pytest.raises(GoraError, match="has changed while it was read"):
         made(tiny, rows, tmp_path / "cache")
     assert entries(tmp_path / "cache") == []
@@ -324,7 +324,7 @@ def test_worker_processes_make_the_same_examples(tiny, tmp_path, monkeypatch, ki
     for count in (1, 3):
         for module in ("jsonl", "tables", "parts"):
             monkeypatch.setattr(f"gora.data.{module}.PART_ROWS", 1000 if count == 1 else 7)
-        monkeypatch.setattr(preparation, "cores", lambda processes, count=count: count)
+        monkeypatch.setattr(making, "cores", lambda processes, count=count: count)
         lines: list[str] = []
         results.append(made(tiny, path, tmp_path / str(count), bad_rows="skip", max_length=40, say=lines.append))
         said.append(lines)
