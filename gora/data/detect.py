@@ -9,7 +9,7 @@ from typing import Any
 
 from gora.data.columns import is_empty
 from gora.data.conversation import INSTRUCTING, ROLES
-from gora.data.messages import quoted
+from gora.data.messages import described, quoted
 from gora.data.reading import NOT_TEXT
 from gora.data.rows import Unusable
 from gora.data.segments import from_json
@@ -66,7 +66,8 @@ def detect(rows: Sequence[Mapping[str, Any]], name: str, *, classifier: bool = F
         InputError: no format fits, or more than one does; with the columns and what to say.
     """
     columns = _common(rows)
-    _refuse_pairs_of_answers(columns, name)
+    _refuse_pairs_of_answers(rows, columns, name)
+    _refuse_parts_of_conversations(rows, columns, name)
     _refuse_images(columns, name)
     if classifier:
         return _classification(rows, columns, name)
@@ -96,8 +97,9 @@ def _values(rows: Sequence[Mapping[str, Any]], column: str) -> list[Any]:
 
 
 def _is_text(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
+    """Whether most of its values are texts; rows with another one are refused where they stand."""
     values = _values(rows, column)
-    return bool(values) and all(isinstance(value, str) for value in values)
+    return sum(isinstance(value, str) for value in values) > _COMMON * len(values)
 
 
 def _messages(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str | None:
@@ -249,17 +251,30 @@ def _text(column: str) -> Detected:
     return Detected(data=data, why={"format": "every token of the texts is trained"})
 
 
-def _refuse_pairs_of_answers(columns: Sequence[str], name: str) -> None:
+def _refuse_pairs_of_answers(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], name: str) -> None:
     if {"chosen", "rejected"} <= set(columns):
+        prompt = next((column for column in PROMPTS if column in columns), "COLUMN")
+        chat = bool(_conversations(rows, "chosen"))
+        texts = f"data.prompt={prompt} --set data.response=chosen"
+        said = "data.format=chat --set data.messages=chosen" if chat else texts
         raise InputError(
-            f"{name} holds pairs of a chosen and a rejected answer. gora trains on answers, not on preferences: to "
-            "train on the chosen ones, leave out the column 'rejected'."
+            f"{name} holds pairs of a chosen and a rejected answer, and gora trains on answers, not on preferences. To "
+            f"train on the chosen ones, name them: --set {said}."
         )
     if "segments" in columns:
         raise InputError(
             f"{name} holds Axolotl's `input_output` segments. Write each row as a prompt and a response, or as "
             "messages."
         )
+
+
+def _refuse_parts_of_conversations(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], name: str) -> None:
+    for first, second in (("prompt", "completion"), ("prompt", "response")):
+        if {first, second} <= set(columns) and all(_conversations(rows, column) for column in (first, second)):
+            raise InputError(
+                f"{name}: columns {first!r} and {second!r} both hold messages. Join them into one column `messages`, "
+                "the question before its answer."
+            )
 
 
 def _refuse_images(columns: Sequence[str], name: str) -> None:
@@ -278,5 +293,9 @@ def _unknown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], texts: S
         return InputError(f"{name} is LLaMA-Factory's dataset_info.json, not rows. Give a file that it names.")
     held = f"The columns are {quoted(columns)}"
     if not texts:
-        return InputError(f"{name}: no column holds text or messages. {held}.")
+        kinds = ", ".join(f"{column!r} ({described(_values(rows, column)[0])})" for column in columns)
+        return InputError(
+            f"{name}: no column holds text or messages; there are {kinds}. Write the prompt and the answer as texts in "
+            "columns of their own, or a conversation as a list of messages: docs/data.md has an example of each."
+        )
     return InputError(f"{name}: it is not clear which column is the prompt and which the answer. {held}. {_SAID}")

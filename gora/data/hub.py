@@ -176,7 +176,10 @@ def _choose_split(known: list[str], source: SourceSection, split_default: tuple[
         for split in split_default:
             if split in known:
                 return split
-        raise InputError(f"{source.path} has no split {' or '.join(map(repr, split_default))}. Set `split`. {listing}")
+        raise InputError(
+            f"{source.path} has no split {' or '.join(map(repr, split_default))}. {listing} "
+            "Set `split` to one of them, as in data.train.split."
+        )
     for part in re.sub(r"\[[^]]*\]", "", source.split).split("+"):
         if part.strip() not in known:
             raise InputError(f"{source.path} has no split {part!r}{did_you_mean(part, known) or '.'} {listing}")
@@ -186,7 +189,9 @@ def _choose_split(known: list[str], source: SourceSection, split_default: tuple[
 def _explained(error: Exception, path: str, source: SourceSection, *, remote: bool) -> InputError:
     subsets = _subsets(path) if isinstance(error, ValueError) else []
     if len(subsets) > 1 and source.subset is None:
-        return InputError(f"{source.path} has several subsets. Set `subset` to one of {quoted(subsets)}.")
+        return InputError(
+            f"{source.path} has several subsets. Set `subset`, as in data.train.subset, to one of {quoted(subsets)}."
+        )
     if subsets and source.subset is not None and source.subset not in subsets:
         near = did_you_mean(source.subset, subsets) or "."
         return InputError(f"{source.path} has no subset {source.subset!r}{near} Known: {quoted(subsets)}.")

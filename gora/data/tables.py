@@ -3,6 +3,7 @@
 import csv
 import io
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,9 +74,10 @@ def parquet_parts(path: Path, name: str, max_rows: int | None) -> Iterator[Table
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            _refuse_names_that_repeat(file.schema_arrow.names, name)
             yield from table_parts(map(_table, file.iter_batches(_rows_at_a_time(file))), name, max_rows)
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{name} cannot be read as Parquet: {error}.") from error
+        raise InputError(f"{name} cannot be read as Parquet: {str(error).rstrip('.')}.") from error
 
 
 def _rows_at_a_time(file: "pyarrow.parquet.ParquetFile") -> int:
@@ -112,7 +114,31 @@ def _header(reader: Iterator[list[str]], name: str) -> list[str]:
         raise InputError(f"{name} is empty.")
     if not all(header) or len(set(header)) < len(header):
         raise InputError(f"{name}: the header row must name every column once; it has {quoted(header)}.")
+    _refuse_another_separator(header, name)
     return header
+
+
+def _refuse_another_separator(header: list[str], name: str) -> None:
+    """A single column whose name is a list of names: spreadsheets write semicolons where the comma is in numbers."""
+    if len(header) > 1:
+        return
+    save = "Save the file with commas as .csv, or with tabs as .tsv."
+    marks = {
+        ";": ("semicolons", save),
+        "|": ("bars", save),
+        "\t": ("tabs", "Give it a name that ends in .tsv."),
+        ",": ("commas", "Give it a name that ends in .csv."),
+    }
+    for mark, (said, advice) in marks.items():
+        if mark in header[0] and all(map(str.strip, header[0].split(mark))):
+            raise InputError(
+                f"{name}: the header row is one column, {header[0]!r}, as if values were separated by {said}. {advice}"
+            )
+
+
+def _refuse_names_that_repeat(columns: list[str], name: str) -> None:
+    if repeated := [column for column, count in Counter(columns).items() if count > 1]:
+        raise InputError(f"{name} has several columns of one name: {quoted(repeated)}. Give each a name of its own.")
 
 
 def _undecodable(record: list[str]) -> bool:

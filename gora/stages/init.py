@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig
 
 from gora.data.detect import Detected, detect
@@ -86,13 +87,14 @@ def propose(
     quiet_libraries()
     section, source = _found_model(model, trust_remote_code)
     tokenizer = load_tokenizer(section, source)
-    found = find_source(SourceSection(path=data), _TRAIN)
+    train = _train_section(data, settings)
+    found = find_source(train, _TRAIN)
     rows, count = first_rows(found, enough=20 * _MOST_HELD_OUT)
     detected = _detected(rows, found.name, settings, classifier=source.head == "classification")
     detected = that_renders(detected, data, rows, source.head, tokenizer)
     lengths = token_lengths(detected, data, rows, source.head, tokenizer)
     length, of_length = _max_length(lengths, source.config)
-    values = _values(section, data, {**detected.data, "max_length": length}, _held_out(data, count))
+    values = _values(section, data, {**detected.data, "max_length": length}, _held_out(train, count, settings))
     why = {f"data.{key}": reason for key, reason in {**detected.why, "max_length": of_length}.items()}
     for setting in settings:
         put(values, setting)
@@ -185,14 +187,30 @@ def _values(model: ModelSection, data: str, found: Mapping[str, Any], held_out: 
     }
 
 
-def _held_out(data: str, count: int) -> dict[str, Any]:
-    """Evaluation rows: a split of their own where there is one, else a twentieth of the rows."""
+def _train_section(data: str, settings: Sequence[str]) -> SourceSection:
+    """The source of the rows, with what the user says of it, such as a subset."""
+    values: dict[str, Any] = {"data": {"train": {"path": data}}}
+    for setting in settings:
+        if setting.startswith("data.train."):
+            put(values, setting)
     try:
-        held = find_source(SourceSection(path=data), _EVAL)
+        return SourceSection.model_validate(values["data"]["train"])
+    except ValidationError:
+        # Which setting is wrong is said when the recipe is read.
+        return SourceSection(path=data)
+
+
+def _held_out(train: SourceSection, count: int, settings: Sequence[str]) -> dict[str, Any]:
+    """Evaluation rows, unless the user names some: a split of their own where there is one, else a twentieth."""
+    if any(setting.startswith(("data.eval", "data.holdout")) for setting in settings):
+        return {}
+    try:
+        held = find_source(train.model_copy(update={"split": None, "max_rows": None}), _EVAL)
     except InputError:
         held = None
-    if held is not None and held.identity() != find_source(SourceSection(path=data), _TRAIN).identity():
-        return {"eval": {"path": data, "max_rows": _MOST_HELD_OUT}}
+    if held is not None and held.identity() != find_source(train, _TRAIN).identity():
+        subset = {"subset": train.subset} if train.subset else {}
+        return {"eval": {"path": train.path, **subset, "max_rows": _MOST_HELD_OUT}}
     rows = min(_MOST_HELD_OUT, max(count // 20, min(count // 4, 8)))
     return {"holdout": rows} if rows else {}
 

@@ -305,6 +305,10 @@ def test_parquet(tmp_path: Path) -> None:
     rows = read(path)
     assert (rows.rows, rows.where(16)) == (ROWS, f"{path} row 17")
     assert read(path, max_rows=10).rows == ROWS[:10]
+    twice = pyarrow.table([["a"], ["b"]], names=["answer", "answer"])
+    pyarrow.parquet.write_table(twice, path)
+    with pytest.raises(InputError, match="several columns of one name: 'answer'"):
+        read(path)
     path.write_bytes(b"no parquet")
     with pytest.raises(InputError, match="cannot be read as Parquet"):
         read(path)
@@ -331,11 +335,11 @@ def test_a_folder_with_configurations(tmp_path: Path, datasets_cache: None) -> N
     rows = read(folder, subset="big", max_rows=4)
     assert (rows.rows, rows.where(3)) == (ROWS[:4], f"{folder}/big[train] row 4")
     assert read(folder, subset="small", split="test[1:]").rows == ROWS[6:8]
-    with pytest.raises(InputError, match=r"Set `subset` to one of 'big', 'small'"):
+    with pytest.raises(InputError, match=r"Set `subset`, as in data\.train\.subset, to one of 'big', 'small'"):
         read(folder)
     with pytest.raises(InputError, match=r"no subset 'bigg' - did you mean 'big'\? Known: 'big', 'small'"):
         read(folder, subset="bigg")
-    with pytest.raises(InputError, match=r"no split 'train'\. Set `split`\. Its splits are 'test'"):
+    with pytest.raises(InputError, match=r"no split 'train'\. Its splits are 'test'\. Set `split`"):
         read(folder, subset="small")
     with pytest.raises(InputError, match=r"no split 'tset' - did you mean 'test'\?"):
         read(folder, subset="small", split="tset")

@@ -157,13 +157,39 @@ WRONG = {
     "a pattern without files": (lambda folder: str(folder / "*.csv"), r"\*\.csv matches no file"),
     "an ending that nobody knows": (text_file("a,b\n1,2\n", "rows.xlsx"), r"rows\.xlsx"),
     "an empty folder": (lambda folder: str(folder), r"."),
-    "numbers only": (rows_file({"a": 1, "b": 2.5}), r"no column holds text or messages\. The columns are 'a', 'b'"),
+    "numbers only": (
+        rows_file({"a": 1, "b": 2.5}),
+        r"there are 'a' \(the number 1\), 'b' \(the number 2\.5\).*docs/data\.md",
+    ),
+    "fields inside one column": (
+        lambda folder: save(folder / "rows.jsonl", lambda index: {"data": {"question": "x", "answer": "y"}}),
+        r"there are 'data' \(an object\).*columns of their own",
+    ),
     "three texts": (
         rows_file({"one": "x", "two": "y", "three": "z"}),
         r"not clear which column is the prompt.*'one', 'two', 'three'.*gora init MODEL DATA --set data\.prompt=COLUMN",
     ),
     "an answer and two texts": (rows_file({"left": "x", "right": "y", "answer": "z"}), r"not clear which column"),
-    "preferences": (rows_file({"prompt": "x", "chosen": "y", "rejected": "z"}), r"leave out the column 'rejected'"),
+    "preferences": (
+        rows_file({"prompt": "x", "chosen": "y", "rejected": "z"}),
+        r"--set data\.prompt=prompt --set data\.response=chosen",
+    ),
+    "preferences as messages": (
+        rows_file({"chosen": OPENAI, "rejected": OPENAI}),
+        r"--set data\.format=chat --set data\.messages=chosen",
+    ),
+    "a conversation in two columns": (
+        rows_file({"prompt": OPENAI[:1], "completion": OPENAI[1:]}),
+        r"both hold messages\. Join them into one column `messages`",
+    ),
+    "semicolons": (
+        text_file("question;answer\n" + "why?;so\n" * COUNT, "rows.csv"),
+        r"rows\.csv: the header row is one column, 'question;answer', as if values were separated by semicolons",
+    ),
+    "commas in a file of tabs": (
+        text_file("question,answer\n" + "why?,so\n" * COUNT, "rows.tsv"),
+        r"separated by commas\. Give it a name that ends in \.csv",
+    ),
     "segments": (rows_file({"segments": [{"label": True, "text": "x"}]}), r"Write each row as a prompt and a response"),
     "a list of data sets": (
         text_file(json.dumps([{"mine": {"file_name": "mine.json"}}]), "dataset_info.json"),
@@ -233,3 +259,33 @@ def test_a_recipe_for_texts_can_be_written(tmp_path):
     path = tmp_path / "my.yaml"
     path.write_text("model: {name: m}\ndata: {train: {path: rows.jsonl}, format: text}\n")
     assert load_recipe(str(path)).recipe.data.format == "text"
+
+
+def test_settings_of_the_source_are_read_before_its_rows(tmp_path):
+    """A folder as on the hub has subsets, and a split for evaluation in each."""
+    splits = ("train", "test")
+    card = [
+        {"config_name": name, "data_files": [{"split": split, "path": f"{name}/{split}.jsonl"} for split in splits]}
+        for name in ("sums", "texts")
+    ]
+    (tmp_path / "README.md").write_text("---\n" + json.dumps({"configs": card}) + "\n---\n")
+    for name, row in (("sums", {"question": "1+1?", "answer": "2"}), ("texts", {"text": "a text"})):
+        (tmp_path / name).mkdir()
+        for split in splits:
+            save(tmp_path / name / f"{split}.jsonl", row)
+    with pytest.raises(InputError, match=r"Set `subset`, as in data\.train\.subset, to one of 'sums', 'texts'"):
+        found(str(tmp_path))
+    data = found(str(tmp_path), settings=["data.train.subset=sums"]).data
+    assert (data.prompt, data.train.subset, data.eval.subset) == ("question", "sums", "sums")
+    data = found(str(tmp_path), settings=["data.train.subset=texts", "data.train.split=test"]).data
+    assert (data.format, data.train.split, data.eval, data.holdout > 0) == ("text", "test", None, True)
+    data = found(str(tmp_path), settings=["data.train.subset=sums", "data.holdout=5"]).data
+    assert (data.eval, data.holdout) == (None, 5)
+
+
+def test_a_row_of_other_values_does_not_hide_what_the_columns_are(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    save(path, {"question": "1+1?", "answer": "2"})
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps({"question": 5, "answer": ["x"]}) + "\n")
+    assert (found(str(path)).data.prompt, found(str(path)).data.response) == ("question", "answer")
