@@ -141,7 +141,9 @@ def tensor_names(adapter: Path) -> set[str]:
     """
     path = adapter / WEIGHTS
     if not path.is_file():
-        raise InputError(f"{adapter} holds no {WEIGHTS}.")
+        raise InputError(
+            f"{adapter} is not an adapter: it holds no {WEIGHTS}. Give a run's folder, or that of an adapter."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             return set(file.keys())

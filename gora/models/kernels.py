@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -13,6 +14,20 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from gora.errors import InputError
 from gora.models.liger import use_liger
 from gora.models.supervised_head import use_supervised_head
+
+_NO_LIGER = "train.kernels: liger cannot be used: {}. Give `auto`, `fused` or `compile`."
+
+
+def refuse_kernels(wanted: str, device: torch.device) -> None:
+    """Refuse Liger's kernels, asked for by name, where they cannot run; raises InputError."""
+    if wanted == "liger" and (reason := _why_not_liger(device)):
+        raise InputError(_NO_LIGER.format(reason))
+
+
+def _why_not_liger(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "it needs a GPU"
+    return "" if find_spec("liger_kernel") else "the package liger-kernel is not installed"
 
 
 def use_kernels(
@@ -34,9 +49,9 @@ def use_kernels(
     """
     lines = []
     if wanted in ("auto", "liger"):
-        reason = use_liger(model, rows, context) if model.device.type == "cuda" else "it needs a GPU"
+        reason = _why_not_liger(model.device) or use_liger(model, rows, context)
         if reason and wanted == "liger":
-            raise InputError(f"train.kernels: liger cannot be used: {reason}. Give `auto`, `fused` or `compile`.")
+            raise InputError(_NO_LIGER.format(reason))
         lines.append(f"kernels   without Liger: {reason}" if reason else "kernels   Liger")
     reason = use_supervised_head(model, rows, context)
     lines.append(f"kernels   all logits are computed: {reason}" if reason else "kernels   supervised logits only")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -24,8 +23,6 @@ def use_liger(model: PreTrainedModel, rows: list[list[int]], context: AbstractCo
     Returns:
         Why it does not; empty where it does.
     """
-    if find_spec("liger_kernel") is None:
-        return "liger-kernel is not installed"
     try:
         from liger_kernel.transformers.monkey_patch import (
             MODEL_TYPE_TO_APPLY_LIGER_FN,

@@ -108,7 +108,8 @@ def say_start(losses: dict[str, float], gamma: float, batches: int) -> None:
     if not losses["start"] <= _CLEARLY * losses["base"]:
         output.warn(
             f"The first step raises the loss from {losses['base']:.4f} to {losses['start']:.4f}: gamma {gamma:g} is "
-            f"too large for this model and data. Set gora.gamma: auto, which looks for the best, or {gamma / 8:.1g}."
+            f"too large for this model and data. Set gora.gamma: auto, which looks for the best, or "
+            f"{float(f'{gamma / 8:.1g}'):g}."
         )
 
 

@@ -147,6 +147,16 @@ def _supervise(recipe: Recipe) -> Iterator[Contradiction]:
 
 
 @rule
+def _answers(recipe: Recipe) -> Iterator[Contradiction]:
+    """The same column on both sides would train a model to repeat what it is asked."""
+    for source in _settled(recipe):
+        data, keys = source.data, (source.key_of("response"), source.key_of("prompt"))
+        if data.format == "instruction" and data.prompt == data.response:
+            text = f"prompt and response both come from the column {data.prompt!r}; name another one for the answers"
+            yield Contradiction(keys, text)
+
+
+@rule
 def _template(recipe: Recipe) -> Iterator[Contradiction]:
     told = set()
     for source in _settled(recipe):

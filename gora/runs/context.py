@@ -22,6 +22,7 @@ from gora.adapters.trainable import refuse_mixed_types, refuse_untrainable
 from gora.data import Collator, PreparedData
 from gora.files import delete
 from gora.models.device import base_dtype, default_device
+from gora.models.kernels import refuse_kernels
 from gora.models.rows_apart import forward, keeps_apart
 from gora.models.source import Source, find_model
 from gora.models.tokenizer import new_token_ids
@@ -184,6 +185,7 @@ class RunContext:
             weights=not self.planned,
         )
         refuse_untrainable(recipe, source, self.engine)
+        refuse_kernels(recipe.train.kernels, self.device)
         refuse_mixed_types(recipe, self.precision, base_dtype(recipe.model.dtype, self.device))
         inputs = read_inputs(recipe, source, self.world)
         data = inputs.data

@@ -185,9 +185,12 @@ def _lines() -> Iterator[str]:
 
 def _read(file: Path) -> list[str]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from None
+        # A line ends with a line feed alone: U+2028 and its like are characters of a prompt.
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise InputError(f"--file {file} cannot be read: {error.strerror or error}.") from None
+    except ValueError:
+        raise InputError(f"--file {file} is not UTF-8 text. Save it as UTF-8.") from None
     written = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     return [_prompt(file, *place) if file.suffix == ".jsonl" else place[1] for place in written]
 

@@ -108,6 +108,11 @@ def _layout(context: RunContext, model: nn.Module, opened: Opened) -> StepLayout
     kind = _layout_kind(context, model, size)
     layout = StepLayout(kind=kind, size=size, longest=context.data.longest, processes=context.world.size)
     warmup = warmup_steps(settings, opened.steps)
+    if settings.warmup_steps is not None and settings.warmup_steps > warmup:
+        output.warn(
+            f"train.warmup_steps is {settings.warmup_steps:,}, but the run has {opened.steps:,} optimizer steps, of "
+            f"which {warmup:,} warm up. Give fewer, or train longer."
+        )
     batch = layout.text(settings.batch_size)
     output.say(f"batch     {batch}; {opened.steps:,} optimizer steps, {warmup:,} of them warm-up")
     return layout

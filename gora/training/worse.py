@@ -69,7 +69,7 @@ def start_warning(losses: Mapping[str, float], recipe: Recipe, *, gamma: float |
     if not losses or losses["initial"] <= _AT_THE_START * losses["base"]:
         return None
     remedy = (
-        f"Their first step is too large: set gora.gamma to about {gamma / 4:.2g} ({gamma:g} now)"
+        f"Its first step is too large: set gora.gamma to about {float(f'{gamma / 4:.2g}'):g} ({gamma:g} now)"
         f"{'' if recipe.gora.gamma == 'auto' else ', or to auto, which looks for the best'}, and run again with "
         "--overwrite."
         if gamma is not None

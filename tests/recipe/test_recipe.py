@@ -445,6 +445,10 @@ CONTRADICTIONS = [
     ("TRAIN: {format: chat, response: a}", "data.response: response belongs to data.format: instruction"),
     ("TRAIN: {format: chat, choices: [a, b]}", "data.choices: choices belongs to data.format: instruction"),
     ("TRAIN: {format: chat, template: qa}", "data.template: template belongs to data.format: instruction"),
+    (
+        "TRAIN: {prompt: answer, response: answer}",
+        "data.response: prompt and response both come from the column 'answer'",
+    ),
     ("TRAIN: {template: alpcaa}", "'alpcaa' has none; did you mean 'alpaca'?"),
     ("TRAIN: {template: 'Answer this:'}", "data.template: a template of your own needs a column in braces"),
     ("adapter: {targets: 'layers.(1|2'}", "adapter.targets: 'layers.(1|2' is not a valid regular expression"),

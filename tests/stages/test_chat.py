@@ -80,12 +80,13 @@ def test_the_base_answers_beside_it(run, subject, capsys):
 
 @pytest.mark.parametrize("ending", ["txt", "jsonl"])
 def test_a_file_of_prompts_is_answered_in_lines_of_json(run, subject, tmp_path, capsys, ending):
-    prompts = [QUESTION, "What is two and two?"]
+    """Editors put a byte order mark first, and characters that end lines for Python alone stay in their prompt."""
+    prompts = [QUESTION, "What is two\u2028and two?"]
     file = tmp_path / f"prompts.{ending}"
-    lines = prompts if ending == "txt" else [json.dumps({"prompt": prompt}) for prompt in prompts]
-    file.write_text("\n".join([lines[0], "", lines[1]]) + "\n")
+    lines = prompts if ending == "txt" else [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
+    file.write_text("\n".join([lines[0], "", lines[1]]) + "\n", encoding="utf-8-sig")
     stage.generate(str(run), GREEDY, prompts=[], file=file)
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    rows = [json.loads(line) for line in capsys.readouterr().out.split("\n") if line.startswith("{")]
     assert rows == [{"prompt": prompt, "answer": asked(subject, prompt)} for prompt in prompts]
 
 

@@ -3,12 +3,15 @@
 import json
 
 import pytest
+import torch
 
 from gora.adapters.mergeable import refuse_unmergeable
 from gora.errors import InputError
 from gora.models.source import find_model
+from gora.stages.check import check
 from gora.stages.evaluate import closing_job
 from gora.stages.run import run
+from gora.stages.train import train
 from tests.helpers.checkpoints import recipe_for, save_llama, save_rows
 
 
@@ -113,3 +116,17 @@ def test_programs_without_permission_end_the_run_before_rows_are_read(base, tmp_
     with pytest.raises(InputError, match="allow-code-execution"):
         run(recipe(tmp_path, evaluation={"tasks": [{"name": "humaneval"}]}))
     assert "rows      " not in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Liger's kernels run on a GPU")
+def test_kernels_that_cannot_run_are_refused_by_the_check_too(base, tmp_path):
+    asked = recipe(tmp_path, train={"kernels": "liger"})
+    with pytest.raises(InputError, match="liger cannot be used: it needs a GPU"):
+        run(asked)
+    assert any("liger cannot be used" in problem for problem in check(asked).problems)
+
+
+def test_a_warm_up_that_is_longer_than_the_run_is_said(base, tmp_path, capsys):
+    adapter = {"method": "lora", "rank": 2}
+    train(recipe(tmp_path, adapter=adapter, train={"max_steps": 2, "warmup_steps": 50}))
+    assert "train.warmup_steps is 50, but the run has 2 optimizer steps, of which 1 warm up" in capsys.readouterr().out
