@@ -28,7 +28,13 @@ from gora.stages.precompute import plan_from_gradients, precompute
 from tests.conftest import opened
 from tests.gradients.test_gradients import collect, text_batches
 
-SMALL = ("data.train.max_rows=64", "data.eval.max_rows=8", "data.max_length=128", "gora.steps=6")
+SMALL = (
+    "data.train.max_rows=64",
+    "data.eval.max_rows=8",
+    "data.max_length=128",
+    "gora.steps=6",
+    "gora.micro_batch_size=2",
+)
 
 
 def recipe(output, *more):
