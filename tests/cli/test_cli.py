@@ -22,6 +22,7 @@ from gora.plan import read_plan
 from gora.runs.owner import LOCK, MARKER
 from gora.runtime.imports import importing
 from tests.conftest import ROOT
+from tests.helpers import forks
 
 FEW = (
     "data.train.max_rows=64",
@@ -136,6 +137,30 @@ def test_garbage_is_collected_again_after_the_libraries_are_imported():
     gc.unfreeze()
 
 
+def test_torch_compiles_what_is_defined_in_an_import_when_it_is_called(monkeypatch):
+    compiled = []
+
+    def compile_now(function, **settings):
+        compiled.append((function.__name__, settings))
+        return lambda *arguments: ("compiled", *arguments)
+
+    monkeypatch.setattr(torch, "compile", compile_now)
+    with importing():
+
+        @torch.compile(dynamic=True)
+        def used(number):
+            raise AssertionError("it is not compiled")
+
+        @torch.compile
+        def unused():
+            pass
+
+    assert torch.compile is compile_now and not compiled
+    assert [used(3), used(4)] == [("compiled", 3), ("compiled", 4)]
+    assert compiled == [("used", {"dynamic": True})]
+    gc.unfreeze()
+
+
 def test_an_output_that_cannot_be_made_is_a_message_and_no_traceback(gora_here, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, errors = gora_here("precompute", "quickstart", *settings("output=file/run"), cwd=tmp_path)
@@ -208,7 +233,7 @@ def test_the_saved_recipe_runs_again_to_the_same_plan(ran, tmp_path):
     folder, _ = ran
     saved = folder / "runs" / "quickstart" / "recipe.yaml"
     # A name that rich would take for markup and an emoji, and a shell for more than one word.
-    done = gora("precompute", str(saved), "--set", "output=ag ä[red]:car:x", cwd=tmp_path)
+    done = forks.run("precompute", str(saved), "--set", "output=ag ä[red]:car:x", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "plan      ag ä[red]:car:x/plan.safetensors" in done.stdout
     paths = [folder / "runs" / "quickstart" / "plan.safetensors", tmp_path / "ag ä[red]:car:x" / "plan.safetensors"]
@@ -225,7 +250,7 @@ def test_the_saved_recipe_runs_again_to_the_same_plan(ran, tmp_path):
 
 def test_a_second_run_is_refused_until_it_is_told_to_replace(ran):
     folder, _ = ran
-    done = gora("run", "quickstart", *settings(), cwd=folder)
+    done = forks.run("run", "quickstart", *settings(), cwd=folder)
     assert done.returncode == 2
     assert "--overwrite" in done.stderr
     assert (folder / "runs" / "quickstart" / "adapter").exists()
@@ -236,13 +261,13 @@ def test_ranks_are_shown_as_table_as_json_and_as_pictures(ran, tmp_path):
     plan = folder / "runs" / "quickstart"
     table = gora("inspect-ranks", str(plan), cwd=tmp_path)
     assert "v_proj" in table.stdout
-    data = json.loads(gora("inspect-ranks", str(plan), "--json", cwd=tmp_path).stdout)
+    data = json.loads(forks.run("inspect-ranks", str(plan), "--json", cwd=tmp_path).stdout)
     assert sum(module["rank"] * sum(module["shape"]) for module in data["modules"]) == data["parameters"]
-    assert gora("inspect-ranks", str(plan), "--plot", "ranks.png", cwd=tmp_path).returncode == 0
+    assert forks.run("inspect-ranks", str(plan), "--plot", "ranks.png", cwd=tmp_path).returncode == 0
     assert (tmp_path / "ranks.png").read_bytes().startswith(b"\x89PNG")
-    assert gora("inspect-ranks", str(plan), "--plot", "ranks.svg", cwd=tmp_path).returncode == 0
+    assert forks.run("inspect-ranks", str(plan), "--plot", "ranks.svg", cwd=tmp_path).returncode == 0
     assert ElementTree.parse(tmp_path / "ranks.svg").getroot().tag.endswith("svg")
-    assert gora("inspect-ranks", str(plan), "--plot", "ranks.gif", cwd=tmp_path).returncode == 2
+    assert forks.run("inspect-ranks", str(plan), "--plot", "ranks.gif", cwd=tmp_path).returncode == 2
 
 
 def test_a_sample_is_shown_with_its_supervised_part_marked(gora_here, tmp_path):
@@ -259,20 +284,17 @@ def test_a_sample_is_shown_with_its_supervised_part_marked(gora_here, tmp_path):
 
 def interrupted(arguments, cwd, until, number):
     """Start gora, send it a signal once it has printed `until`, and return its code and what it said."""
-    command = [sys.executable, "-m", "gora", *arguments]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as process:
+    with forks.running(*arguments, cwd=cwd) as (process, stream):
         said = ""
-        for line in process.stdout:
+        for line in stream:
             said += line
             if until in line:
                 break
         # The marker is printed where signals are already answered between steps.
-        process.send_signal(number)
-        said += process.stdout.read()
-        return process.wait(), said
+        os.kill(process.pid, number)
+        said += stream.read()
+        process.join()
+        return process.exitcode, said
 
 
 def test_ctrl_c_in_precompute_keeps_the_sums_and_nothing_half_made(tmp_path):
@@ -290,7 +312,8 @@ def test_ctrl_c_in_precompute_keeps_the_sums_and_nothing_half_made(tmp_path):
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_in_training_says_what_was_kept_and_the_run_goes_on_from_it(tmp_path, number, expected):
-    more = settings("train.epochs=3", "train.log_steps=1")
+    small = ("data.train.max_rows=8", "train.batch_size=2", "train.micro_batch_size=2")
+    more = settings(*small, "train.epochs=3", "train.log_steps=1")
     code, said = interrupted(["run", "quickstart", *more], tmp_path, "Parameter groups", number)
     assert code == expected
     kept = re.search(r"checkpoints/checkpoint-(\d+) holds step (\d+) of 12; add --resume", said)
@@ -299,7 +322,7 @@ def test_a_signal_in_training_says_what_was_kept_and_the_run_goes_on_from_it(tmp
     assert not (folder / "adapter").exists()
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"checkpoint-{kept[1]}"]
     if number == signal.SIGINT:
-        done = gora("run", "quickstart", "--resume", *more, cwd=tmp_path)
+        done = forks.run("run", "quickstart", "--resume", *more, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert steps == list(range(1, 13))

@@ -26,6 +26,7 @@ from gora.runtime.interrupt import StopSignal
 from gora.stages.compare import compare
 from gora.stages.precompute import precompute
 from gora.training.rows_checksum import rows_checksum
+from tests.helpers import forks
 
 SMALL = (
     "data.train.max_rows=32",
@@ -71,7 +72,7 @@ def test_methods_are_compared_in_processes_of_their_own_and_finished_runs_are_no
     assert "| failed: seed 0: " in table
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "made" / "runs").glob("*/results.json")}
     assert len(before) == 2
-    once_more = gora(*arguments, "--vary", "data.max_length=128", cwd=tmp_path)
+    once_more = forks.run(*arguments, "--vary", "data.max_length=128", cwd=tmp_path)
     assert once_more.returncode == 0
     assert "compare   2 runs, 2 of them finished before" in once_more.stdout
     assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -140,14 +141,14 @@ def parts(tmp_path_factory):
     """The comparison of GoRA's parts, as it is typed; its run folders by label."""
     folder = tmp_path_factory.mktemp("parts")
     settings = [part for setting in SMALL for part in ("--set", setting)]
-    arguments = ("compare", "quickstart", "--variants", "ablations/parts", "--output", "made", "--jobs", "2", *settings)
-    done = gora(*arguments, cwd=folder)
+    arguments = ("quickstart", "--variants", "ablations/parts", "--output", "made", "--jobs", "2", *settings)
+    done = forks.compare(*arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
     rows = {row["label"]: row for row in json.loads((folder / "made" / "comparison.json").read_text())}
     assert not any(row["failures"] for row in rows.values())
     names = {label: label.replace(", ", "_").replace(" ", "_") for label in rows}
     runs = {label: RunFolder(folder / "made" / "runs" / f"{name}_seed=0") for label, name in names.items()}
-    return done.stdout, rows, runs, lambda: gora(*arguments, cwd=folder)
+    return done.stdout, rows, runs, lambda: forks.compare(*arguments, cwd=folder)
 
 
 def test_runs_of_a_comparison_take_the_same_steps_on_the_same_rows_with_as_many_parameters(parts):

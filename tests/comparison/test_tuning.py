@@ -11,15 +11,16 @@ from gora.comparison.tuning import Tuning
 from gora.comparison.tuning_table import Tuned, tuning_table
 from gora.errors import InputError
 from gora.stages.compare import compare
-from tests.comparison.test_compare import SMALL, gora, outcome
+from tests.comparison.test_compare import SMALL, outcome
+from tests.helpers import forks
 
 RATES = "train.learning_rate=1e-9,5e-3"
 
 
 def test_a_value_is_chosen_on_another_seed_and_the_seeds_that_count_are_run_at_it(tmp_path):
     settings = [part for setting in SMALL for part in ("--set", setting)]
-    arguments = ("compare", "quickstart", "--methods", "lora", "--tune", RATES, "--output", "made", "--jobs", "2")
-    done = gora(*arguments, *settings, cwd=tmp_path)
+    arguments = ("quickstart", "--methods", "lora", "--tune", RATES, "--output", "made", "--jobs", "2")
+    done = forks.compare(*arguments, *settings, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "by evaluation loss on seed 1" in done.stdout
     made = tmp_path / "made"
@@ -31,7 +32,7 @@ def test_a_value_is_chosen_on_another_seed_and_the_seeds_that_count_are_run_at_i
     (row,) = json.loads((made / "comparison.json").read_text())
     assert (row["label"], row["seeds"]) == ("lora learning_rate=5e-3", [0])
     assert [run.name for run in (made / "runs").iterdir()] == ["lora_learning_rate=5e-3_seed=0"]
-    again = gora(*arguments, *settings, cwd=tmp_path)
+    again = forks.compare(*arguments, *settings, cwd=tmp_path)
     assert "compare   2 runs, 2 of them finished before" in again.stdout
     assert "compare   1 run, 1 of them finished before" in again.stdout
 

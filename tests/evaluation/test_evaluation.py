@@ -1,7 +1,6 @@
 """`gora eval`: what is asked is what was trained, answers are those of plain decoding, and results can be repeated."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
@@ -28,6 +27,7 @@ from gora.stages.evaluate import Job, evaluate, task_jobs
 from gora.stages.merge import merge
 from gora.stages.run import run
 from tests.conftest import TINY
+from tests.helpers import forks
 
 QUESTIONS = "builtin:gsm8k/test.jsonl"
 SHORT = (
@@ -274,8 +274,8 @@ def test_several_processes_give_the_answers_of_one(trained, tmp_path):
     rows, losses = {}, {}
     for count in (1, 2):
         folder = tmp_path / str(count)
-        command = [sys.executable, "-m", "gora", "eval", str(trained), *arguments, "--output", str(folder)]
-        done = subprocess.run([*command, "--processes", str(count)], capture_output=True, text=True, timeout=300)
+        where = ("--output", folder, "--processes", count)
+        done = forks.run("eval", trained, *arguments, *where, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         rows[count] = (folder / "evaluation" / "gsm8k-trained" / "rows.jsonl").read_text()
         assert done.stdout.count("exact_match 0.") + done.stdout.count("exact_match 1.") == 1

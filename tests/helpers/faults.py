@@ -1,7 +1,5 @@
 """Runs into which a fault is injected, one in each phase, and what `--resume` makes of them.
 
-    python -m tests.helpers.faults FOLDER PROCESSES
-
 As in `kill_points.py`, the libraries are imported once and every process of every run is a fork, which runs the command
 line. One JSON object per fault is printed.
 """
@@ -137,7 +135,3 @@ def attempt(place: Path, processes: int, *more: str, inject=None, at=0) -> list[
         return 0
 
     return forked(place, processes, work)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,7 +1,5 @@
 """Runs that are killed at a chosen point of their file operations, and what `--resume` makes of them.
 
-    python -m tests.helpers.kill_points FOLDER PROCESSES WANTED [overwrite]
-
 The libraries are imported once; every run is a fork of this process, which therefore wants OMP_NUM_THREADS=1. Each
 operation on the run folder (opening to write, fsync, rename, unlink, rmdir; mkdir with one process only, as several
 race for it) is a point. An unbroken run counts them; then WANTED of them, spread evenly over all (0: every one), are
@@ -200,7 +198,3 @@ def watch(place: Path, kill_at: int | None, count_to: Path | None, *, folders: b
 
     os.fsync = fsync
     sys.addaudithook(hook)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), "overwrite" in sys.argv)

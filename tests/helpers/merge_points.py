@@ -1,7 +1,5 @@
 """Merges that are killed at chosen file operations, or that find the disk full.
 
-    python -m tests.helpers.merge_points ADAPTER FOLDER WANTED
-
 The libraries are imported once; every merge is a fork of this process, which therefore wants OMP_NUM_THREADS=1. An
 unbroken merge counts its writes, flushes and renames; then WANTED of them, spread evenly, are tried: a new merge ends
 itself with SIGKILL just before the operation. Then one may write no file of more than 20 kB. One JSON object is printed
@@ -15,7 +13,6 @@ import shutil
 import signal
 import sys
 import threading
-from pathlib import Path
 
 from gora import manifest
 from gora.errors import GoraError
@@ -89,8 +86,3 @@ def main(adapter, folder, wanted):
 
 def files(folder):
     return {path.name: manifest.sha256_of(path) for path in folder.iterdir()}
-
-
-if __name__ == "__main__":
-    sys.stdout.flush()
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

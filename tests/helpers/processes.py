@@ -30,6 +30,7 @@ from gora.stages.precompute import precompute
 from gora.stages.run import run
 from gora.stages.train import train
 from gora.training import assembly
+from gora.training import start
 from gora.training import trainer as trainer_module
 from gora.training.trainer import GoraTrainer
 from tests.helpers.mixtures import gpt_oss, made, recipe_on
@@ -165,7 +166,7 @@ def nan_in_training(folder):
 
 def unused(folder):
     """A target layer that no row reaches, as the vision tower of a model that is given text only."""
-    load, empty = RunContext.load_model, dry_wrap.empty_model
+    load, empty = start.load_base_model, dry_wrap.empty_model
 
     def with_spare(make):
         def made(*arguments):
@@ -176,9 +177,9 @@ def unused(folder):
 
         return made
 
-    RunContext.load_model, dry_wrap.empty_model = with_spare(load), with_spare(empty)
+    start.load_base_model, dry_wrap.empty_model = with_spare(load), with_spare(empty)
     train(recipe(folder / "unused", "adapter.method=lora", "adapter.targets=[q_proj,spare]", "train.max_steps=2"))
-    RunContext.load_model, dry_wrap.empty_model = load, empty
+    start.load_base_model, dry_wrap.empty_model = load, empty
 
 
 def retaken(folder):

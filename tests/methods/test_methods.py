@@ -29,7 +29,7 @@ from tests.conftest import TINY
 
 SMALL = (
     "data.train.max_rows=64",
-    "data.eval.max_rows=6",
+    "data.eval.max_rows=4",
     "data.max_length=128",
     "gora.steps=2",
     "gora.micro_batch_size=2",

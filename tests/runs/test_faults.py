@@ -2,12 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers import forks
 
 # What the message says, and the number of the newest checkpoint that has to be left.
 EXPECTED = {
@@ -26,12 +24,17 @@ EXPECTED = {
 }
 
 
+def sweep(folder, processes):
+    from tests.helpers import faults
+
+    faults.main(folder, processes)
+
+
 @pytest.fixture(scope="module", params=[pytest.param(1, id="one"), pytest.param(2, id="two", marks=pytest.mark.slow)])
 def faults(request, tmp_path_factory):
     """What became of each fault; see `tests/helpers/faults.py`."""
     quiet = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "tests.helpers.faults", str(tmp_path_factory.mktemp("f")), str(request.param)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **quiet}, capture_output=True, text=True, check=False)
+    done = forks.call(sweep, tmp_path_factory.mktemp("f"), request.param, env={**os.environ, **quiet})
     assert done.returncode == 0, done.stderr[-3000:]
     reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return request.param, {report["fault"]: report for report in reports}

@@ -2,19 +2,22 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers import forks
+
+
+def sweep(*arguments):
+    from tests.helpers import kill_points
+
+    kill_points.main(*arguments)
 
 
 def swept(folder, processes, wanted, *more):
     """What became of each point; see `tests/helpers/kill_points.py`."""
     quiet = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "tests.helpers.kill_points", str(folder), str(processes), str(wanted), *more]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **quiet}, capture_output=True, text=True, check=False)
+    done = forks.call(sweep, folder, processes, wanted, "overwrite" in more, env={**os.environ, **quiet})
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 

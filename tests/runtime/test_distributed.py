@@ -20,7 +20,7 @@ from gora.stages.precompute import plan_from_gradients, precompute
 from gora.stages.run import run
 from gora.stages.train import train
 from tests.conftest import ROOT
-from tests.helpers import processes
+from tests.helpers import forks, processes
 from tests.helpers.processes import ENGINES, SETTINGS, STOP_AFTER, STREAMED, UNEVEN, recipe
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -338,7 +338,7 @@ def test_states_that_are_shared_out_are_not_resumed_with_another_number_of_proce
     mark(run)
     (tmp_path / "kept").rename(run / "checkpoints")
     settings = overrides("adapter.method=lora", "distributed=zero2", f"output={run}")
-    done = gora("train", "quickstart", "--resume", *settings, cwd=tmp_path)
+    done = forks.run("train", "quickstart", "--resume", *settings, cwd=tmp_path)
     assert done.returncode == 2
     assert "holds the optimizer's state in 2 shards" in done.stderr
     assert "Resume with 2." in done.stderr
@@ -445,7 +445,7 @@ def test_ctrl_c_saves_the_sums_of_all_processes_and_resuming_makes_the_plan_of_a
     text = (tmp_path / "output.txt").read_text()
     assert text.count("add --resume to continue from them") == 1
     assert "Traceback" not in text
-    other = gora("precompute", "quickstart", "--resume", *settings, cwd=tmp_path)
+    other = forks.run("precompute", "quickstart", "--resume", *settings, cwd=tmp_path)
     assert other.returncode == 2
     assert "was begun with 2 processes" in other.stderr
     again = gora("precompute", "quickstart", "--resume", "--processes", "2", *settings, cwd=tmp_path)

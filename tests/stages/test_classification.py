@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -39,6 +37,7 @@ from gora.stages.merge import merge
 from gora.stages.precompute import precompute
 from gora.stages.train import train
 from tests.conftest import ROOT, opened
+from tests.helpers import forks
 from tests.helpers.cards import loaded_as_told
 from tests.helpers.classifiers import GOOD, KINDS, sentences, tokenizer, write_model, write_recipe, write_rows
 
@@ -47,11 +46,6 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 TEXTS = [text for text, _ in sentences()[:9]]
 CHOICES = ["bad", "good"]
 FEW = ("train.max_steps=3", "gora.steps=2", "gora.micro_batch_size=16")
-
-
-def gora(*arguments, cwd):
-    command = [sys.executable, "-m", "gora", *arguments]
-    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
 
 
 def recipe_of(path, output, *more):
@@ -78,7 +72,7 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(home):
     """`gora run --merge` as a user types it: its folder and what it printed."""
-    done = gora("run", str(home / "bert.yaml"), "--merge", cwd=home)
+    done = forks.run("run", str(home / "bert.yaml"), "--merge", cwd=home, env=ENVIRONMENT)
     assert done.returncode == 0, done.stdout + done.stderr
     return home / "run", done.stdout
 
@@ -335,7 +329,7 @@ def test_two_processes_train_as_one(home, tmp_path):
     precompute(recipe)
     train(recipe)
     overrides = [part for each in (*settings, f"output={tmp_path / 'two'}") for part in ("--set", each)]
-    done = gora("run", str(home / "roberta.yaml"), *overrides, "--processes", "2", cwd=tmp_path)
+    done = forks.run("run", str(home / "roberta.yaml"), *overrides, "--processes", "2", cwd=tmp_path, env=ENVIRONMENT)
     assert done.returncode == 0, done.stdout + done.stderr
     plans = [read_plan(tmp_path / name / "plan.safetensors") for name in ("one", "two")]
     assert [module.rank for module in plans[0].modules] == [module.rank for module in plans[1].modules]

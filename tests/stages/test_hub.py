@@ -35,7 +35,7 @@ BASE = "me/tiny-6m"
 def run(tmp_path_factory):
     """A finished run of a few steps, with a task at its end."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
-    settings = ("gora.steps=2", "data.train.max_rows=32", "data.eval.max_rows=8", "evaluation.steps=null")
+    settings = ("gora.steps=2", "data.train.max_rows=32", "data.eval.max_rows=4", "data.max_length=128")
     task = "[{name: gsm8k, path: 'builtin:gsm8k/test.jsonl', max_rows: 2, max_new_tokens: 4}]"
     description = "description=Counting apples"
     recipe = load_recipe("quickstart", [*settings, f"evaluation.tasks={task}", f"output={folder}", description]).recipe

@@ -202,10 +202,11 @@ def test_two_processes_agree_in_the_trial_and_name_the_way_on_after_a_later_fail
 
 
 def test_a_model_that_does_not_fit_is_explained_too(home, tmp_path, monkeypatch):
-    def load(self):
+    def load(context):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 16.00 GiB.")
 
-    monkeypatch.setattr(contexts.RunContext, "load_model", load)
+    for module in ("gora.training.start", "gora.stages.precompute"):
+        monkeypatch.setattr(f"{module}.load_base_model", load)
     for work in (train, precompute):
         with pytest.raises(OutOfMemory, match=r"while the model was loaded(?s:.*)Tried to allocate 16(?s:.*)--set "):
             work(recipe(home, tmp_path / work.__name__))

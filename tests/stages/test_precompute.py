@@ -28,7 +28,13 @@ from gora.stages.precompute import plan_from_gradients, precompute
 from tests.conftest import opened
 from tests.gradients.test_gradients import collect, text_batches
 
-SMALL = ("data.train.max_rows=64", "data.eval.max_rows=8", "data.max_length=128", "gora.steps=6")
+SMALL = (
+    "data.train.max_rows=64",
+    "data.eval.max_rows=8",
+    "data.max_length=128",
+    "gora.steps=6",
+    "gora.micro_batch_size=2",
+)
 
 
 def recipe(output, *more):
@@ -316,7 +322,7 @@ def test_what_cannot_fit_is_refused_before_the_model_is_loaded(tmp_path, monkeyp
         available = 10**6
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Little)
-    monkeypatch.setattr(RunContext, "load_model", lambda self: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("gora.stages.precompute.load_base_model", lambda context: pytest.fail("the model was loaded"))
     with pytest.raises(InputError, match=r"weights 21\.6 MB, gradient sums 4\.7 MB: more than the 1\.0 MB"):
         precompute(recipe(tmp_path / "run"))
 

@@ -5,8 +5,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -23,7 +21,8 @@ from gora.errors import GoraError, InputError
 from gora.models.source import find_model
 from gora.recipe.schema import Recipe
 from gora.stages.merge import merge
-from tests.conftest import ROOT, TINY
+from tests.conftest import TINY
+from tests.helpers import forks
 
 SIZES = {"vocab_size": 4096, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
 LLAMA = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
@@ -279,13 +278,17 @@ def test_a_disk_that_fills_up_leaves_nothing(base, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
 
 
+def kill_merges(*arguments):
+    from tests.helpers import merge_points
+
+    merge_points.main(*arguments)
+
+
 def test_a_merge_that_is_killed_or_finds_the_disk_full_leaves_nothing_under_the_final_name(base, tmp_path):
     """Killed just before one of its file operations, of every kind; the next one makes the same files."""
     adapter = adapt(base, tmp_path / "adapter")
     (tmp_path / "tries").mkdir()
-    command = [sys.executable, "-m", "tests.helpers.merge_points", str(adapter), str(tmp_path / "tries"), "7"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = forks.call(kill_merges, adapter, tmp_path / "tries", 7, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     tries = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"operation"')]
     assert len(tries) == 8

@@ -44,8 +44,8 @@ from tests.helpers.callbacks import call_too
 # 39 rows in micro-batches of 4: five optimizer steps an epoch, the last of them with a short micro-batch.
 SMALL = (
     "data.train.max_rows=39",
-    "data.eval.max_rows=16",
-    "data.max_length=224",
+    "data.eval.max_rows=8",
+    "data.max_length=128",
     "gora.steps=4",
     "train.batch_size=8",
     "train.micro_batch_size=4",
@@ -89,7 +89,7 @@ def test_the_loss_on_evaluation_rows_falls_at_the_start_and_in_training(trained)
     losses = result.losses
     assert losses["final"] < losses["initial"] < losses["base"]
     written = json.loads((folder / "results.json").read_text())
-    assert (written["rows"], written["loss"]) == (16, losses)
+    assert (written["rows"], written["loss"]) == (8, losses)
     assert written["trainable_parameters"] > 0
     assert written["peak_bytes"]["host"] > 10**8
     assert written["versions"]["torch"] == torch.__version__
