@@ -20,7 +20,9 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -180,23 +182,27 @@ def main() -> None:
     for number in numbers * given.workers:
         devices.put(number)
     waiting: dict[Future[Run], Cell] = {}
-    tried: set[tuple[str, str]] = set()
+    tried: set[tuple[str, str, str]] = set()
     again: dict[str, int] = {}
 
-    def ready() -> list[Cell]:
+    def ready() -> Iterator[Cell]:
+        """Cells to begin with now, each once."""
         begun = {str(cell) for cell in waiting.values()} | found.keys()
-        cells = [cell for cell in plan(found, given.table or ("tools", "fair", "paper")) if str(cell) not in begun]
-        cells = [cell for cell in dict.fromkeys(cells) if given.only is None or given.only in str(cell)]
-        if given.first_of_each:
-            cells = [cell for cell in cells if not _known_kinds(cell) & tried]
-        return cells
+        for cell in plan(found, given.table or ("tools", "fair", "paper")):
+            kind = (cell.table, cell.targets, cell.method)
+            if str(cell) in begun or (given.only is not None and given.only not in str(cell)):
+                continue
+            if not (given.first_of_each and kind in tried):
+                begun.add(str(cell))
+                tried.add(kind)
+                yield cell
 
     with ProcessPoolExecutor(most, context, initializer=start, initargs=(devices, not given.loud)) as pool:
 
         def fill() -> None:
-            while len(waiting) < most and time.monotonic() < end and (cells := ready()):
-                cell = cells[0]
-                tried.update(_known_kinds(cell))
+            if time.monotonic() >= end:
+                return
+            for cell in islice(ready(), most - len(waiting)):
                 recipe = recipe_of(cell, given.model, given.sets, given.steps)
                 folder = given.work / "".join(letter if letter.isalnum() else "_" for letter in str(cell))
                 base_too = cell.table == "tools" and cell.method == AUTO and cell.seed == 1
@@ -216,10 +222,6 @@ def main() -> None:
                 print(f"{cell}: {text} {result['seconds']:.0f} s", flush=True)
             _keep(given.output, found)
             fill()
-
-
-def _known_kinds(cell: Cell) -> set[tuple[str, str]]:
-    return {(cell.table, f"{cell.targets} {cell.method}")}
 
 
 def _keep(path: Path, found: dict[str, Run]) -> None:
