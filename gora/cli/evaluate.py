@@ -31,12 +31,20 @@ def evaluate_command(
         typer.Option(
             "--task",
             metavar="NAME",
-            help="gsm8k, glue/NAME, humaneval, mbpp, mtbench, image, loss, or harness:NAME for a task of lm-eval; "
-            "may be repeated.",
+            help="gsm8k, glue/NAME, humaneval, mbpp, mtbench, choice, exact, image, loss, or harness:NAME for a task "
+            "of lm-eval; may be repeated.",
         ),
     ],
     data: Annotated[
         str | None, typer.Option("--data", metavar="PATH", help="Questions from here instead of the published set.")
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column",
+            metavar="ROLE=NAME",
+            help="Which column of --data is the prompt, the choices or the answer (choice, exact); may be repeated.",
+        ),
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Evaluate the base model, without what was trained.")] = False,
     both: Annotated[bool, typer.Option("--both", help="Evaluate both, and show the difference.")] = False,
@@ -121,7 +129,7 @@ def evaluate_command(
         return
     with importing():
         from gora.evaluation.task import JudgeSettings, Options
-        from gora.stages.evaluate import Job, Which, evaluate, task_jobs
+        from gora.stages.evaluate import Job, Which, columns_named, evaluate, task_jobs
 
     judge = None
     if judge_url and judge_model:
@@ -140,6 +148,7 @@ def evaluate_command(
         samples=samples,
         temperature=temperature,
         max_new_tokens=max_new_tokens,
+        columns=columns_named(columns or []),
         allow_code_execution=allow_code_execution,
         allow_weak_sandbox=allow_weak_sandbox,
         judge=judge,

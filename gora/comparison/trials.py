@@ -56,7 +56,7 @@ class Trial:
         if self.progress.state != RunState.FINISHED:
             return False
         done = task_results(self.folder)
-        return all(task.name in done for task in self.recipe.evaluation.tasks)
+        return all((task.label or task.name) in done for task in self.recipe.evaluation.tasks)
 
 
 def make_trials(

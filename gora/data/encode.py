@@ -109,6 +109,19 @@ class Encoder:
         found = self._tokenised(texts, special=False)
         return [ids if ids[: len(self._front)] == self._front else self._front + ids for ids in found]
 
+    def answers(self, pairs: list[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """The ids of prompts and of answers to them, as in an example, without what ends the sequence; nothing is cut.
+
+        Args:
+            pairs: the text before each answer, and the answer.
+        """
+        prompts = self.prompts([prompt for prompt, _ in pairs])
+        if self._encoder_decoder:
+            return list(zip(prompts, self._tokenised([answer for _, answer in pairs], special=False), strict=True))
+        segments = [[Segment(prompt, False), Segment(answer, True)] for prompt, answer in pairs]
+        found = [ids for ids, _ in self._tokenised_segments(segments)][1::2]
+        return list(zip(prompts, found, strict=True))
+
     def _sequences(self, batch: list[list[Segment]]) -> Iterator[Encoded | None]:
         parts = iter(self._tokenised_segments(batch))
         for segments in batch:

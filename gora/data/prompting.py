@@ -10,8 +10,9 @@ from gora.data.classification import Classification, LabelledText
 from gora.data.encode import Encoder
 from gora.data.formats import Format, format_for
 from gora.data.instruction import BETWEEN_TURNS, Instruction
-from gora.data.messages import quoted
+from gora.data.messages import described, quoted
 from gora.data.rows import Unusable
+from gora.data.segments import column_of
 from gora.errors import InputError
 from gora.recipe.schema import DataSection, Head, SourceSection
 from gora.recipe.sources import asked_as
@@ -19,6 +20,8 @@ from gora.recipe.sources import asked_as
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+QUESTION = "question"
+"""The column with a question, where nothing says another."""
 _NOTED = (
     "format",
     "prompt",
@@ -169,6 +172,35 @@ class Prompting:
             asked = quoted(["data.choices"])
             raise InputError(f"This model was trained on no classification: its recipe has no {asked}.")
         return self.data.choices
+
+    def question(self, row: Mapping[str, Any], column: str | None) -> str:
+        """The text before the answer to a row of whoever asks: put into the trained form, if there is one.
+
+        Args:
+            row: its columns.
+            column: the one with the question; None is the one that was trained, or `question`.
+
+        Raises:
+            Unusable: the row lacks something.
+            InputError: the form has no place for a question.
+        """
+        if isinstance(self._format, Instruction):
+            renamed = {self._prompt_column: column_of(dict(row), column)} if column else {}
+            return self.row({**row, **renamed})
+        text = column_of(dict(row), column or QUESTION)
+        if not isinstance(text, str):
+            raise Unusable(f"column {column or QUESTION!r} must be text, not {described(text)}")
+        return text if self._format is None else self.conversation([{"role": "user", "content": text}])
+
+    def answers(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """Token ids of prompts and of answers to them, as training would have them, without the end of the sequence.
+
+        Args:
+            pairs: the text before each answer, and the answer.
+        """
+        before = " " if self._format is None else ""
+        separator = self.separator if isinstance(self._format, Instruction) else before
+        return self._encoder.answers([(prompt, separator + answer) for prompt, answer in pairs])
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of prompts, the same as those before the response of an example in training."""

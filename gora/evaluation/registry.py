@@ -6,6 +6,8 @@ from gora.data.messages import did_you_mean
 from gora.errors import InputError
 from gora.evaluation.mtbench import MTBench
 from gora.evaluation.task import Task
+from gora.evaluation.tasks.choice import Choice
+from gora.evaluation.tasks.exact import Exact
 from gora.evaluation.tasks.glue import glue_tasks
 from gora.evaluation.tasks.gsm8k import Gsm8k
 from gora.evaluation.tasks.humaneval import HumanEval
@@ -13,7 +15,7 @@ from gora.evaluation.tasks.image import ImageTask
 from gora.evaluation.tasks.loss import Loss
 from gora.evaluation.tasks.mbpp import Mbpp
 
-_ALL: list[Task] = [Gsm8k(), HumanEval(), Mbpp(), MTBench(), *glue_tasks(), ImageTask(), Loss()]
+_ALL: list[Task] = [Gsm8k(), HumanEval(), Mbpp(), MTBench(), *glue_tasks(), Choice(), Exact(), ImageTask(), Loss()]
 TASKS = {task.name: task for task in _ALL}
 
 

@@ -62,6 +62,22 @@ class Subject(Protocol):
     def complete(self, texts: Sequence[str], sampling: Sampling) -> list[list[str]]:
         """Continuations of texts as they stand, `sampling.samples` of each."""
 
+    def questions(self, rows: Sequence[tuple[str, Mapping[str, Any]]], column: str | None) -> list[str]:
+        """The texts before the answers to rows, of which the place of each is given, in the form it was trained on.
+
+        `column` holds the question; None is the one that was trained. Raises InputError for a row without it.
+        """
+
+    def likelihoods(self, prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> list[list[float]]:
+        """Log-likelihood in nats of each of some answers to each prompt, without what ends an answer.
+
+        Raises InputError where it only generates, or does not write text.
+        """
+
+    @property
+    def choices(self) -> list[str]:
+        """The names of the labels that it was trained on; raises InputError where there are none."""
+
     def label(self, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[tuple[int | None, str]]:
         """For rows of a classification that it was trained on, and the place of each: the label's number and text.
 
@@ -113,6 +129,7 @@ class Options:
         samples: answers to each question, where the task can use several.
         temperature: see `Sampling`; None is the task's own.
         max_new_tokens: longest answer; None is the task's own.
+        columns: names of the data's columns, for tasks that take rows of any kind: `prompt`, `choices`, `answer`.
         allow_code_execution: whether programs that a model wrote may run here.
         allow_weak_sandbox: also where the system lacks walls of the sandbox.
         judge: who rates answers that no rule can; None leaves them unrated.
@@ -128,6 +145,7 @@ class Options:
     samples: int = 1
     temperature: float | None = None
     max_new_tokens: int | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
     allow_code_execution: bool = False
     allow_weak_sandbox: bool = False
     judge: JudgeSettings | None = None
@@ -162,3 +180,24 @@ class Task(Protocol):
 
     def evaluate(self, subject: Subject, options: Options) -> Scores:
         """Ask the subject and score what it answers; raises InputError."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A task under another name, where it is asked of several sets.
+
+    Attributes:
+        task: what asks and scores.
+        name: what results call it.
+    """
+
+    task: Task
+    name: str
+
+    def check(self, options: Options) -> None:
+        """See `Task`."""
+        self.task.check(options)
+
+    def evaluate(self, subject: Subject, options: Options) -> Scores:
+        """See `Task`."""
+        return self.task.evaluate(subject, options)

@@ -218,6 +218,11 @@ class TaskSection(Section):
     """Ask the first questions only; null asks all."""
     max_new_tokens: Positive | None = None
     """Longest answer in tokens; null is the task's own."""
+    columns: dict[str, str] = {}
+    """Names of the columns of rows of your own (choice, exact): `{prompt: question, choices: options, answer: label}`.
+    Without `prompt` a question is what was trained, without `choices` they are those of `data.choices`."""
+    label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")] | None = None
+    """What results call the task, where it is asked of several sets; null is its name."""
 
 
 class EvaluationSection(Section):

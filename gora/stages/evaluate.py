@@ -17,7 +17,7 @@ from gora.evaluation.models.load import BackendName, load_subject
 from gora.evaluation.models.locate import Named, find_subject
 from gora.evaluation.models.subject import DistributedBackend, LocalSubject
 from gora.evaluation.registry import task_named
-from gora.evaluation.task import Options, Scores, Task
+from gora.evaluation.task import Labelled, Options, Scores, Task
 from gora.evaluation.tasks.glue import Glue
 from gora.evaluation.tasks.harness import PREFIX, Foreign, check_place, second_opinion
 from gora.evaluation.tasks.image import ImageTask
@@ -130,11 +130,18 @@ def task_jobs(names: Sequence[str], options: Options, *, harness: bool = False) 
     return [(task, options) for task in tasks]
 
 
+def columns_named(named: Sequence[str]) -> dict[str, str]:
+    """`answer=label` and so on, by what the column is for; raises InputError."""
+    if wrong := [text for text in named if not all(text.partition("=")[::2])]:
+        raise InputError(f"--column {wrong[0]}: say which column is what, such as answer=label.")
+    return dict(text.split("=", 1) for text in named)
+
+
 def closing_job(
     recipe: Recipe, *, allow_code_execution: bool, trust_remote_code: bool, allow_weak_sandbox: bool = False
 ) -> Job:
     """The tasks that a recipe closes with; raises InputError where one is not known or does not fit."""
-    tasks = []
+    tasks: list[tuple[Task, Options]] = []
     for section in recipe.evaluation.tasks:
         options = Options(
             folder=Path(),
@@ -142,6 +149,7 @@ def closing_job(
             limit=section.max_rows,
             seed=recipe.seed,
             max_new_tokens=section.max_new_tokens,
+            columns=section.columns,
             allow_code_execution=allow_code_execution,
             allow_weak_sandbox=allow_weak_sandbox,
         )
@@ -154,7 +162,10 @@ def closing_job(
             raise InputError(
                 f"evaluation.tasks: {task.name} is a task of text; a model with an image head has `image`."
             )
-        tasks.append((task, options))
+        tasks.append((Labelled(task, section.label) if section.label else task, options))
+    names = [task.name for task, _ in tasks]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"evaluation.tasks: two are called {twice[0]}, as their results would be. Give one a `label`.")
     return Job(tasks=tasks, batch_size=recipe.evaluation.batch_size, trust_remote_code=trust_remote_code)
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
 from gora.core.initial import scaling
 from gora.core.ranks import adapter_parameters, allocate
@@ -71,6 +72,16 @@ VISION = {
     "sun397": ("tanganke/sun397", None),
     "svhn": ("ufldl-stanford/svhn", "cropped_digits"),
 }
+# What the documentation of five tools begins with, written down apart from the recipes: rank, alpha, dropout, targets;
+# rows in a step, rate, schedule, warm-up (steps from 1 on, else a share), weight decay.
+QUERY_VALUE = ["q_proj", "v_proj"]
+TOOLS = {
+    "peft": (8, 8, 0.0, QUERY_VALUE, 32, 1e-3, "linear", 0.0, 0.01),
+    "llama-factory": (8, 16, 0.0, "all-linear", 8, 1e-4, "cosine", 0.1, 0.0),
+    "axolotl": (16, 32, 0.05, "all-linear", 4, 2e-4, "cosine", 10, 0.0),
+    "unsloth": (16, 16, 0.0, "all-linear", 8, 2e-4, "linear", 5, 0.01),
+    "trl": (32, 16, 0.05, QUERY_VALUE, 16, 2e-4, "linear", 0.0, 0.0),
+}
 # LoRA's trainable parameters at rank 8 (Table 7).
 TABLE_7 = {
     "google-t5/t5-base": 3_244_032,
@@ -82,7 +93,7 @@ TABLE_7 = {
 
 def test_the_list_of_recipes_is_complete_and_described():
     expected = {name for name, *_ in LLAMA} | {f"glue/{task}" for task in GLUE} | {"quickstart"}
-    assert set(NAMES) == expected | {f"vision/{name}" for name in VISION}
+    assert set(NAMES) == expected | {f"vision/{name}" for name in VISION} | {f"defaults/{name}" for name in TOOLS}
     described = [*builtin_recipes(), *builtin_comparisons()]
     assert all(description for _, description in described)
     assert len({description for _, description in described}) == len(described)
@@ -152,6 +163,25 @@ def test_the_vision_recipes_have_the_paper_s_settings(name):
     for source, split in ((recipe.data.train, "train"), (recipe.data.eval, "test")):
         assert (source.path, source.subset, source.split) == (path, subset, split)
     assert [task.name for task in recipe.evaluation.tasks] == ["image"]
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_the_recipes_of_tools_have_their_documented_settings(name):
+    recipe = load_recipe(f"defaults/{name}").recipe
+    adapter, train = recipe.adapter, recipe.train
+    warm_up = train.warmup_ratio if train.warmup_steps is None else train.warmup_steps
+    assert adapter.method == "lora" and train.min_lr_ratio == 0
+    found = (adapter.rank, adapter.alpha, adapter.dropout, adapter.targets)
+    assert found == TOOLS[name][:4]
+    found = (train.batch_size, train.learning_rate, train.schedule, warm_up, train.weight_decay)
+    assert found == TOOLS[name][4:]
+    assert "https://" in (ROOT / "recipes" / "defaults" / f"{name}.yaml").read_text()
+
+
+def test_the_recipe_of_peft_has_peft_s_own_defaults():
+    peft, adapter = LoraConfig(), load_recipe("defaults/peft").recipe.adapter
+    assert (adapter.rank, adapter.alpha, adapter.dropout) == (peft.r, peft.lora_alpha, peft.lora_dropout)
+    assert set(adapter.targets) == set(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING["llama"])
 
 
 def check_plan_on_empty_model(model, targets, recipe):

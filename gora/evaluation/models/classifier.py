@@ -43,6 +43,12 @@ class Classifier:
         """A head for labels has no words."""
         raise InputError("A model with a classification head writes no text: only tasks of labels fit it.")
 
+    def likelihoods(
+        self, pairs: Sequence[tuple[list[int], list[int]]], advance: Callable[[int, int], None], *, base: bool
+    ) -> NoReturn:
+        """Nor are they likely or not."""
+        raise InputError("A model with a classification head writes no text: only tasks of labels fit it.")
+
     def label(self, rows: Sequence[LabelledText], *, base: bool) -> list[int]:
         """The number of the likeliest label of each row."""
         pairs = [row.pair or "" for row in rows] if any(row.pair is not None for row in rows) else None

@@ -12,7 +12,8 @@ from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from gora.data.collate import padding_id
+from gora.data.collate import Collator, padding_id
+from gora.data.encode import IGNORED
 from gora.evaluation.task import Sampling
 from gora.models.encoders import longest_input
 from gora.models.new_tokens import embedding_rows
@@ -69,6 +70,20 @@ class Generator:
         """
         with without_adapter(self.model, base):
             return self._generate(prompts, sampling, advance)
+
+    @torch.inference_mode()
+    def likelihoods(
+        self, pairs: Sequence[tuple[list[int], list[int]]], advance: Callable[[int, int], None], *, base: bool
+    ) -> list[float]:
+        """Log-likelihoods of answers in nats, computed in float32 from the model's logits.
+
+        Args:
+            pairs: token ids of a prompt and of an answer; where they do not fit the context, the prompt's first go.
+            advance: told how many pairs are done more, and how many tokens were read.
+            base: leave the adapter out.
+        """
+        with without_adapter(self.model, base):
+            return self._likelihoods(pairs, advance)
 
     @torch.inference_mode()
     def stream(self, prompt: list[int], sampling: Sampling, say: Callable[[str], None], *, base: bool) -> str:
@@ -135,6 +150,51 @@ class Generator:
             waiting = waiting[size:]
             advance(len(batch), tokens)
         return answers
+
+    def _likelihoods(
+        self, pairs: Sequence[tuple[list[int], list[int]]], advance: Callable[[int, int], None]
+    ) -> list[float]:
+        waiting = sorted(range(len(pairs)), key=lambda index: -sum(map(len, pairs[index])))
+        found = [0.0] * len(pairs)
+        while waiting:
+            batch = waiting[: self.batch_size]
+            try:
+                values = self._likelihood([pairs[index] for index in batch])
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise
+                self.batch_size //= 2
+                torch.cuda.empty_cache()
+                continue
+            for index, value in zip(batch, values, strict=True):
+                found[index] = value
+            waiting = waiting[len(batch) :]
+            advance(len(batch), sum(len(ids) for index in batch for ids in pairs[index]))
+        return found
+
+    def _likelihood(self, pairs: list[tuple[list[int], list[int]]]) -> list[float]:
+        """Of one batch, padded on the right, where causal attention does not look."""
+        if self._inner.config.is_encoder_decoder:
+            examples = [{"input_ids": prompt, "labels": answer} for prompt, answer in pairs]
+        else:
+            rows = [((prompt + answer), len(answer)) for prompt, answer in pairs]
+            kept = [(ids if self._longest is None else ids[-self._longest :], length) for ids, length in rows]
+            examples = [
+                {"input_ids": ids, "labels": [IGNORED] * (len(ids) - length) + ids[len(ids) - length :]}
+                for ids, length in kept
+            ]
+        batch = Collator(self._pad, self._inner.config.is_encoder_decoder)(examples)
+        inputs = {key: value.to(self._inner.device) for key, value in batch.items()}
+        # A decoder is told what comes before each label; a causal model would compute a loss that nobody needs.
+        labels = inputs["labels"] if self._inner.config.is_encoder_decoder else inputs.pop("labels")
+        logits = self._inner(**inputs).logits
+        if not self._inner.config.is_encoder_decoder:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        # Only answers need probabilities of all words: a batch of whole prompts would hold gigabytes of them.
+        places = labels != IGNORED
+        told = logits[places].float().log_softmax(dim=-1).gather(1, labels[places][:, None])[:, 0]
+        sums = torch.zeros(len(pairs), device=told.device, dtype=told.dtype)
+        return sums.index_add_(0, places.nonzero()[:, 0], told).tolist()
 
     def _batch(self, prompts: list[list[int]], sampling: Sampling) -> tuple[list[list[str]], int]:
         width = max(len(ids) for ids in prompts)

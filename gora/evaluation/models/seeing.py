@@ -44,6 +44,12 @@ class Seeing:
         """A head for classes has no words."""
         raise InputError("A model with an image head writes no text: give --task image or loss.")
 
+    def likelihoods(
+        self, pairs: Sequence[tuple[list[int], list[int]]], advance: Callable[[int, int], None], *, base: bool
+    ) -> NoReturn:
+        """Nor are they likely or not."""
+        raise InputError("A model with an image head writes no text: give --task image or loss.")
+
 
 @dataclass(frozen=True)
 class OfImages:

@@ -32,6 +32,14 @@ class Backend(Protocol):
     ) -> list[list[str]]:
         """Texts that go on from prompts of token ids; `base` leaves the adapter out."""
 
+    def likelihoods(
+        self, pairs: Sequence[tuple[list[int], list[int]]], advance: Callable[[int, int], None], *, base: bool
+    ) -> list[float]:
+        """Log-likelihoods in nats of the second ids of pairs behind the first; `base` leaves the adapter out.
+
+        Raises InputError where there are none to be had.
+        """
+
 
 class DistributedBackend:
     """A backend whose processes share the prompts: process 0 asks, the others answer until it has finished.
@@ -53,9 +61,14 @@ class DistributedBackend:
         self, prompts: Sequence[list[int]], sampling: Sampling, advance: Callable[[int, int], None], *, base: bool
     ) -> list[list[str]]:
         """See `Backend`; for process 0."""
-        job = {"prompts": list(prompts), "sampling": asdict(sampling), "base": base}
-        size = self._world.size
-        return self._take_part(job, lambda done, tokens: advance(done * size, tokens * size)) or []
+        job = {"asked": list(prompts), "sampling": asdict(sampling), "base": base}
+        return self._shared(job, advance)
+
+    def likelihoods(
+        self, pairs: Sequence[tuple[list[int], list[int]]], advance: Callable[[int, int], None], *, base: bool
+    ) -> list[float]:
+        """See `Backend`; for process 0."""
+        return self._shared({"asked": list(pairs), "sampling": None, "base": base}, advance)
 
     def serve(self) -> None:
         """Answer what process 0 asks, in all other processes, until it calls `close`."""
@@ -66,16 +79,24 @@ class DistributedBackend:
         """Let the other processes go."""
         self._world.from_main(lambda: None)
 
-    def _take_part(self, job: dict[str, Any] | None, advance: Callable[[int, int], None]) -> list[list[str]] | None:
+    def _shared(self, job: dict[str, Any], advance: Callable[[int, int], None]) -> list[Any]:
+        size = self._world.size
+        return self._take_part(job, lambda done, tokens: advance(done * size, tokens * size)) or []
+
+    def _take_part(self, job: dict[str, Any] | None, advance: Callable[[int, int], None]) -> list[Any] | None:
         told = self._world.from_main(lambda: job)
         if told is None:
             return None
-        sampling = Sampling(**{**told["sampling"], "stop": tuple(told["sampling"]["stop"])})
         # Neighbours are often of similar length: dealt out in turn, every process gets some of each.
-        mine = told["prompts"][self._world.index :: self._world.size]
-        shares = self._world.gather(self._backend.generate(mine, sampling, advance, base=told["base"]))
-        answers: list[list[str]] = [[] for _ in told["prompts"]]
-        for rank, share in enumerate(shares):
+        mine, base = told["asked"][self._world.index :: self._world.size], told["base"]
+        found: list[Any]
+        if told["sampling"] is None:
+            found = self._backend.likelihoods(mine, advance, base=base)
+        else:
+            sampling = Sampling(**{**told["sampling"], "stop": tuple(told["sampling"]["stop"])})
+            found = self._backend.generate(mine, sampling, advance, base=base)
+        answers: list[Any] = [None for _ in told["asked"]]
+        for rank, share in enumerate(self._world.gather(found)):
             answers[rank :: self._world.size] = share
         return answers
 
@@ -139,6 +160,26 @@ class LocalSubject:
             for (answer,) in self.complete(self.row_prompts(rows), Sampling(max_new_tokens=_LABEL_TOKENS))
         ]
         return [(choices.index(answer) if answer in choices else None, answer) for answer in answers]
+
+    def questions(self, rows: Sequence[tuple[str, Mapping[str, Any]]], column: str | None) -> list[str]:
+        """See `Subject`."""
+        return [_read(lambda row: self.prompting.question(row, column), *row) for row in rows]
+
+    def likelihoods(self, prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> list[list[float]]:
+        """See `Subject`."""
+        pairs = [(prompt, answer) for prompt, some in zip(prompts, answers, strict=True) for answer in some]
+        with Meter(output, "answers", len(pairs)) as meter:
+
+            def advance(answered: int, tokens: int) -> None:
+                meter.advance(tokens, steps=answered)
+
+            found = iter(self.backend.likelihoods(self.prompting.answers(pairs), advance, base=self.base))
+        return [[next(found) for _ in some] for some in answers]
+
+    @property
+    def choices(self) -> list[str]:
+        """See `Subject`."""
+        return self.prompting.choices
 
     def row_prompts(self, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
         """The texts before the responses to rows, of which the place of each is given.

@@ -103,6 +103,12 @@ class Vllm:
             answers += self._some(prompts[start : start + _AT_ONCE], sampling, advance, base)
         return answers
 
+    def likelihoods(
+        self, pairs: Sequence[tuple[list[int], list[int]]], advance: Callable[[int, int], None], *, base: bool
+    ) -> list[float]:
+        """See `Backend`."""
+        raise InputError("--backend vllm only generates; likelihoods of choices need --backend hf.")
+
     def _some(
         self, prompts: Sequence[list[int]], sampling: Sampling, advance: Callable[[int, int], None], base: bool
     ) -> list[list[str]]:

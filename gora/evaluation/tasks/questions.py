@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,29 @@ def read_questions(
     digest = hashlib.sha256("".join(json.dumps(row, sort_keys=True, default=str) for _, row in kept).encode())
     facts = {"data": options.data or published, "questions": len(kept), "data_sha256": digest.hexdigest()}
     return Questions(kept, facts)
+
+
+def read_own(options: Options, task: str, known: Mapping[str, str]) -> tuple[Questions, dict[str, str]]:
+    """Rows of the user's for a task that has no set of its own, and the names of their columns.
+
+    Args:
+        options: `data` and `columns`.
+        task: what the user calls it.
+        known: the columns that the task reads, and what they are called unless the options say otherwise; "" is what
+            the subject was trained on.
+
+    Raises:
+        InputError: there are no rows, they cannot be read, or a column is named that the task does not read.
+    """
+    if options.data is None:
+        raise InputError(f"--task {task} has no questions of its own: name rows with --data (`path` in a recipe).")
+    if unknown := sorted(options.columns.keys() - known.keys()):
+        asked = ", ".join(known)
+        raise InputError(f"--column {unknown[0]}=...: {task} reads no such column. Known: {asked}.")
+    questions = read_questions(options, options.data, columns=list(options.columns.values()))
+    if not questions.rows:
+        raise InputError(f"--data {options.data}: there are no rows.")
+    return questions, {**known, **options.columns}
 
 
 def _source(options: Options, published: str, subset: str | None) -> SourceSection:

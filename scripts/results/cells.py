@@ -1,0 +1,209 @@
+"""What the evidence runs, in order of value: every cell of its three tables, as far as earlier results settle it.
+
+- `tools`: the documented settings of five tools against `preset: auto`, on all sets.
+- `fair`: every method with the same trained parameters at its own learning rate, which is looked for on seed 0 among at
+  most five rates that lie a factor of 2 apart, on rows that no table is made of; other seeds follow at the best rate.
+- `paper`: rank 8 on attention at one rate for all, GoRA at 8, 32 and 128.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+Settings = dict[str, Any]
+Run = dict[str, Any]
+Found = Mapping[str, Run]
+"""What came of each cell, by its name."""
+
+SEEDS = (1, 2, 3)
+SEARCH_SEED, MOST_RATES = 0, 5
+GRID = tuple(1e-4 * 2**step for step in range(11))
+SEARCHED = ("math", "code", "instruction", "sst2")
+NEAREST = {"commonsense": "instruction", **dict.fromkeys(("cola", "mrpc", "qnli", "mnli", "rte"), "sst2")}
+"""Sets whose rates are not looked for, and the one whose rates they take over."""
+ALL = (*SEARCHED, *NEAREST)
+PAPER_RATE = 5e-5
+AUTO = "preset: auto"
+AUTO_LORA = "preset: auto, lora"
+TOOLS = ("peft", "llama-factory", "axolotl", "unsloth", "trl")
+
+_PASS: Settings = {"gora.steps": 16, "gora.micro_batch_size": 16}
+_PRESET: Settings = {"preset": "auto"}
+METHODS: dict[str, Settings] = {
+    "full": {"adapter.method": "full"},
+    "lora": {"adapter.method": "lora"},
+    "rslora": {"adapter.method": "rslora"},
+    "dora": {"adapter.method": "dora"},
+    "lora+": {"adapter.method": "lora+"},
+    "pissa": {"adapter.method": "pissa"},
+    "olora": {"adapter.method": "olora"},
+    "adalora": {"adapter.method": "adalora"},
+    "lora-pro": {"adapter.method": "lora-pro"},
+    "lora-ga": {"adapter.method": "lora-ga", **_PASS},
+    "lora-one": {"adapter.method": "lora-one", **_PASS},
+    "eva": {"adapter.method": "eva", **_PASS},
+    "gora paper": {"adapter.method": "gora", **_PASS},
+    "gora auto": {"adapter.method": "gora", **_PRESET},
+}
+"""Of the table `fair`; `gora auto` has what `preset: auto` says but the rate, which is looked for like the others'."""
+PAPER_METHODS: dict[str, Settings] = {
+    **{name: METHODS[name] for name in METHODS if name not in ("lora-one", "eva", "gora auto")},
+    "gora paper r32": {**METHODS["gora paper"], "adapter.rank": 32, "gora.gamma": 0.01},
+    "gora paper r128": {**METHODS["gora paper"], "adapter.rank": 128, "gora.gamma": 0.005},
+}
+TARGETS: dict[str, Settings] = {
+    "attention": {"adapter.targets": "attention", "adapter.rank": 8},
+    "all-linear": {
+        "adapter.targets": "all-linear",
+        "adapter.rank": "auto",
+        "adapter.parameters": "rank 8 on attention",
+    },
+}
+_CENTRE = {
+    "full": 4e-4, "lora": 3.2e-3, "rslora": 1.6e-3, "dora": 3.2e-3, "lora+": 4e-4, "pissa": 8e-4, "olora": 8e-4,
+    "adalora": 1.28e-2, "lora-pro": 3.2e-3, "lora-ga": 4e-4, "lora-one": 3.2e-3, "eva": 3.2e-3, "gora paper": 4e-4,
+    "gora auto": 1.6e-3,
+}  # fmt: skip
+"""Where the search of a method begins, on math."""
+
+
+class Cell(NamedTuple):
+    """One run."""
+
+    table: str
+    rows: str
+    targets: str
+    method: str
+    rate: float | str
+    """`auto`, `own` for that of a tool, or a number."""
+    seed: int
+
+    def __str__(self) -> str:
+        rate = self.rate if isinstance(self.rate, str) else f"{self.rate:.4g}"
+        return f"{self.table} | {self.rows} | {self.targets} | {self.method} | {rate} | {self.seed}"
+
+    @property
+    def searches(self) -> bool:
+        """Whether it is a step of a search, on rows to choose by."""
+        return self.table == "fair" and self.seed == SEARCH_SEED
+
+
+def plan(found: Found, tables: Sequence[str] = ("tools", "fair", "paper")) -> Iterator[Cell]:
+    """The cells that can be run or have been, the most valuable ones first."""
+    for cell in _all(found):
+        if cell.table in tables:
+            yield cell
+
+
+def _all(found: Found) -> Iterator[Cell]:
+    yield from _tools(ALL, 1)
+    yield from _fair(found, ("math",), "all-linear", SEEDS)
+    yield from _search(found, ("code", "sst2", "instruction"), "all-linear")
+    yield from _fair(found, ("code", "sst2", "instruction"), "all-linear", (1,))
+    yield from _paper(("math", "code"), 1)
+    yield from _fair(found, tuple(NEAREST), "all-linear", (1,))
+    yield from _tools(SEARCHED, 2)
+    yield from _fair(found, ("math",), "attention", (1,))
+    yield from _fair(found, ("code", "sst2", "instruction"), "all-linear", (2,))
+    yield from _tools(SEARCHED, 3)
+    yield from _paper(("math", "code"), 2)
+    yield from _fair(found, ("code", "sst2", "instruction"), "all-linear", (3,))
+    yield from _fair(found, ("math",), "attention", (2, 3))
+    yield from _paper(("math", "code"), 3)
+    yield from _tools(tuple(NEAREST), 2)
+    yield from _fair(found, tuple(NEAREST), "all-linear", (2,))
+    yield from _tools(tuple(NEAREST), 3)
+    yield from _fair(found, ("code", "sst2", "instruction"), "attention", (1,))
+    yield from _paper(("instruction",), 1)
+
+
+def _tools(sets: Sequence[str], seed: int) -> Iterator[Cell]:
+    for rows in sets:
+        for name in (AUTO, *TOOLS, AUTO_LORA):
+            yield Cell("tools", rows, "own", name, "auto" if name in (AUTO, AUTO_LORA) else "own", seed)
+
+
+def _paper(sets: Sequence[str], seed: int) -> Iterator[Cell]:
+    for rows in sets:
+        for method in PAPER_METHODS:
+            yield Cell("paper", rows, "attention", method, PAPER_RATE, seed)
+
+
+def _search(found: Found, sets: Sequence[str], targets: str) -> Iterator[Cell]:
+    for rows in sets:
+        for method in METHODS:
+            for rate in _tried(found, rows, targets, method):
+                yield Cell("fair", rows, targets, method, rate, SEARCH_SEED)
+
+
+def _fair(found: Found, sets: Sequence[str], targets: str, seeds: Sequence[int]) -> Iterator[Cell]:
+    """The search first; then other seeds of those methods whose search is over."""
+    yield from _search(found, [rows for rows in sets if rows in SEARCHED], targets)
+    for seed in seeds:
+        for rows in sets:
+            for method in METHODS:
+                rate = best_rate(found, NEAREST.get(rows, rows), targets, method)
+                if rate is not None:
+                    yield Cell("fair", rows, targets, method, rate, seed)
+
+
+def losses_of_search(found: Found, rows: str, targets: str, method: str) -> dict[float, float]:
+    """Eval loss by rate of the grid, as far as they have been run; infinite where training fell apart."""
+    losses = {}
+    for rate in GRID:
+        run = found.get(str(Cell("fair", rows, targets, method, rate, SEARCH_SEED)))
+        if run is not None:
+            losses[rate] = run["loss"]["final"] if "loss" in run else math.inf
+    return losses
+
+
+def _tried(found: Found, rows: str, targets: str, method: str) -> list[float]:
+    """Rates that have been tried, or are to be tried now."""
+    losses = losses_of_search(found, rows, targets, method)
+    tried = {_at(_start(found, rows, targets, method) + step) for step in (0, -1, 1)}
+    while tried <= losses.keys() and len(tried) < MOST_RATES:
+        best = GRID.index(min(tried, key=losses.__getitem__))
+        further = {_at(best - 1), _at(best + 1)} - tried
+        if not further:
+            break
+        tried |= further
+    return sorted(tried, key=lambda rate: abs(math.log(rate / GRID[_start(found, rows, targets, method)])))
+
+
+def _start(found: Found, rows: str, targets: str, method: str) -> int:
+    """Where a search begins: at the best rate of the same method on math, or on all linear layers, if that is known."""
+    known = None
+    if rows != "math":
+        known = best_rate(found, "math", targets, method)
+    if known is None and targets != "all-linear":
+        known = best_rate(found, rows, "all-linear", method)
+    wanted = known or _CENTRE[method]
+    return min(range(1, len(GRID) - 1), key=lambda place: abs(math.log(GRID[place] / wanted)))
+
+
+def _at(place: int) -> float:
+    return GRID[max(0, min(place, len(GRID) - 1))]
+
+
+def best_rate(found: Found, rows: str, targets: str, method: str) -> float | None:
+    """Where a parabola through the least loss and its neighbours is least; None while the search goes on.
+
+    Losses are taken over the logarithm of the rate. Where a neighbour was not tried or fell apart, the rate of the
+    least loss counts.
+    """
+    losses = losses_of_search(found, rows, targets, method)
+    if not losses or not set(_tried(found, rows, targets, method)) <= losses.keys():
+        return None
+    best = min(losses, key=losses.__getitem__)
+    if losses[best] == math.inf:
+        return None
+    place = GRID.index(best)
+    around = [losses.get(GRID[at], math.inf) if 0 <= at < len(GRID) else math.inf for at in (place - 1, place + 1)]
+    if math.inf in around:
+        return best
+    below, above = around
+    bend = below - 2 * losses[best] + above
+    shift = 0.5 * (below - above) / bend if bend > 0 else 0.0
+    return float(f"{best * 2**shift:.3g}")

@@ -1,0 +1,235 @@
+"""The runs behind docs/results.md, from nothing to raw data.
+
+    python scripts/results/sets.py DATA MODEL SETS
+    python scripts/results/evidence.py --model MODEL --sets SETS --work FOLDER --output evidence.json --table tools
+    python scripts/results/evidence.py ... --table fair
+    python scripts/results/evidence.py ... --table paper
+    python scripts/results/page.py
+
+Without `--table` all three are run together, the most valuable cells first (`cells.py`). Runs are made by gora's own
+stages, several at a time on each GPU, each worker process one after another. Finished runs are kept in OUTPUT and not
+repeated, so that it can be stopped at any time (`--minutes` does so) and started again; what was not run stays empty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cells import AUTO, AUTO_LORA, METHODS, PAPER_METHODS, TARGETS, TOOLS, Cell, Run, plan
+from sets import SETS
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "defaults"
+EVALUATED, TRIES = 64, 3
+
+
+def recipe_of(cell: Cell, model: str, sets: Path, steps: int | None = None) -> dict[str, Any]:
+    """The recipe of a cell, but for its folder."""
+    one, folder = SETS[cell.rows], sets / cell.rows
+    recipe: dict[str, Any] = {
+        "preset": "paper",
+        "seed": cell.seed,
+        "model": {"name": model},
+        "data": {
+            "train": {"path": str(folder / "train.jsonl")},
+            "eval": {"path": str(folder / ("choose.jsonl" if cell.searches else "test.jsonl"))},
+            "max_length": 256,
+            "overlong": "drop",
+            **one.data,
+        },
+        "adapter": {},
+        "gora": {},
+        "train": {"kernels": "fused", "save_minutes": None, "log_steps": 25},
+        "evaluation": {"micro_batch_size": EVALUATED, "batch_size": 64, "tasks": tasks_of(cell, sets)},
+    }
+    if cell.method in TOOLS:
+        written = yaml.safe_load((RECIPES / f"{cell.method}.yaml").read_text(encoding="utf-8"))
+        recipe["adapter"] |= written["adapter"]
+        recipe["train"] |= written["train"]
+    elif cell.method in (AUTO, AUTO_LORA):
+        recipe |= {"preset": "auto", "adapter": {"method": "lora" if cell.method == AUTO_LORA else "gora"}}
+        recipe["train"]["micro_batch_size"] = 16
+    else:
+        settings = {
+            **TARGETS[cell.targets],
+            "train.batch_size": 16,
+            "train.micro_batch_size": 16,
+            "train.learning_rate": cell.rate,
+            **(PAPER_METHODS if cell.table == "paper" else METHODS)[cell.method],
+        }
+        if cell.method == "full":
+            del settings["adapter.rank"]
+            settings.pop("adapter.parameters", None)
+        for key, value in settings.items():
+            *sections, name = key.split(".")
+            (recipe[sections[0]] if sections else recipe)[name] = value
+    if steps is not None:
+        recipe["train"]["max_steps"] = steps
+    return recipe
+
+
+def tasks_of(cell: Cell, sets: Path) -> list[dict[str, Any]]:
+    """What a run closes with; answers of hundreds of tokens are asked of few runs only."""
+    one = SETS[cell.rows]
+    if one.task is None or cell.searches or (one.task == "gsm8k" and (cell.table != "tools" or cell.seed != 1)):
+        return []
+    more: dict[str, Any] = {"max_new_tokens": 256} if one.task == "gsm8k" else {"columns": one.columns}
+    return [
+        {"name": one.task, "label": name, "path": str(sets / cell.rows / f"{name}.jsonl"), **more}
+        for name in one.sources
+    ]
+
+
+def start(devices: Any, muted: bool) -> None:
+    """Give a worker its GPU, before it knows of any."""
+    device = devices.get()
+    if device:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if muted:
+        from gora.runtime.console import output
+
+        output.mute()
+
+
+def run_one(recipe: dict[str, Any], folder: str, base_too: bool) -> Run:
+    """One run; what came of it, or why nothing did."""
+    begin = time.monotonic()
+    path = Path(f"{folder}.yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({**recipe, "output": folder}))
+    try:
+        found = _results(path, Path(folder), base_too)
+    except Exception as error:  # a rate at which training falls apart, for one
+        found = {"failed": f"{type(error).__name__}: {error}"[:400]}
+    shutil.rmtree(folder, ignore_errors=True)
+    return {**found, "seconds": round(time.monotonic() - begin, 1), "device": _device()}
+
+
+def _results(path: Path, folder: Path, base_too: bool) -> Run:
+    from gora.recipe import load_recipe
+    from gora.stages.evaluate import closing_job, evaluate
+    from gora.stages.run import run
+
+    recipe = load_recipe(str(path)).recipe
+    run(recipe, mode="overwrite")
+    if base_too and recipe.evaluation.tasks:
+        job = closing_job(recipe, allow_code_execution=False, trust_remote_code=False)
+        evaluate(str(folder), type(job)(tasks=job.tasks, which="base", batch_size=job.batch_size))
+    written = json.loads((folder / "results.json").read_text())
+    used = yaml.safe_load((folder / "recipe.yaml").read_text())
+    return {
+        "loss": written["loss"],
+        "trainable": written.get("trainable_parameters"),
+        "rate": used["train"]["learning_rate"],
+        "rank": used["adapter"].get("rank"),
+        "versions": written.get("versions"),
+        "tasks": {
+            task: {side: _task(one) for side, one in sides.items()} for task, sides in written.get("tasks", {}).items()
+        },
+    }
+
+
+def _task(one: dict[str, Any]) -> dict[str, Any]:
+    """Figures, and which rows were answered right, one digit for each."""
+    rows = [json.loads(line) for line in Path(one["rows"]).read_text(encoding="utf-8").splitlines()]
+    found = {"metrics": one["metrics"], "right": "".join(str(int(row["correct"])) for row in rows)}
+    if "correct_norm" in rows[0]:
+        found["right_norm"] = "".join(str(int(row["correct_norm"])) for row in rows)
+    return found
+
+
+def _device() -> str:
+    import torch
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return f"{name}, {platform.node()}"
+
+
+def main() -> None:
+    """All cells, as far as the time goes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of the model")
+    parser.add_argument("--sets", type=Path, required=True, help="what sets.py made")
+    parser.add_argument("--work", type=Path, required=True, help="for runs, which are deleted when they are finished")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--table", action="append", choices=("tools", "fair", "paper"), help="may be repeated")
+    parser.add_argument("--only", help="cells whose names hold this")
+    parser.add_argument("--workers", type=int, default=1, help="on each device")
+    parser.add_argument("--devices", default="", help="numbers of GPUs, with commas between")
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no run after so many")
+    parser.add_argument("--steps", type=int, help="instead of one epoch, to try it out")
+    parser.add_argument("--first-of-each", action="store_true", help="one cell of each kind, to try it out")
+    parser.add_argument("--loud", action="store_true", help="print what the runs print")
+    given = parser.parse_args()
+    found: dict[str, Run] = json.loads(given.output.read_text()) if given.output.exists() else {}
+    end = time.monotonic() + 60 * given.minutes
+    numbers = given.devices.split(",")
+    most = given.workers * len(numbers)
+    context = multiprocessing.get_context("spawn")
+    devices = context.Queue()
+    for number in numbers * given.workers:
+        devices.put(number)
+    waiting: dict[Future[Run], Cell] = {}
+    tried: set[tuple[str, str, str]] = set()
+    again: dict[str, int] = {}
+
+    def ready() -> Iterator[Cell]:
+        """Cells to begin with now, each once."""
+        begun = {str(cell) for cell in waiting.values()} | found.keys()
+        for cell in plan(found, given.table or ("tools", "fair", "paper")):
+            kind = (cell.table, cell.targets, cell.method)
+            if str(cell) in begun or (given.only is not None and given.only not in str(cell)):
+                continue
+            if not (given.first_of_each and kind in tried):
+                begun.add(str(cell))
+                tried.add(kind)
+                yield cell
+
+    with ProcessPoolExecutor(most, context, initializer=start, initargs=(devices, not given.loud)) as pool:
+
+        def fill() -> None:
+            if time.monotonic() >= end:
+                return
+            for cell in islice(ready(), most - len(waiting)):
+                recipe = recipe_of(cell, given.model, given.sets, given.steps)
+                folder = given.work / "".join(letter if letter.isalnum() else "_" for letter in str(cell))
+                base_too = cell.table == "tools" and cell.method == AUTO and cell.seed == 1
+                waiting[pool.submit(run_one, recipe, str(folder), base_too)] = cell
+
+        fill()
+        while waiting:
+            finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in finished:
+                cell, result = waiting.pop(future), future.result()
+                again[str(cell)] = again.get(str(cell), 0) + 1
+                if "memory" in result.get("failed", "").lower() and again[str(cell)] < TRIES:
+                    # Its neighbours on the GPU took it: that says nothing of the method.
+                    continue
+                found[str(cell)] = result
+                text = result.get("failed") or f"{result['loss']['final']:.4f} ({result['loss']['base']:.4f})"
+                print(f"{cell}: {text} {result['seconds']:.0f} s", flush=True)
+            _keep(given.output, found)
+            fill()
+
+
+def _keep(path: Path, found: dict[str, Run]) -> None:
+    """Written aside first, so that whoever stops this loses nothing."""
+    aside = path.with_suffix(".new")
+    aside.write_text(json.dumps(found))
+    aside.replace(path)
+
+
+if __name__ == "__main__":
+    main()
