@@ -1,10 +1,10 @@
-"""A learning rate from a range test: how far below the rate at which training falls apart.
+"""A learning rate from a range test and from short trials.
 
 In a range test (Smith, arXiv 1506.01186) the rate rises exponentially from step to step. Its loss falls, stays, and
 rises above where it began once steps are too large. The rate at which it does so is a multiple of the one that ends
-best, measured in 16 searches over methods, target layers and sets on a pre-trained model of 135M parameters
-(`docs/learning-rate.md`): 8.7 in a test of 60 steps and 10.7 in one of 30; the value for 45 is between them. On other
-models and sets it is right to 1 % of the loss in 17 of 29 combinations: a starting point, and no guarantee.
+best: 9.5 in the middle of 39 searches of language models, but 5 for one and 15 for another (`docs/learning-rate.md`).
+Short trainings that are annealed to nothing tell those apart: the rate that ends lowest in them is near the one that
+does so in the run, a little higher.
 """
 
 from __future__ import annotations
@@ -13,6 +13,12 @@ import math
 from collections.abc import Sequence
 
 BELOW_DIVERGENCE = 9.5
+BELOW_DIVERGENCE_NEW_HEAD = 15.0
+"""For a head that begins as noise: what it learns in a few steps says little about the model under it."""
+_WARM_UP = 0.1
+"""Share of a trial."""
+_FALL = 0.1
+"""The best rate falls with the number of steps, to this power."""
 _DECAY = 0.7
 _FELL = 0.005
 """Share of the loss by which it has to fall before a rise to where it was counts."""
@@ -69,6 +75,41 @@ def divergence(
     return rates[last] * (rates[last + 1] / rates[last]) ** share
 
 
-def rate_below(divergence: float) -> float:
-    """The rate to train with, rounded to two digits."""
-    return float(f"{divergence / BELOW_DIVERGENCE:.1e}")
+def rate_below(divergence: float, *, new_head: bool = False) -> float:
+    """What to train with, or to begin trials with.
+
+    Args:
+        divergence: the rate at which the loss of a range test rises above its start.
+        new_head: whether a part of the model begins as noise.
+    """
+    return divergence / (BELOW_DIVERGENCE_NEW_HEAD if new_head else BELOW_DIVERGENCE)
+
+
+def annealed(step: int, steps: int) -> float:
+    """Share of the peak rate in a step, counted from 0: a short warm-up, and down to nothing in a straight line."""
+    rising = max(1, round(_WARM_UP * steps))
+    return (step + 1) / rising if step < rising else (steps - step) / (steps - rising)
+
+
+def lowest(rates: Sequence[float], losses: Sequence[float]) -> float:
+    """Where the loss is lowest, by a parabola over the logarithm of the rate through the lowest and its neighbours.
+
+    Args:
+        rates: rising.
+        losses: finite, one for each.
+    """
+    best = min(range(len(rates)), key=lambda index: losses[index])
+    if best in (0, len(rates) - 1):
+        return rates[best]
+    low, middle, high = (math.log(rate) for rate in rates[best - 1 : best + 2])
+    left, centre, right = losses[best - 1 : best + 2]
+    # Of the parabola through three points (Brent's method, parabolic step).
+    one, other = (middle - low) * (centre - right), (middle - high) * (centre - left)
+    if one == other:
+        return rates[best]
+    return math.exp(middle - 0.5 * ((middle - low) * one - (middle - high) * other) / (one - other))
+
+
+def rate_for(steps: int, rate: float, *, tried: int) -> float:
+    """What is best in `tried` steps, brought to a run of more."""
+    return rate * min(1.0, tried / steps) ** _FALL

@@ -1,4 +1,4 @@
-"""`train.learning_rate: auto`: a range test with the very adapters and rows, before training."""
+"""`train.learning_rate: auto`: a range test and three short trials with the very adapters and rows, before training."""
 
 from __future__ import annotations
 
@@ -6,34 +6,44 @@ from typing import Any
 
 from torch import nn
 
-from gora.core.learning_rate import rate_below
+from gora.core.learning_rate import lowest, rate_below, rate_for
 from gora.errors import GoraError
+from gora.methods import METHODS
 from gora.plan import Decision, add_decision
-from gora.probing.range_test import STEPS, range_test
+from gora.probing import range_test as ranging
+from gora.probing import trials
+from gora.probing.rehearsal import Rehearsal, rehearsing, rows_to_rehearse
+from gora.recipe.derived import training_micro_batch_size
 from gora.recipe.origins import Origin
 from gora.runs.context import RunContext
 from gora.runs.decisions import RATE, write_decision
 from gora.runtime.console import output
 
+_MICRO_BATCHES, _SHARE = 60, 0.03
+"""What may be spent: so many micro-batches, or this share of the run's if that is more."""
+_RANGE_ROWS, _TRIAL_ROWS, _FEWEST = 8, 16, 4
+"""Rows of a step of the range test, of a step of a trial, and the fewest that a trial can be judged by."""
 
-def settle_rate(context: RunContext, model: nn.Module, lr_ratio: float) -> RunContext:
+
+def settle_rate(context: RunContext, model: nn.Module, lr_ratio: float, *, steps: int) -> RunContext:
     """Put a rate in the place of `auto`, the same in all processes, and write what it rests on.
 
     Args:
         context: the run.
         model: what is to be trained, at its start; it is left as it was.
         lr_ratio: rate of B over that of A.
+        steps: optimizer steps of the run.
 
     Raises:
         GoraError: the loss never rises, so that nothing says how far to go.
     """
     if context.recipe.train.learning_rate != "auto":
         return context
-    told = context.world.from_main(lambda: _as_json(_decide(context, model, lr_ratio)))
+    told = context.world.from_main(lambda: _as_json(decide(context, model, lr_ratio, steps)))
     if told is None:
         raise GoraError(
-            f"train.learning_rate: auto: in {STEPS} steps the loss rose at no rate, so that no rate follows from it. "
-            "Set train.learning_rate.",
+            f"train.learning_rate: auto: in {ranging.STEPS} steps the loss rose at no rate, so that no rate follows "
+            "from it. Set train.learning_rate.",
             code="no-learning-rate",
         )
     decision = Decision.model_validate(told)
@@ -50,14 +60,56 @@ def _as_json(decision: Decision | None) -> dict[str, Any] | None:
     return None if decision is None else decision.model_dump(mode="json")
 
 
-def _decide(context: RunContext, model: nn.Module, lr_ratio: float) -> Decision | None:
-    found = range_test(context, model, lr_ratio)
-    limit = found.limit
-    if limit is None:
-        return None
-    return Decision(
-        value=rate_below(limit),
-        origin="measured",
-        why=f"with a rising rate the loss was above its start from {limit:.2g} on, after {len(found.losses)} steps",
-        curve=found.curve,
+def decide(context: RunContext, model: nn.Module, lr_ratio: float, steps: int) -> Decision | None:
+    """The rate, with what it rests on; None where the loss rose at no rate.
+
+    Args:
+        context: the run.
+        model: what is to be trained, at its start; it is left as it was.
+        lr_ratio: rate of B over that of A.
+        steps: optimizer steps of the run.
+    """
+    rows = _rows_to_spend(context, steps)
+    with rehearsing(context, model, lr_ratio) as rehearsal:
+        size = max(1, min(_RANGE_ROWS, training_micro_batch_size(context.recipe.train), rows // (2 * _MICRO_BATCHES)))
+        found = ranging.range_test(
+            rehearsal,
+            _batches(context, ranging.STEPS, size, turn=1),
+            whole_weights=METHODS[context.recipe.adapter.method].saved_as == "model",
+        )
+        if found.limit is None:
+            return None
+        new_head = context.recipe.model.head in ("classification", "image-classification")
+        guess = rate_below(found.limit, new_head=new_head)
+        taken = len(found.losses)
+        why = f"with a rising rate the loss was above its start from {found.limit:.2g} on, after {taken} steps"
+        spent = size * (ranging.STEPS // 3 + taken)
+        size = min(_TRIAL_ROWS, context.recipe.train.batch_size, (rows - spent) // (trials.STEPS * len(trials.FACTORS)))
+        if new_head or size < _FEWEST:
+            rate = guess
+        else:
+            rate, ends = _tried(rehearsal, guess, _batches(context, trials.STEPS, size, turn=2), steps)
+            why += f"; {trials.STEPS} steps, annealed, ended at a loss of {ends}"
+    return Decision(value=float(f"{rate:.1e}"), origin="measured", why=why, curve=found.curve)
+
+
+def _tried(rehearsal: Rehearsal, guess: float, batches: list[list[int]], steps: int) -> tuple[float, str]:
+    """The rate that short trials around a guess point to, and their ends in words."""
+    rates = [guess * factor for factor in trials.FACTORS]
+    ends = trials.try_rates(rehearsal, rates, batches)
+    words = ", ".join(f"{end:.3f} at {rate:.2g}" for rate, end in zip(rates, ends, strict=True))
+    return rate_for(steps, lowest(rates, ends), tried=trials.STEPS), words
+
+
+def _rows_to_spend(context: RunContext, steps: int) -> int:
+    """Rows that may go forward and backward, while the other processes wait."""
+    train = context.recipe.train
+    return int(
+        max(_MICRO_BATCHES * training_micro_batch_size(train), _SHARE * steps * train.batch_size / context.world.size)
     )
+
+
+def _batches(context: RunContext, count: int, size: int, *, turn: int) -> list[list[int]]:
+    size = min(size, len(context.data.train))
+    rows = rows_to_rehearse(context, count * size, turn=turn)
+    return [rows[first : first + size] for first in range(0, len(rows), size)]

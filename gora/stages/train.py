@@ -58,7 +58,7 @@ def train_in(context: RunContext) -> Trained:
         opened = open_training(context, progress)
         with explaining_memory(context, "training", "while the model was loaded and adapted"):
             start = _start(context, opened)
-        context = _settle_rate(_confirm(context, start), start)
+        context = _settle_rate(_confirm(context, start), start, opened.steps)
         fitted = fit(context, opened, start)
         with explaining_memory(context, "training", "in the evaluation after it"):
             return finish(context, start, fitted)
@@ -90,10 +90,10 @@ def _confirm(context: RunContext, start: Wrapped) -> RunContext:
     return confirmed
 
 
-def _settle_rate(context: RunContext, start: Wrapped) -> RunContext:
+def _settle_rate(context: RunContext, start: Wrapped, steps: int) -> RunContext:
     """Find the learning rate that is left to gora."""
     with explaining_memory(context, "training", "while a learning rate was looked for"):
-        settled = settle_rate(context, start.model, lr_ratio_of(context.recipe))
+        settled = settle_rate(context, start.model, lr_ratio_of(context.recipe), steps=steps)
     if settled is not context and context.world.main:
         record_recipe(context.folder, settled.recipe)
     return settled

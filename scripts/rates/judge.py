@@ -33,12 +33,11 @@ SETS: dict[str, dict[str, Any]] = {
         "prompt": "instruction",
         "response": "output",
     },
-    "arc": {
-        "train": "commonsense/arc_easy/train.jsonl",
-        "eval": "commonsense/arc_easy/test.jsonl",
+    "openbookqa": {
+        "train": "commonsense/openbookqa/train.jsonl",
+        "eval": "commonsense/openbookqa/test.jsonl",
         "prompt": "question",
     },
-    "boolq": {"train": "commonsense/boolq/train.jsonl", "eval": "commonsense/boolq/test.jsonl", "prompt": "question"},
     "sst2": {
         "train": "glue/sst2/train.jsonl",
         "eval": "glue/sst2/validation.jsonl",
@@ -54,12 +53,13 @@ SETS: dict[str, dict[str, Any]] = {
         "response": "label",
         "choices": ["entailment", "not entailment"],
     },
-    "cola": {
-        "train": "glue/cola/train.jsonl",
-        "eval": "glue/cola/validation.jsonl",
-        "template": "{sentence}",
+    "mnli": {
+        "train": "glue/mnli/train.jsonl",
+        "eval": "glue/mnli/validation.jsonl",
+        "template": "{premise}",
+        "prompt_pair": "hypothesis",
         "response": "label",
-        "choices": ["unacceptable", "acceptable"],
+        "choices": ["entailment", "neutral", "contradiction"],
     },
 }
 PAPER = {"preset": "paper", "adapter.method": "gora", "gora.steps": 16, "gora.micro_batch_size": 8, "adapter.rank": 8}
@@ -81,21 +81,21 @@ class Combination(NamedTuple):
 def combinations() -> list[Combination]:
     """Those that are judged."""
     found = [
-        *(("smollm2", "math", "all-linear", method) for method in ("rslora", "lora-one", "lora-ga")),
-        *(("smollm2", "code", "attention", method) for method in ("rslora", "lora+", "dora")),
-        *(
-            ("smollm2", "arc", targets, method)
-            for targets in ("attention", "all-linear")
-            for method in ("lora", "gora")
-        ),
-        *(("smollm2", "boolq", "all-linear", method) for method in ("lora", "gora")),
-        ("smollm2", "instruction", "all-linear", "rslora"),
-        *(("base-28m", "math", "attention", method) for method in ("lora", "gora paper")),
-        *(("base-28m", "math", "all-linear", method) for method in ("lora", "gora", "full")),
-        *(("base-28m", "code", "all-linear", method) for method in ("lora", "gora")),
-        *(("base-28m", "instruction", "attention", method) for method in ("lora+", "gora")),
-        *(("minilm", rows, "all-linear", method) for rows in ("sst2", "qnli", "cola") for method in ("lora", "gora")),
-        *(("smollm2", "math", "auto", method, 440) for method in ("gora", "lora")),
+        *(("smollm2", "math", "attention", method) for method in ("rslora", "dora", "lora-ga", "lora-one")),
+        *(("smollm2", "math", "all-linear", method) for method in ("lora+", "dora", "full")),
+        *(("smollm2", "code", "attention", method) for method in ("lora-one", "pissa")),
+        *(("smollm2", "code", "all-linear", method) for method in ("rslora", "lora+", "gora paper")),
+        *(("smollm2", "instruction", "attention", method) for method in ("rslora", "lora+")),
+        *(("smollm2", "instruction", "all-linear", method) for method in ("lora+", "dora")),
+        ("smollm2", "openbookqa", "attention", "lora"),
+        ("smollm2", "openbookqa", "all-linear", "gora"),
+        ("base-28m", "math", "attention", "rslora"),
+        *(("base-28m", "math", "all-linear", method) for method in ("lora+", "full")),
+        *(("base-28m", "code", "attention", method) for method in ("lora", "gora")),
+        *(("base-28m", "instruction", "all-linear", method) for method in ("lora", "gora")),
+        *(("minilm", "sst2", "all-linear", method, 600) for method in ("rslora", "lora+")),
+        ("minilm", "qnli", "all-linear", "rslora", 600),
+        *(("minilm", "mnli", "all-linear", method, 600) for method in ("lora", "gora")),
     ]
     return [Combination(*each) for each in found]
 

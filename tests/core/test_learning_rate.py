@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gora.core.learning_rate import BELOW_DIVERGENCE, divergence, rate_below, rising_rates, smoothed
+from gora.core.learning_rate import (
+    annealed,
+    divergence,
+    lowest,
+    rate_below,
+    rate_for,
+    rising_rates,
+    smoothed,
+)
 
 STEPS = 45
 
@@ -101,6 +109,33 @@ def test_a_loss_that_is_no_number_counts_as_risen():
     assert rates[29] <= limit_of(rates, losses) <= rates[30]
 
 
-def test_the_rate_lies_below_by_the_measured_factor():
-    assert rate_below(9.5e-2) == 1e-2
-    assert rate_below(3e-3) == pytest.approx(3e-3 / BELOW_DIVERGENCE, rel=0.02)
+def test_the_rate_lies_below_by_the_measured_factor_and_further_for_a_new_head():
+    assert rate_below(9.5e-2) == pytest.approx(1e-2)
+    assert rate_below(1.5e-1, new_head=True) == pytest.approx(1e-2)
+
+
+@given(best=st.floats(-0.69, 0.69), curvature=st.floats(0.01, 10), level=st.floats(0.1, 10))
+def test_the_lowest_point_of_a_parabola_is_found_between_the_rates_that_were_tried(best, curvature, level):
+    rates = [5e-4, 1e-3, 2e-3]
+    losses = [level + curvature * (math.log(rate / 1e-3) - best) ** 2 for rate in rates]
+    within = abs(best) <= math.log(2) / 2  # further off one of the outer rates is the lowest
+    assert lowest(rates, losses) == pytest.approx(1e-3 * math.exp(best) if within else rates[losses.index(min(losses))])
+
+
+def test_equal_losses_leave_the_first_of_them():
+    assert lowest([1.0, 2.0, 4.0], [3.0, 3.0, 3.0]) == 1.0
+    assert lowest([1.0, 2.0, 4.0], [3.0, 2.0, 2.0]) == pytest.approx(2.0 * 2**0.5)
+
+
+def test_a_trial_rises_to_its_rate_and_comes_down_to_nearly_nothing():
+    for steps in (2, 12, 45):
+        shares = [annealed(step, steps) for step in range(steps)]
+        peak = shares.index(1.0)
+        assert all(before < after for before, after in pairwise(shares[: peak + 1]))
+        assert all(before >= after for before, after in pairwise(shares[peak:]))
+        assert 0 < shares[-1] <= 1.0 / (steps - peak - 1)
+
+
+def test_a_longer_run_takes_a_lower_rate_and_a_shorter_one_the_same():
+    assert rate_for(12, 1e-3, tried=12) == rate_for(5, 1e-3, tried=12) == 1e-3
+    assert 0.4e-3 < rate_for(12_000, 1e-3, tried=12) < rate_for(120, 1e-3, tried=12) < 1e-3

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import ExitStack
 from shutil import copytree
 
 import pytest
@@ -13,7 +14,8 @@ from transformers import TrainerCallback
 from gora.core.learning_rate import rising_rates
 from gora.errors import GoraError, InputError, Interrupted
 from gora.probing import rate as module
-from gora.probing.range_test import RangeTest, range_test
+from gora.probing.range_test import RangeTest
+from gora.probing.rehearsal import Rehearsal, rehearsing
 from gora.recipe import load_recipe
 from gora.runs.context import RunContext
 from gora.runs.folder import RunFolder
@@ -85,7 +87,7 @@ def test_a_run_that_is_resumed_goes_on_with_its_rate_and_tries_nothing(found, tm
         call_too(patched, StopAfterTwo())
         with pytest.raises(Interrupted):
             train(recipe)
-    monkeypatch.setattr(module, "range_test", lambda *_: pytest.fail("tried again"))
+    monkeypatch.setattr(module, "decide", lambda *_: pytest.fail("tried again"))
     train(recipe, mode="resume")
     assert same(adapter(folder), adapter(tmp_path / "again"))
 
@@ -103,23 +105,98 @@ def test_a_damaged_decision_is_refused_by_name(found, tmp_path):
 
 def test_a_loss_that_never_rises_ends_the_command(tmp_path, monkeypatch):
     level = RangeTest(rates=rising_rates(1e-5, 1.0, 45), losses=[2.0] * 45, before=[2.0] * 45)
-    monkeypatch.setattr(module, "range_test", lambda *_: level)
+    monkeypatch.setattr(module.ranging, "range_test", lambda *_, **__: level)
     with pytest.raises(GoraError, match="the loss rose at no rate"):
         train(recipe_in(tmp_path / "run", "train.learning_rate=auto"))
 
 
+@pytest.fixture
+def opened(tmp_path):
+    """A run with the model that it trains, by settings."""
+    with ExitStack() as stack:
+
+        def of(*settings):
+            recipe = recipe_in(
+                tmp_path / "run",
+                "train.learning_rate=auto",
+                "adapter.dropout=0",
+                "data.max_length=160",
+                *settings,
+            )
+            context = stack.enter_context(RunContext.open(recipe, command="a test"))
+            return context, wrap_model(context, None, steps=6, resumed=False).model
+
+        yield of
+
+
 @pytest.mark.parametrize("method", ["full", "lora-pro", "dora", "adalora"])
-def test_any_method_is_tried_and_left_as_it_was(tmp_path, method, monkeypatch):
-    monkeypatch.setattr("gora.probing.range_test.STEPS", 7)
+def test_any_method_is_tried_and_left_as_it_was(opened, method, monkeypatch):
+    monkeypatch.setattr(module.ranging, "STEPS", 15)
+    monkeypatch.setattr(module.trials, "STEPS", 3)
     settings = ("adapter.method=lora", "adapter.dora=true") if method == "dora" else (f"adapter.method={method}",)
-    recipe = recipe_in(tmp_path / "run", "train.learning_rate=auto", "adapter.dropout=0", *settings)
-    with RunContext.open(recipe, command="a test") as context:
-        start = wrap_model(context, None, steps=6, resumed=False)
-        before = {name: value.detach().clone() for name, value in start.model.named_parameters()}
-        state = torch.random.get_rng_state()
-        found = range_test(context, start.model, 1.0)
-        assert len(found.rates) == len(found.losses) == len(found.before) > 1
-        assert found.losses[0] == found.before[0]
-        assert torch.equal(state, torch.random.get_rng_state())
-        assert all(torch.equal(value, before[name]) for name, value in start.model.named_parameters())
-        assert all(value.grad is None for value in start.model.parameters())
+    context, model = opened(*settings, "train.max_steps=2000")
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    state = torch.random.get_rng_state()
+    decision = module.decide(context, model, 1.0, 2000)
+    assert "3 steps, annealed" in decision.why
+    assert len(decision.curve) > 1
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+    assert all(value.grad is None for value in model.parameters())
+
+
+def test_a_step_is_that_of_plain_torch_and_its_micro_batches_make_one(opened):
+    context, model = opened("train.weight_decay=0.1", "train.max_grad_norm=0.5")
+    rows = [3, 5, 8, 13, 21]  # three micro-batches of two rows and fewer
+    with rehearsing(context, model, 2.0) as rehearsal:
+        found = [rehearsal.learn(rows, rate) for rate in (1e-3, 2e-3)]
+        after = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+    assert all(
+        torch.equal(value, torch.zeros_like(value)) for name, value in model.named_parameters() if "lora_B" in name
+    )
+
+    train = context.recipe.train
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    groups = [
+        {"params": [v for n, v in trained.items() if "lora_A" in n]},
+        {"params": [v for n, v in trained.items() if "lora_B" in n]},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(train.beta1, train.beta2), eps=train.epsilon, weight_decay=0.1)
+    expected = []
+    for rate in (1e-3, 2e-3):
+        optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = rate, 2 * rate
+        optimizer.zero_grad()
+        losses = []
+        for chunk in (rows[:2], rows[2:4], rows[4:]):
+            batch = context.collate(model, [context.data.train[row] for row in chunk])
+            loss = model(**batch).loss
+            (loss * len(chunk) / 5).backward()
+            losses.append(loss.item() * len(chunk) / 5)
+        torch.nn.utils.clip_grad_norm_(list(trained.values()), 0.5)
+        optimizer.step()
+        expected.append(sum(losses))
+    assert found == pytest.approx(expected, rel=1e-5)
+    for name, value in trained.items():
+        torch.testing.assert_close(after[name], value.detach(), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("settings", [("train.micro_batch_size=4",), ("train.micro_batch_size=1",)])
+def test_no_more_than_sixty_micro_batches_are_spent(opened, monkeypatch, settings):
+    """Of a short run; a forward pass is a third of one that learns."""
+    context, model = opened(*settings)
+    spent = []
+    learn, loss = Rehearsal.learn, Rehearsal.loss
+    monkeypatch.setattr(Rehearsal, "learn", lambda self, rows, rate: spent.append(len(rows)) or learn(self, rows, rate))
+    monkeypatch.setattr(Rehearsal, "loss", lambda self, rows: spent.append(len(rows) / 3) or loss(self, rows))
+    assert module.decide(context, model, 1.0, 6) is not None
+    assert 0 < sum(spent) <= 60 * context.recipe.train.micro_batch_size
+
+
+def test_trials_end_where_training_falls_apart_and_the_lowest_is_told(opened):
+    context, model = opened("train.micro_batch_size=4")
+    batches = [list(range(4 * step, 4 * step + 4)) for step in range(5)]
+    with rehearsing(context, model, 1.0) as rehearsal:
+        start = rehearsal.loss(batches[0])
+        slow, better, apart = module.trials.try_rates(rehearsal, [1e-6, 1e-3, 30.0], batches)
+    assert better < slow
+    assert apart == pytest.approx(2 * start)
