@@ -29,8 +29,7 @@ from gora.runtime.world import join
 from gora.stages.precompute import precompute
 from gora.stages.run import run
 from gora.stages.train import train
-from gora.training import assembly
-from gora.training import start
+from gora.training import assembly, start
 from gora.training import trainer as trainer_module
 from gora.training.trainer import GoraTrainer
 from tests.helpers.mixtures import gpt_oss, made, recipe_on
