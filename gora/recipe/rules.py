@@ -98,6 +98,13 @@ def _evaluations(recipe: Recipe) -> Iterator[Contradiction]:
     if train.keep == "best" and recipe.adapter.method == "full":
         text = "the best values of a whole model are not kept; use keep: last, or another method"
         yield Contradiction(("train.keep", "adapter.method"), text)
+    if train.keep_by != "loss":
+        if train.keep_by not in (names := [task.name for task in evaluation.tasks]):
+            text = f"{train.keep_by} must be `loss` or one of evaluation.tasks ({', '.join(names) or 'there are none'})"
+            yield Contradiction(("train.keep_by", "evaluation.tasks"), text)
+        if train.keep != "best" and train.patience is None:
+            text = "nothing asks which evaluation is the best; add keep: best, or a patience"
+            yield Contradiction(("train.keep_by", "train.keep"), text)
     if evaluation.samples and recipe.model.head != "language":
         text = "a classifier writes no answers; leave samples at 0"
         yield Contradiction(("evaluation.samples", "model.head"), text)

@@ -198,8 +198,11 @@ class TrainSection(Section):
     keep_checkpoints: Positive = 2
     """How many of the newest checkpoints are kept."""
     keep: Literal["last", "best"] = "last"
-    """Which values become the adapter: those after the last step, or those of the evaluation with the least loss, of
-    all that `evaluation.steps` asks for."""
+    """Which values become the adapter: those after the last step, or those of the best evaluation of all that
+    `evaluation.steps` asks for."""
+    keep_by: str = "loss"
+    """What the best evaluation has: the least evaluation `loss`, or the greatest main figure of a task of
+    `evaluation.tasks`, such as `gsm8k` or `glue/sst2`, which is then asked at each of them."""
     patience: Positive | None = None
     """Training ends early after so many evaluations in a row that were not better than the best; null never does."""
     report_to: list[Tracker] = []

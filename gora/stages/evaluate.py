@@ -16,6 +16,7 @@ from gora.errors import InputError
 from gora.evaluation.models.load import BackendName, load_subject
 from gora.evaluation.models.locate import Named, find_subject
 from gora.evaluation.models.subject import DistributedBackend, LocalSubject
+from gora.evaluation.on_the_way import task_on_the_way
 from gora.evaluation.registry import task_named
 from gora.evaluation.task import Labelled, Options, Scores, Task
 from gora.evaluation.tasks.glue import Glue
@@ -167,6 +168,20 @@ def closing_job(
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"evaluation.tasks: two are called {twice[0]}, as their results would be. Give one a `label`.")
     return Job(tasks=tasks, batch_size=recipe.evaluation.batch_size, trust_remote_code=trust_remote_code)
+
+
+def deciding_task(recipe: Recipe) -> tuple[Task, Options] | None:
+    """The closing task by whose figure the best evaluation is told; None where the evaluation loss decides.
+
+    Raises:
+        InputError: it cannot be asked during training.
+    """
+    if recipe.train.keep_by == "loss":
+        return None
+    job = closing_job(recipe, allow_code_execution=False, trust_remote_code=False)
+    task, options = task_on_the_way(recipe, job.tasks)
+    task.check(options)
+    return task, options
 
 
 def unfinished(job: Job, folder: RunFolder, world: World) -> Job:

@@ -30,7 +30,7 @@ from gora.runs.results import is_worse, losses_of, task_results
 from gora.runs.state import Mode, RunState
 from gora.runtime.console import output
 from gora.runtime.progress import clock
-from gora.stages.evaluate import closing_job, evaluate_in, unfinished
+from gora.stages.evaluate import closing_job, deciding_task, evaluate_in, unfinished
 from gora.stages.merge import merge
 from gora.stages.precompute import plan_from_gradients_in, precompute_in
 from gora.stages.report import close_with_page
@@ -84,6 +84,7 @@ def run(
             trust_remote_code=trust_remote_code,
         )
         job.check()
+        deciding_task(recipe)
         if leaves_open(recipe):
             with output.logging_to(context.folder.log, "run"):
                 context = settle_sizes(context, progress)

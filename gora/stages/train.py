@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gora.evaluation.on_the_way import figure_on_the_way
 from gora.files import delete
 from gora.methods import METHODS
 from gora.planning.memory_advice import explaining_memory
@@ -14,6 +15,7 @@ from gora.runs.decisions import as_decided, record_recipe
 from gora.runs.replacing import clear_training
 from gora.runs.state import Mode, RunState
 from gora.runtime.console import output
+from gora.stages.evaluate import deciding_task
 from gora.stages.report import close_with_page
 from gora.training.finish import Trained, finish, finish_later
 from gora.training.groups import lr_ratio_of
@@ -49,6 +51,7 @@ def train_in(context: RunContext) -> Trained:
     """As `train`, in a run that is open."""
     method = METHODS[context.recipe.adapter.method]
     progress = context.settle("train", needs_plan=method.needs_plan)
+    deciding = deciding_task(context.recipe)
     if context.mode == "resume" and progress.state == RunState.TRAINED:
         return finish_later(as_decided(settle_sizes(context, progress)), progress)
     with output.logging_to(context.folder.log, "train"):
@@ -59,7 +62,8 @@ def train_in(context: RunContext) -> Trained:
         with explaining_memory(context, "training", "while the model was loaded and adapted"):
             start = _start(context, opened)
         context = _settle_rate(_confirm(context, start), start, opened.steps)
-        fitted = fit(context, opened, start)
+        figure = figure_on_the_way(context, start.model, *deciding) if deciding else None
+        fitted = fit(context, opened, start, figure)
         with explaining_memory(context, "training", "in the evaluation after it"):
             return finish(context, start, fitted)
 

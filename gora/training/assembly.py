@@ -22,7 +22,7 @@ from gora.training.callbacks import Report, SaveAndLog, StopOrSave
 from gora.training.course import Course
 from gora.training.engine_training import check_engine
 from gora.training.groups import lr_ratio_of, parameter_groups
-from gora.training.keeping import KeepBest
+from gora.training.keeping import Figure, KeepBest
 from gora.training.layout import Layout, StepLayout, choose_layout, padding_by_length
 from gora.training.metrics import Metrics
 from gora.training.opening import Opened
@@ -36,7 +36,7 @@ from gora.training.worse import CompareWithBase
 
 
 def make_trainer(
-    context: RunContext, opened: Opened, start: Wrapped, request: StopRequest
+    context: RunContext, opened: Opened, start: Wrapped, request: StopRequest, figure: Figure | None = None
 ) -> tuple[GoraTrainer, Report, SkipNotFinite]:
     """The Trainer with its callbacks, of which the caller needs the report and the guard against lost steps.
 
@@ -45,6 +45,7 @@ def make_trainer(
         opened: what is trained, how long and from where.
         start: the model with its adapter.
         request: set by a signal, upon which the loop stops between two steps.
+        figure: the name and value of a task's figure by which evaluations are compared; None compares their losses.
     """
     recipe, world, plan = context.recipe, context.world, opened.plan
     settings, method = recipe.train, METHODS[recipe.adapter.method]
@@ -85,7 +86,9 @@ def make_trainer(
     report.lap = trainer.pace.lap
     stops = (StopOrSave(request, world, settings.save_minutes), guard)
     worse = CompareWithBase(start.losses, course, recipe, output)
-    keep = KeepBest(start.model, settings, course, context.folder.best, output, write=world.main)
+    keep = KeepBest(
+        start.model, settings, course, context.folder.best, output, world=world, metrics=metrics, figure=figure
+    )
     watching = [keep, *_samples(context, start, opened.done)] if context.data.eval else []
     for callback in (*method.callbacks(start.model), report, SaveAndLog(settings), *stops, worse, *watching):
         trainer.add_callback(callback)

@@ -38,7 +38,8 @@ class Course:
         lowest_step: the step at which it was reached.
         lowest_rate: share of the peak learning rate there.
         recent: losses of the latest steps that were taken, the oldest first.
-        best_loss: the least loss of all evaluations so far.
+        best_loss: the loss of the best evaluation so far.
+        best_figure: its figure of a task, where one decides.
         best_step: the step after which it was measured.
         not_better: how many evaluations in a row have not been better.
     """
@@ -53,6 +54,7 @@ class Course:
     lowest_rate: float = 0.0
     recent: list[float] = field(default_factory=list)
     best_loss: float | None = None
+    best_figure: float | None = None
     best_step: int = 0
     not_better: int = 0
 
@@ -123,13 +125,24 @@ class Course:
             self.lowest, self.lowest_step, self.lowest_rate = smoothed, step, rate
         return spike
 
-    def evaluate(self, step: int, loss: float) -> bool:
-        """Add an evaluation, and say whether it is the best so far; one that is not finite never is."""
-        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
-            self.best_loss, self.best_step, self.not_better = loss, step, 0
+    def evaluate(self, step: int, loss: float, figure: float | None = None) -> bool:
+        """Add an evaluation, and say whether it is the best so far; one whose loss is not finite never is.
+
+        Args:
+            step: after which it was made.
+            loss: the evaluation loss; the less the better.
+            figure: of a task, which decides before the loss; the more the better.
+        """
+        if math.isfinite(loss) and self._beats_best(loss, figure):
+            self.best_loss, self.best_figure, self.best_step, self.not_better = loss, figure, step, 0
             return True
         self.not_better += 1
         return False
+
+    def _beats_best(self, loss: float, figure: float | None) -> bool:
+        if self.best_loss is None or figure is None or self.best_figure is None or figure == self.best_figure:
+            return self.best_loss is None or loss < self.best_loss
+        return figure > self.best_figure
 
     def is_over(self, patience: int | None) -> bool:
         """Whether enough evaluations in a row have not been better."""

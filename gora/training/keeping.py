@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,17 @@ from gora.errors import InputError
 from gora.files import publish
 from gora.recipe.schema import TrainSection
 from gora.runtime.console import Output
+from gora.runtime.world import World
 from gora.training.course import Course
+from gora.training.metrics import Metrics
+
+Figure = Callable[[], tuple[str, float]]
+"""Asks a task for the name and value of its main figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The values with the least evaluation loss.
+    """The values of the best evaluation.
 
     Attributes:
         step: after which they were there.
@@ -43,20 +49,32 @@ class KeepBest(TrainerCallback):
         settings: says whether to keep, and how patient to be.
         course: holds the best loss so far, and is saved with every checkpoint.
         file: where the best values go.
-        output: where the end is said.
-        write: off in all of several processes but one.
+        output: where figures and the end are said.
+        world: the processes, of which process 0 writes, and asks a task.
+        figure: the name and value of a task's main figure, which decides in the loss's place; None where none does.
+        metrics: gets the figure of each evaluation.
     """
 
     def __init__(
-        self, model: nn.Module, settings: TrainSection, course: Course, file: Path, output: Output, *, write: bool
+        self,
+        model: nn.Module,
+        settings: TrainSection,
+        course: Course,
+        file: Path,
+        output: Output,
+        *,
+        world: World,
+        metrics: Metrics,
+        figure: Figure | None = None,
     ) -> None:
         self._model, self._settings, self._course = model, settings, course
-        self._file, self._output, self._write = file, output, write
+        self._file, self._output, self._world = file, output, world
+        self._metrics, self._figure = metrics, figure
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Compare the evaluation loss with the best so far."""
-        if self._course.evaluate(state.global_step, kwargs["metrics"]["eval_loss"]):
-            if self._settings.keep == "best" and self._write:
+        """Compare the evaluation with the best so far."""
+        if self._course.evaluate(state.global_step, kwargs["metrics"]["eval_loss"], self._asked(state.global_step)):
+            if self._settings.keep == "best" and self._world.main:
                 _write_best(self._file, self._model, self._course)
         elif self._course.is_over(self._settings.patience) and state.global_step < state.max_steps:
             control.should_training_stop = control.should_log = True
@@ -64,6 +82,14 @@ class KeepBest(TrainerCallback):
                 f"enough    {self._settings.patience} evaluations in a row were not better than that of step "
                 f"{self._course.best_step} ({self._course.best_loss:.4f})"
             )
+
+    def _asked(self, step: int) -> float | None:
+        if self._figure is None:
+            return None
+        name, value = self._world.from_main(self._figure)
+        self._metrics.add(step, **{name: value})
+        self._output.say(f"figure    {name} {value:.4f}")
+        return value
 
 
 def _write_best(file: Path, model: nn.Module, course: Course) -> None:

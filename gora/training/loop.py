@@ -17,7 +17,7 @@ from gora.training.callbacks import Report
 from gora.training.course import Course
 from gora.training.engine_training import forget_engine
 from gora.training.fitting import StepOutOfMemory
-from gora.training.keeping import read_best, restore
+from gora.training.keeping import Figure, read_best, restore
 from gora.training.opening import Opened
 from gora.training.saving import save_trained
 from gora.training.start import Wrapped
@@ -36,15 +36,15 @@ class Fitted:
     course: Course
 
 
-def fit(context: RunContext, opened: Opened, start: Wrapped) -> Fitted:
-    """Take the optimizer steps that are left, and save what was trained.
+def fit(context: RunContext, opened: Opened, start: Wrapped, figure: Figure | None = None) -> Fitted:
+    """Take the optimizer steps that are left, and save what was trained; see `make_trainer`.
 
     Raises:
         Interrupted: a signal stopped the loop before its end, and a checkpoint was saved.
         GoraError: memory ran out, too many steps were lost, or the base weights changed during training.
     """
     with stopping_between_steps() as request, tracking(context.recipe, context.folder.path):
-        trainer, report, guard = make_trainer(context, opened, start, request)
+        trainer, report, guard = make_trainer(context, opened, start, request, figure)
         if failure := _take_steps(trainer, report, opened):
             raise _out_of_memory(context, trainer, failure)
         reached, number = trainer.state.global_step, context.world.most(request.number or 0)
@@ -75,7 +75,7 @@ def _take_steps(trainer: GoraTrainer, report: Report, opened: Opened) -> Excepti
 
 
 def _restore_best(context: RunContext, trainer: GoraTrainer, start: Wrapped) -> None:
-    """Put the values with the least evaluation loss in the place of the last ones."""
+    """Put the values of the best evaluation in the place of the last ones."""
     if (best := read_best(context.folder.best)) is None:
         return
     restore(start.model, best)

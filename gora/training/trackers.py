@@ -27,7 +27,11 @@ def refuse_what_cannot_be_watched(recipe: Recipe, engine: Engine) -> None:
     Raises:
         InputError: a tracker is not installed, or weights are sharded, so that no process holds what is to be kept.
     """
-    asked = {"train.keep: best": recipe.train.keep == "best", "evaluation.samples": recipe.evaluation.samples > 0}
+    asked = {
+        "train.keep: best": recipe.train.keep == "best",
+        "train.keep_by": recipe.train.keep_by != "loss",
+        "evaluation.samples": recipe.evaluation.samples > 0,
+    }
     for what in (what for what, asks in asked.items() if asks and engine.shards_weights):
         raise InputError(f"{what} needs whole weights, which {engine.name} shards. Leave it out, or give ddp or zero2.")
     for tracker in recipe.train.report_to:

@@ -7,15 +7,18 @@ import torch
 from safetensors.torch import load_file
 
 from gora.errors import GoraError, InputError
+from gora.evaluation.task import Options
 from gora.recipe import load_recipe
 from gora.runs.base_model import load_base_model
 from gora.runs.folder import RunFolder
 from gora.runs.loss import evaluate_loss
+from gora.stages.evaluate import Job, deciding_task, evaluate, task_jobs
 from gora.stages.train import train
 from gora.training.course import Course
 from gora.training.metrics import read_metrics
 from gora.training.schedule import warmup_steps
 from tests.conftest import opened
+from tests.helpers.classifiers import sentences, write_recipe, write_rows
 
 # At such a rate the loss falls first and rises later.
 SETTINGS = (
@@ -103,6 +106,63 @@ def test_training_ends_when_patience_runs_out_and_a_resumed_one_there_too(tmp_pa
     assert trained.steps == max(losses) == best + 2 < 30
     assert trained.losses["final"] == losses[best]
     assert "2 evaluations in a row were not better than that of step" in (folder / "log.txt").read_text()
+
+
+# By a task's figure
+
+
+def figures(folder, name):
+    return {line["step"]: line[name] for line in read_metrics(RunFolder(folder).metrics) if name in line}
+
+
+def test_the_best_values_may_be_those_of_a_task_s_figure(tmp_path):
+    """Here of a task whose rows say the opposite: the longer the training, the fewer are right."""
+    path = write_recipe(tmp_path)
+    rows = [{"sentence": text, "label": 1 - label} for text, label in sentences()]
+    write_rows(tmp_path / "opposite.jsonl", rows)
+    task = f"evaluation.tasks=[{{name: glue/sst2, path: '{tmp_path / 'opposite.jsonl'}'}}]"
+    more = ("adapter.method=lora", "evaluation.steps=12", "train.keep=best", "train.keep_by=glue/sst2", task)
+    folder = tmp_path / "run"
+    trained = train(load_recipe(str(path), [*more, f"output={folder}"]).recipe)
+    accuracies, losses = figures(folder, "glue/sst2 accuracy"), evaluations(folder)
+    assert accuracies.keys() == losses.keys() and len(losses) > 3
+    best = max(losses, key=lambda step: (accuracies[step], -losses[step]))
+    assert best < min(losses, key=losses.get)
+    assert trained.losses["final"] == losses[best]
+    assert f"best      the values after step {best}" in (folder / "log.txt").read_text()
+    (job,) = task_jobs(["glue/sst2"], Options(folder=tmp_path, data=str(tmp_path / "opposite.jsonl")))
+    found = evaluate(str(folder / "adapter"), Job(tasks=[job]), destination=tmp_path / "again")
+    assert found["glue/sst2"]["trained"].metrics == {"accuracy": accuracies[best]}
+
+
+def test_a_task_that_is_asked_on_the_way_changes_nothing_in_training(tmp_path):
+    few = ("train.max_steps=3", "adapter.dropout=0.1", "train.keep=best", "train.schedule=cosine")
+    task = "evaluation.tasks=[{name: gsm8k, path: 'builtin:gsm8k/test.jsonl', max_rows: 2, max_new_tokens: 4}]"
+    train(recipe(tmp_path / "alone", *few))
+    train(recipe(tmp_path / "asked", *few, task, "train.keep_by=gsm8k"))
+    assert evaluations(tmp_path / "alone") == evaluations(tmp_path / "asked")
+    assert list(figures(tmp_path / "asked", "gsm8k exact_match")) == [1, 2, 3]
+
+
+def test_a_task_that_cannot_tell_the_best_is_refused_before_anything_is_loaded(tmp_path):
+    for more, message in (
+        (("train.keep_by=gsm8k",), "gsm8k must be `loss` or one of evaluation.tasks (there are none)"),
+        (("train.keep_by=gsm8k", "train.keep=last", "evaluation.tasks=[{name: gsm8k}]"), "add keep: best, or a"),
+    ):
+        with pytest.raises(InputError) as refused:
+            load_recipe("quickstart", ["train.keep=best", *more])
+        assert any(message in problem for problem in refused.value.problems)
+    asked = recipe(tmp_path / "run", *BEST, "train.keep_by=mbpp", "evaluation.tasks=[{name: mbpp}]")
+    with pytest.raises(InputError, match="mbpp cannot be asked at every evaluation"):
+        deciding_task(asked)
+
+
+def test_a_figure_decides_before_the_loss_and_the_loss_between_equal_figures():
+    course = Course()
+    told = [(2.0, 0.5), (1.0, 0.4), (3.0, 0.6), (2.5, 0.6), (2.6, 0.6), (float("nan"), 0.9)]
+    better = [course.evaluate(step, loss, figure) for step, (loss, figure) in enumerate(told, start=1)]
+    assert better == [True, False, True, True, False, False]
+    assert (course.best_step, course.best_loss, course.best_figure, course.not_better) == (4, 2.5, 0.6, 2)
 
 
 def test_patience_counts_evaluations_and_survives_a_checkpoint(tmp_path):
