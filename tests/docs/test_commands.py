@@ -28,7 +28,7 @@ SMALL = (
     "data.max_length=160",
     "gora.steps=2",
     "gora.gamma=0.05",
-    "train.max_steps=2",
+    "train.max_steps=3",
     "train.batch_size=4",
     "train.micro_batch_size=4",
     "train.learning_rate=1e-3",
@@ -173,7 +173,7 @@ def place(tmp_path_factory):
 
 
 def small(words):
-    """The same command on the small model, of two steps or one question."""
+    """The same command on the small model, of three steps or one question."""
     verb, *rest = ({MODEL: "builtin:tiny-6m", "RUN": "runs/my"}.get(word, word) for word in words)
     settings = [part for setting in SMALL for part in ("--set", setting)]
     if verb in ("run", "precompute", "train", "compare"):
