@@ -14,7 +14,15 @@ from gora.models.source import find_model
 from gora.recipe.load import load_recipe
 from gora.stages.train import train
 
-FEW = ("train.max_steps=1", "gora.steps=2", "data.train.max_rows=32", "data.eval.max_rows=4", "data.max_length=96")
+FEW = (
+    "train.max_steps=1",
+    "train.batch_size=4",
+    "train.micro_batch_size=4",
+    "gora.steps=2",
+    "data.train.max_rows=32",
+    "data.eval.max_rows=4",
+    "data.max_length=96",
+)
 
 
 def recipe_of(folder, *settings):

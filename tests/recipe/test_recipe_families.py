@@ -4,8 +4,6 @@ Nothing of a recipe is edited: all that differs is given as a user would give it
 """
 
 import json
-import subprocess
-import sys
 
 import datasets
 import pytest
@@ -18,6 +16,7 @@ from gora.recipe import load_recipe
 from gora.recipe.builtin import builtin_paths
 from gora.stages.run import run
 from tests.conftest import ROOT, opened
+from tests.helpers import forks
 from tests.helpers.images import CLASSES, encoded, picture, write_model
 
 ROWS = ROOT / "tests" / "fixtures" / "rows"
@@ -84,8 +83,7 @@ def has_run(folder, recipe):
 @pytest.mark.parametrize("name", ["code-feedback-llama2-7b", "glue/mnli"])
 def test_a_recipe_of_each_model_kind_runs_from_the_command_line(name, tiny_t5, tmp_path):
     overrides = settings(name, tiny_t5)
-    command = [sys.executable, "-m", "gora", "run", name, *(part for text in overrides for part in ("--set", text))]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = forks.run("run", name, *(part for text in overrides for part in ("--set", text)), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     has_run(tmp_path / "runs" / name.replace("/", "-"), load_recipe(name).recipe)
     if name.startswith("code"):

@@ -1,7 +1,6 @@
 """The wheel and the sdist of a release: built, looked into, installed in a fresh environment and run there."""
 
 import re
-import subprocess
 import sys
 import sysconfig
 import tarfile
@@ -9,27 +8,9 @@ import zipfile
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.scripts.conftest import run
 
 pytestmark = pytest.mark.slow
-
-
-def run(*command, cwd, **more):
-    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False, **more)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def dist(tmp_path_factory):
-    """A folder with the wheel and the sdist; the tools that build are fetched into an environment of their own."""
-    folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "venv", folder / "tools", cwd=folder)
-    tools = folder / "tools" / "bin" / "python"
-    run(tools, "-m", "pip", "install", "--quiet", "build", "twine", cwd=folder)
-    run(tools, "-m", "build", "--outdir", folder / "dist", ROOT, cwd=folder)
-    run(tools, "-m", "twine", "check", "--strict", *(folder / "dist").iterdir(), cwd=folder)
-    return folder / "dist"
 
 
 def test_wheel_and_sdist_hold_what_is_needed_and_nothing_else(dist):
