@@ -3,7 +3,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 FAST := tests/core tests/recipe tests/data tests/report tests/gradients tests/docs
 
-.PHONY: setup lint test test-fast test-slow schema docs bench release
+.PHONY: setup lint test test-fast test-slow coverage schema docs bench release
 
 setup:
 	EXTRAS=test,check,docs bash -c 'source scripts/install.sh'
@@ -20,6 +20,11 @@ test-fast:
 
 test-slow:
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow
+
+coverage:
+	EXTRAS=test,coverage bash -c 'source scripts/install.sh' && rm -f .coverage*
+	OMP_NUM_THREADS=1 $(PY) -m coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PY) -m coverage combine --quiet && $(PY) -m coverage report
 
 schema:
 	$(PY) -m gora recipes schema > configs/recipe.schema.json && $(PY) scripts/docs/recipe_page.py
