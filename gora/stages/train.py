@@ -57,7 +57,7 @@ from gora.runtime.progress import clock
 from gora.stages.report import close_with_page
 from gora.training.callbacks import Report, SaveAndLog, StopOrSave
 from gora.training.course import Course
-from gora.training.engine_training import check_engine, forget_engine, refuse_what_cannot_train
+from gora.training.engine_training import check_engine, forget_engine, refuse_what_cannot_train, release_engine
 from gora.training.fitting import StepOutOfMemory
 from gora.training.groups import parameter_groups
 from gora.training.keeping import KeepBest, read_best, restore
@@ -140,8 +140,11 @@ def train_in(context: RunContext) -> Trained:
             start = _start(context, opened)
         context = _settle_rate(_confirm(context, start), start)
         fitted = _fit(context, opened, start)
-        with explaining_memory(context, "training", "in the evaluation after it"):
-            return _close(context, start, fitted)
+        try:
+            with explaining_memory(context, "training", "in the evaluation after it"):
+                return _close(context, start, fitted)
+        finally:
+            release_engine(fitted.trainer)
 
 
 def _open(context: RunContext, progress: Progress) -> _Opened:
@@ -239,6 +242,7 @@ def _fit(context: RunContext, opened: _Opened, start: Wrapped) -> _Fitted:
         finally:
             report.stop()
             trainer.release_recordings()
+            trainer.release_workers()
             forget_engine()
         if failure is not None:
             raise _out_of_memory(context, trainer, failure)
