@@ -476,6 +476,16 @@ def tensors_are_added_together() -> bool:
     return all(bool((total == 2).all()) for total in sums)
 
 
+def recordings_can_be_taken_off_the_allocator() -> bool:
+    return callable(torch._C._cuda_endAllocateToPool) and callable(torch._C._cuda_releasePool)
+
+
+def a_loader_holds_its_workers() -> bool:
+    plain = torch.utils.data.DataLoader([1, 2])
+    kept = torch.utils.data.DataLoader([1, 2], num_workers=1, persistent_workers=True, multiprocessing_context="fork")
+    return list(plain) == list(kept) and plain._iterator is None and kept._iterator is not None
+
+
 def deepspeed_marks_its_parameters() -> bool:
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters, Init
 
@@ -753,6 +763,16 @@ PRIVATE = [
         "torch _foreach_add_",
         tensors_are_added_together,
         "passes that are recorded leave no gradients",
+    ),
+    Private(
+        "torch _cuda_endAllocateToPool and _cuda_releasePool",
+        recordings_can_be_taken_off_the_allocator,
+        "passes that cannot be recorded take their memory with them",
+    ),
+    Private(
+        "torch DataLoader._iterator",
+        a_loader_holds_its_workers,
+        "workers outlive training, and a run with them has other random numbers than one without",
     ),
     Private(
         "DeepSpeed ds_id, ds_numel and GatheredParameters",

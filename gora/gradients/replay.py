@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gora.gradients.attach import Attachment, Receiver
 from gora.gradients.probe import Probe
+from gora.runtime.cuda_graphs import recorded_into
 
 LONGEST = 1024
 """Most tokens of a micro-batch that is worth it: above, the GPU is busy anyway."""
@@ -50,7 +51,7 @@ class Replay:
         torch.cuda.current_stream().wait_stream(aside)
         attachment.receiver = receiver
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with recorded_into(self._graph, torch.cuda.graph_pool_handle()):
             loss = loss_of(self._inputs)
             loss.backward()
             self._loss = loss.detach()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from gora.models.rows_apart import laid_out
+from gora.runtime.cuda_graphs import recorded_into
 from gora.runtime.out_of_memory import is_out_of_memory
 
 _STEP = 64
@@ -196,6 +197,20 @@ def _run(body: nn.Module, shape: Shape, inputs: Inputs, lengths: tuple[int, ...]
     return hidden
 
 
+def differs(found: Tensor, expected: Tensor) -> bool:
+    """Whether hidden states say something else of any token than rounding explains.
+
+    Products of other shapes of blocks, as libraries choose them within a recording, are apart by about a hundredth of
+    the deviation; states of other tokens by more than the whole.
+
+    Args:
+        found: rows x tokens x width.
+        expected: the same.
+    """
+    apart = (found.float() - expected.float()).abs().mean(dim=-1)
+    return bool(apart.max() > 0.25 * expected.float().std())
+
+
 class Graphs:
     """Both passes of one shape as CUDA graphs; see `Recording`.
 
@@ -236,12 +251,12 @@ class Graphs:
         torch.cuda.empty_cache()
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.enable_grad():
-            with torch.cuda.graph(self._forward, pool=pool):
+            with recorded_into(self._forward, pool):
                 hidden = _run(body, shape, self._inputs)
-            with torch.cuda.graph(self._backward, pool=pool):
+            with recorded_into(self._backward, pool):
                 torch._foreach_add_(sums, list(torch.autograd.grad(hidden, parameters, self._gradient)))
         self._hidden = hidden.detach()
-        if (self.forward(inputs) - expected).float().abs().mean() > 1e-2 * expected.float().std():
+        if differs(self.forward(inputs), expected):
             raise RuntimeError("what was recorded gives another result")
 
     def forward(self, inputs: Inputs) -> Tensor:

@@ -17,6 +17,7 @@ from gora.runs.state import Mode, RunState
 from gora.runtime.console import output
 from gora.stages.evaluate import deciding_task
 from gora.stages.report import close_with_page
+from gora.training.engine_training import release_engine
 from gora.training.finish import Trained, finish, finish_later
 from gora.training.groups import lr_ratio_of
 from gora.training.loop import fit
@@ -64,8 +65,11 @@ def train_in(context: RunContext) -> Trained:
         context = _settle_rate(_confirm(context, start), start, opened.steps)
         figure = figure_on_the_way(context, start.model, *deciding) if deciding else None
         fitted = fit(context, opened, start, figure)
-        with explaining_memory(context, "training", "in the evaluation after it"):
-            return finish(context, start, fitted)
+        try:
+            with explaining_memory(context, "training", "in the evaluation after it"):
+                return finish(context, start, fitted)
+        finally:
+            release_engine(fitted.trainer)
 
 
 def _start(context: RunContext, opened: Opened) -> Wrapped:

@@ -121,6 +121,13 @@ def forget_engine() -> None:
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
 
 
+def release_engine(trainer: Trainer) -> None:
+    """Have DeepSpeed take its hooks off the model: with them, both would stay in memory to the end of the process."""
+    if trainer.accelerator.distributed_type == DistributedType.DEEPSPEED:
+        running: Any = trainer.model_wrapped
+        running.destroy()
+
+
 @contextmanager
 def reducing_once(running: Any) -> Iterator[None]:
     """A step of DeepSpeed: gradients of all passes stay where they are, and are reduced together at the end.

@@ -69,6 +69,8 @@ def step_loader(
     if workers:
         method = "fork" if sys.platform == "linux" else None
         ahead = {"prefetch_factor": _AHEAD, "worker_init_fn": _begin, "multiprocessing_context": method}
+        # Epochs may be short, and it takes longer to start workers than to compute some steps.
+        ahead["persistent_workers"] = True
     return DataLoader(
         batches, batch_sampler=numbers, collate_fn=collator.loaded, pin_memory=pin, num_workers=workers, **ahead
     )

@@ -70,6 +70,7 @@ def _take_steps(trainer: GoraTrainer, report: Report, opened: Opened) -> Excepti
     finally:
         report.stop()
         trainer.release_recordings()
+        trainer.release_workers()
         forget_engine()
     return None
 

@@ -98,6 +98,7 @@ class GoraTrainer(CheckpointTrainer):
             course=course,
             steps=steps_of_run,
         )
+        self._loader: Any = None
         self._rows_seen: torch.Tensor | None = None
         self.padding = Padding()
         self.pace = Pace(model, context.device, context.world.size, self.waited, of_text=context.inputs.of_text)
@@ -137,9 +138,10 @@ class GoraTrainer(CheckpointTrainer):
         # They are dealt out already: Accelerate is only to bring them to the device.
         # Images are large: their copies need not wait for what the GPU is doing.
         behind = pin and self._most_workers > 1
-        return prepare_data_loader(
+        self._loader = prepare_data_loader(
             loader, self.args.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=behind
         )
+        return self._loader  # type: ignore[no-any-return]
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The method's optimizer, with a group for each of its parts."""
@@ -199,6 +201,11 @@ class GoraTrainer(CheckpointTrainer):
         """Give the memory of recorded passes back; no more are recorded."""
         if self._recorded is not None:
             self._recorded.release()
+
+    def release_workers(self) -> None:
+        """End the workers that make batches: they wait for another epoch."""
+        if self._loader is not None:
+            self._loader.base_dataloader._iterator = None
 
     def _forget(self) -> None:
         """Drop what a step that did not fit has left, and what it can do without."""
@@ -291,6 +298,9 @@ class GoraTrainer(CheckpointTrainer):
         where patience has run out."""
         # After a resume, a loader that skips rows stands between: not every transformers then hands the epoch on.
         self._numbers.set_epoch(epoch)
+        if self._loader.base_dataloader._iterator is not None:
+            # A loader draws a number when it starts workers: where they go on, dropout would have other numbers.
+            torch.empty((), dtype=torch.int64).random_()
         if self.state.global_step < self.state.max_steps and not self.course.is_over(self._recipe.train.patience):
             super()._run_epoch(model, epoch, *args, **kwargs)
 

@@ -164,10 +164,19 @@ def run_all(arguments: argparse.Namespace) -> None:
             row |= {"error": str(error), "seconds": time.perf_counter() - start}
         else:
             row |= {"seconds": time.perf_counter() - start, **(outcome(output) if world.main else {})}
-        if world.main:
-            print(_ROW + json.dumps(row), flush=True)
         release_memory()
+        if world.main:
+            print(_ROW + json.dumps(row | left()), flush=True)
         world.barrier()
+
+
+def left() -> dict[str, int]:
+    """Bytes of the GPU that this process still holds between two runs."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    return {"left": torch.cuda.memory_allocated(), "left_reserved": torch.cuda.memory_reserved()}
 
 
 def prepare(engine: str, gpus: int, arguments: argparse.Namespace) -> tuple[Path, Path, list[str]]:
@@ -189,7 +198,7 @@ def prepare(engine: str, gpus: int, arguments: argparse.Namespace) -> tuple[Path
         "output": output,
     }
     recipe = work / "recipe.yaml"
-    recipe.write_text("model: {name: x}\ndata: {train: {path: x}}\n")
+    recipe.write_text("preset: paper\nmodel: {name: x}\ndata: {train: {path: x}}\n")
     return output, recipe, [*(f"{key}={value}" for key, value in settings.items()), *arguments.set]
 
 

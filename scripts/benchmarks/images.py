@@ -14,6 +14,7 @@ import json
 import os
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 RECIPE = """\
@@ -47,21 +48,12 @@ def main() -> None:
 
 
 def _write(given: argparse.Namespace) -> None:
-    import numpy as np
     import torch
-    from PIL import Image
     from transformers import ViTConfig, ViTForImageClassification
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-    noise = np.random.default_rng(0)
-    for number in range(given.photos):
-        folder = given.work / "photos" / f"class-{number % 10}"
-        folder.mkdir(parents=True, exist_ok=True)
-        coarse = Image.fromarray(noise.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((500, 375))
-        grain = noise.normal(0, 14, (375, 500, 3))
-        Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)).save(
-            folder / f"{number}.jpg", quality=88
-        )
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(_photo, [given.work / "photos"] * given.photos, range(given.photos), chunksize=16))
     torch.manual_seed(0)
     config = ViTConfig(
         hidden_size=given.width,
@@ -73,6 +65,17 @@ def _write(given: argparse.Namespace) -> None:
     ViTImageProcessorPil().save_pretrained(given.work / "vit")
     sizes = [path.stat().st_size for path in (given.work / "photos").rglob("*.jpg")]
     print(f"photos     {len(sizes)} of {statistics.mean(sizes) / 1000:.0f} KB", flush=True)
+
+
+def _photo(place: Path, number: int) -> None:
+    import numpy as np
+    from PIL import Image
+
+    folder, noise = place / f"class-{number % 10}", np.random.default_rng(number)
+    folder.mkdir(parents=True, exist_ok=True)
+    coarse = Image.fromarray(noise.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((500, 375))
+    picture = np.asarray(coarse) + noise.normal(0, 14, (375, 500, 3))
+    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.jpg", quality=88)
 
 
 def _alone(given: argparse.Namespace) -> dict[str, float]:

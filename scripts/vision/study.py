@@ -3,9 +3,10 @@
     python scripts/vision/study.py CIFAR OUTPUT [--digits digits.csv.gz]
 
 CIFAR is a folder with train.parquet and test.parquet (columns image and label), OUTPUT takes models, runs and
-results.json. Digits are scikit-learn's, 8 x 8 pixels. Every method is tried at each rate on one seed, and the best by
-the loss on rows that are held out of training is run on other seeds; accuracies are of images that nobody has trained
-on. Several runs share each GPU. Finished runs in results.json are not repeated.
+results.json. Digits are scikit-learn's, 8 x 8 pixels. Every method is tried at three rates on one seed, and at the next
+one beyond as long as the best, by the loss on rows that are held out of training, is at an edge; the best is run on
+other seeds. The preset `auto` finds its own rate in every run. Accuracies are of images that nobody has trained on.
+Several runs share each GPU, the better with NVIDIA's MPS. Finished runs in results.json are not repeated.
 """
 
 from __future__ import annotations
@@ -20,25 +21,31 @@ import os
 import statistics
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 LEARNT, NEW = NAMES[::2], NAMES[1::2]
 SETS = {"cifar": "five other classes", "digits": "digits"}
-GRADIENT = ("gora.init_a=gradient", "gora.gamma=auto", "gora.steps=auto")
+LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+AUTO = "gora auto"
+"""GoRA as the preset has it, which finds its rate itself: known by the rate 0."""
+GRADIENT = ("gora.init_a=gradient", "gora.gamma=auto", "gora.steps=auto", "train.loraplus_lr_ratio=1")
 METHODS: dict[str, tuple[str, ...]] = {
+    AUTO: ("adapter.method=gora",),
     "full": ("adapter.method=full",),
     "lora": ("adapter.method=lora",),
+    "gora paper": ("adapter.method=gora", "gora.steps=64", "gora.micro_batch_size=8"),
     "dora": ("adapter.method=lora", "adapter.dora=true"),
     "lora+": ("adapter.method=lora+",),
     "lora-ga": ("adapter.method=lora-ga",),
+    "gora, A from gradients": ("adapter.method=gora", "gora.micro_batch_size=8", *GRADIENT),
     "lora-pro": ("adapter.method=lora-pro",),
-    "gora paper": ("adapter.method=gora", "gora.steps=64", "gora.micro_batch_size=8"),
-    "gora auto": ("adapter.method=gora", "gora.micro_batch_size=8", "train.loraplus_lr_ratio=1", *GRADIENT),
 }
 Result = dict[str, Any]
+Job = tuple[str, str, float, int]
+"""Set, method, rate and seed of a run."""
 
 
 def main() -> None:
@@ -53,11 +60,7 @@ def main() -> None:
     results.note("settings", {name: str(value) for name, value in vars(given).items()})
     results.note("base", json.loads((base / "pretraining.json").read_text()))
     with Workers(given) as workers:
-        search = [(kind, method, rate, 0) for kind in SETS for method in given.methods for rate in given.rates]
-        workers.run(search, results)
-        best = {(kind, method): results.best(kind, method) for kind in SETS for method in given.methods}
-        seeds = range(1, given.seeds + 1)
-        workers.run([(*pair, rate, seed) for seed in seeds for pair, rate in best.items() if rate], results)
+        workers.run([(kind, method) for method in given.methods for kind in SETS], results)
     print(table(results, given))
 
 
@@ -73,7 +76,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--depth", type=int, default=8)
     parser.add_argument("--epochs", type=float, default=5)
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3, 3e-3])
+    parser.add_argument("--rates", type=float, nargs="+", choices=LADDER, default=[3e-4, 1e-3, 3e-3])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--each", type=int, default=6, help="runs at a time on each GPU")
@@ -215,18 +218,37 @@ class Results:
         self.runs.append(result)
         self._path.write_text(json.dumps(self.content, indent=1))
 
-    def has(self, job: tuple[str, str, float, int]) -> bool:
+    def has(self, job: Job) -> bool:
         """Whether it is known."""
         return any((run["set"], run["method"], run["rate"], run["seed"]) == job for run in self.runs)
 
-    def best(self, kind: str, method: str) -> float | None:
-        """The rate with the least loss on the rows held out, on the first seed."""
-        tried = {
-            run["rate"]: run["loss"]
+    def losses(self, kind: str, method: str) -> dict[float, float]:
+        """Loss on the rows held out by rate, on the first seed; infinite where a run has failed."""
+        return {
+            run["rate"]: run["loss"] if run.get("loss") is not None else math.inf
             for run in self.runs
-            if (run["set"], run["method"], run["seed"]) == (kind, method, 0) and run.get("loss") is not None
+            if (run["set"], run["method"], run["seed"]) == (kind, method, 0)
         }
+
+    def best(self, kind: str, method: str) -> float | None:
+        """The rate with the least of them; 0 for what finds its own."""
+        if method == AUTO:
+            return 0.0
+        tried = self.losses(kind, method)
         return min(tried, key=tried.__getitem__) if tried else None
+
+    def next(self, kind: str, method: str, given: argparse.Namespace) -> list[Job]:
+        """The runs that are known to be needed for a method on a set, as far as results go."""
+        if method != AUTO:
+            tried = self.losses(kind, method)
+            if missing := [rate for rate in given.rates if rate not in tried]:
+                return [(kind, method, rate, 0) for rate in missing]
+            best, places = self.best(kind, method), sorted(LADDER.index(rate) for rate in tried)
+            beyond = {LADDER[places[0]]: places[0] - 1, LADDER[places[-1]]: places[-1] + 1}.get(best or 0.0, -1)
+            if 0 <= beyond < len(LADDER):
+                return [(kind, method, LADDER[beyond], 0)]
+        jobs = [(kind, method, self.best(kind, method) or 0.0, seed) for seed in range(1, given.seeds + 1)]
+        return [job for job in jobs if not self.has(job)]
 
 
 class Workers:
@@ -237,8 +259,9 @@ class Workers:
         context = multiprocessing.get_context("spawn")
         places = context.Queue()
         count = given.each * max(gpus, 1)
+        names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         for number in range(count):
-            places.put(number % gpus if gpus else -1)
+            places.put(names[number % gpus] if gpus else "")
         logs = given.output / "logs"
         logs.mkdir(exist_ok=True)
         self._given = given
@@ -250,15 +273,27 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def run(self, jobs: list[tuple[str, str, float, int]], results: Results) -> None:
-        """Do what is not done."""
-        waiting = [job for job in jobs if not results.has(job)]
-        done = [self._pool.submit(_do, job, self._given) for job in waiting]
-        for number, future in enumerate(as_completed(done), 1):
-            result = future.result()
-            results.add(result)
-            shown = {key: result[key] for key in ("set", "method", "rate", "seed", "loss", "accuracy") if key in result}
-            print(f"{number}/{len(waiting)}", shown, result.get("error", ""), flush=True)
+    def run(self, pairs: list[tuple[str, str]], results: Results) -> None:
+        """Do what is not done for these sets and methods; what comes next follows from what has come in."""
+        begun: set[Job] = set()
+        running: set[Future[Result]] = set()
+
+        def begin(kind: str, method: str) -> None:
+            for job in results.next(kind, method, self._given):
+                if job not in begun:
+                    begun.add(job)
+                    running.add(self._pool.submit(_do, job, self._given))
+
+        for pair in pairs:
+            begin(*pair)
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                result = future.result()
+                results.add(result)
+                shown = [str(result.get(key)) for key in ("set", "method", "rate", "seed", "loss", "accuracy", "error")]
+                print(f"{len(results.runs)}, {len(running)} begun:", *shown, flush=True)
+                begin(result["set"], result["method"])
 
 
 def _gpus() -> int:
@@ -270,15 +305,15 @@ def _gpus() -> int:
 
 def _begin(places: Any, logs: str) -> None:
     gpu = places.get()
-    if gpu >= 0:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    if gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
     log = open(f"{logs}/{os.getpid()}.log", "w", buffering=1)  # noqa: SIM115 - for as long as the process
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
 
 
-def _do(job: tuple[str, str, float, int], given: argparse.Namespace) -> Result:
+def _do(job: Job, given: argparse.Namespace) -> Result:
     kind, method, rate, seed = job
     result: Result = {"set": kind, "method": method, "rate": rate, "seed": seed}
     begin = time.monotonic()
@@ -301,10 +336,10 @@ def _measured(kind: str, method: str, rate: float, seed: int, given: argparse.Na
     folder = given.output / "runs" / f"{kind}-{method.replace(' ', '-')}-{rate:g}-{seed}"
     train = given.output / ("cifar-train.parquet" if kind == "cifar" else "digits/train")
     test = given.output / ("cifar-test.parquet" if kind == "cifar" else "digits/test")
-    recipe = given.output / f"{kind}.yaml"
+    recipe = given.output / f"{kind}-{'auto' if method == AUTO else 'paper'}.yaml"
     settings = [
         *METHODS[method],
-        f"train.learning_rate={rate}",
+        *([f"train.learning_rate={rate}"] if rate else []),
         f"seed={seed}",
         f"output={folder}",
         f"train.epochs={given.epochs}",
@@ -312,13 +347,16 @@ def _measured(kind: str, method: str, rate: float, seed: int, given: argparse.Na
     ]
     if not recipe.exists():
         aside = recipe.with_suffix(f".{os.getpid()}")
-        aside.write_text(RECIPE.format(base=given.output / "base", train=train, rows=given.output / "rows"))
+        known = {"base": given.output / "base", "train": train, "rows": given.output / "rows"}
+        aside.write_text((AUTO_RECIPE if method == AUTO else RECIPE).format(**known))
         aside.replace(recipe)
     run(load_recipe(str(recipe), settings).recipe, mode="overwrite" if folder.exists() else "new")
     tasks = task_jobs(["image"], Options(folder=Path(), data=str(test)))
     scores = evaluate(str(folder), Job(tasks=tasks, batch_size=256))["image"]["trained"]
     found = json.loads((folder / "results.json").read_text())
+    ran = load_recipe(str(folder / "recipe.yaml"), []).recipe
     return {
+        "rate_found": ran.train.learning_rate,
         "loss": found["loss"]["final"],
         "accuracy": scores.metrics["accuracy"],
         "trainable": found["trainable_parameters"],
@@ -327,6 +365,16 @@ def _measured(kind: str, method: str, rate: float, seed: int, given: argparse.Na
     }
 
 
+AUTO_RECIPE = """\
+model: {{name: {base}, head: image-classification, dtype: float32}}
+data:
+  format: image
+  train: {{path: {train}}}
+  holdout: 200
+  cache: {rows}
+train: {{precision: fp32, save_minutes: null}}
+evaluation: {{micro_batch_size: 200}}
+"""
 RECIPE = """\
 preset: paper
 model: {{name: {base}, head: image-classification, dtype: float32}}
@@ -366,8 +414,11 @@ def table(results: Results, given: argparse.Namespace) -> str:
                 cells += ["-", "-"]
                 continue
             error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
-            edge = " *" if rate in (min(given.rates), max(given.rates)) else ""
-            cells += [f"{statistics.mean(values):.2f} ± {error:.2f}", f"{rate:g}{edge}"]
+            rates = sorted({round(run["rate_found"], 5) for run in runs})
+            cells += [
+                f"{statistics.mean(values):.2f} ± {error:.2f}",
+                " to ".join(f"{each:g}" for each in rates[:: max(1, len(rates) - 1)]),
+            ]
         lines.append(f"| {method} | {trainable:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

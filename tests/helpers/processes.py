@@ -1,6 +1,7 @@
 """What several processes do in the tests: `torchrun tests/helpers/processes.py FOLDER SCENARIO...`."""
 
 import ctypes
+import gc
 import json
 import os
 import shutil
@@ -88,6 +89,10 @@ def engine(name, folder):
         run(settings, merge_too=True, mode="resume")
     else:
         train(settings)
+    if join().main:
+        gc.collect()
+        left = sum(type(each).__name__ == "DeepSpeedEngine" for each in gc.get_objects())
+        (folder / name / "engines_left").write_text(str(left))
 
 
 def directions(folder):

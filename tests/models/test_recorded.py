@@ -1,14 +1,17 @@
 """Passes that are recorded give what passes give that are not, with recordings that compute in place of CUDA graphs."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gora.data.collate import Collator
-from gora.models.recorded import RecordedBlocks
+from gora.models.recorded import RecordedBlocks, differs
 from gora.models.rows_apart import forward, set_apart
 from gora.models.supervised_head import use_supervised_head
+from gora.runtime.cuda_graphs import recorded_into
 from gora.runtime.world import World
 from gora.training.batches import StepCollator
 from gora.training.recording import RecordedSteps
@@ -130,3 +133,37 @@ def test_what_is_released_is_not_recorded_again(recordings):
         if number == 1:
             steps.release()
     assert len(recordings) == 1
+
+
+def test_rounding_is_no_other_result_and_one_token_of_another_row_is():
+    states = torch.randn(4, 1000, 64, generator=torch.Generator().manual_seed(3))
+    assert not differs(states.bfloat16(), states)
+    assert not differs(states * (1 + 0.02 * torch.randn_like(states)), states)
+    swapped = states.clone()
+    swapped[2, 7] = states[1, 7]
+    assert differs(swapped, states)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_recording_that_fails_is_taken_off_the_allocator_where_torch_goes_on_with_it(monkeypatch, goes_on):
+    calls, modes = [], []
+
+    @contextmanager
+    def failing(graph, pool, capture_error_mode):
+        modes.append(capture_error_mode)
+        yield
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    def end(device, pool):
+        calls.append(("end", device, pool))
+        if not goes_on:
+            raise RuntimeError("not currently recording to mempool_id")
+
+    monkeypatch.setattr("torch.cuda.graph", failing)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 3)
+    monkeypatch.setattr("torch._C._cuda_endAllocateToPool", end)
+    monkeypatch.setattr("torch._C._cuda_releasePool", lambda *where: calls.append(("release", *where)))
+    with pytest.raises(RuntimeError, match="previous error"), recorded_into(object(), (0, 7)):
+        pass
+    assert calls == [("end", 3, (0, 7)), ("release", 3, (0, 7))][: 1 + goes_on]
+    assert modes == ["thread_local"]

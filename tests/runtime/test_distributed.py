@@ -142,6 +142,12 @@ def test_each_engine_really_runs_and_trains_as_one_process_does(one, two, engine
     assert losses == pytest.approx(others, rel=1e-3)
 
 
+@pytest.mark.parametrize("engine", ["zero2", "zero2-offload"])
+def test_deepspeed_lets_go_of_a_model_that_is_trained(two, engine):
+    kept_by_zero3 = int((two("zero3") / "engines_left").read_text())
+    assert int((two(engine) / "engines_left").read_text()) == kept_by_zero3
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_each_engine_saves_a_whole_adapter(one, two, engine):
     saved, expected = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (two(engine), one))

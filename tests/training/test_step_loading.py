@@ -253,6 +253,21 @@ def test_steps_come_in_their_order_from_any_workers_and_one_that_is_refused_says
             assert found == [rows[step]["input_ids"], rows[step + 1]["input_ids"]]
 
 
+def test_workers_go_on_from_epoch_to_epoch():
+    rows = examples(14)
+    layout = StepLayout(kind="none", size=2, longest=max(rows.lengths), processes=1)
+    numbers = StepNumbers(3)
+    batches = StepBatches(Numbered(rows, fails=99), layout, 0)
+    before, seen = set(workers_of(os.getpid())), []
+    loader = step_loader(batches, numbers, StepCollator(Collator(0), False), workers=1, pin=False)
+    for epoch in range(3):
+        numbers.set_epoch(epoch)
+        assert len(list(loader)) == 3
+        seen.append(set(workers_of(os.getpid())) - before)
+    assert len(seen[0]) == 1
+    assert seen[0] == seen[1] == seen[2]
+
+
 def test_a_worker_is_used_beside_a_gpu_alone_and_where_a_core_is_left(monkeypatch):
     usable = [0]
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(usable[0])))
