@@ -139,10 +139,12 @@ def _search(found: Found, sets: Sequence[str], targets: str) -> Iterator[Cell]:
 
 
 def _fair(found: Found, sets: Sequence[str], targets: str, seeds: Sequence[int]) -> Iterator[Cell]:
-    """The search first; then other seeds of those methods whose search is over."""
+    """The search first; then other seeds of the preset, and of those methods whose search is over."""
     yield from _search(found, [rows for rows in sets if rows in SEARCHED], targets)
     for seed in seeds:
         for rows in sets:
+            if targets == "all-linear":
+                yield Cell("tools", rows, "own", AUTO, "auto", seed)
             for method in METHODS:
                 rate = best_rate(found, NEAREST.get(rows, rows), targets, method)
                 if rate is not None:
