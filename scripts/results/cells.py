@@ -19,7 +19,7 @@ Found = Mapping[str, Run]
 
 SEEDS = (1, 2, 3)
 SEARCH_SEED, MOST_RATES = 0, 5
-GRID = tuple(1e-4 * 2**step for step in range(11))
+GRID = tuple(2.5e-5 * 2**step for step in range(13))
 SEARCHED = ("math", "code", "instruction", "sst2")
 NEAREST = {"commonsense": "instruction", **dict.fromkeys(("cola", "mrpc", "qnli", "mnli", "rte"), "sst2")}
 """Sets whose rates are not looked for, and the one whose rates they take over."""

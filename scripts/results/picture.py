@@ -49,7 +49,7 @@ def _panel(found: Found, rows: str, number: int) -> str:
         up = (min(loss, high) - low) / (high - low)
         return left + _LEFT + across * (_WIDTH - _LEFT - 8), top + _HEIGHT - 24 - up * (_HEIGHT - _TOP - 34)
 
-    for rate in GRID[::2]:
+    for rate in GRID[::3]:
         x, y = place(rate, low)
         parts.append(f'<text x="{x:.1f}" y="{y + 20:.1f}" text-anchor="middle">{rate:g}</text>')
     for step in range(5):
