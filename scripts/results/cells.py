@@ -19,7 +19,7 @@ Found = Mapping[str, Run]
 
 SEEDS = (1, 2, 3)
 SEARCH_SEED, MOST_RATES = 0, 5
-GRID = tuple(1e-4 * 2**step for step in range(11))
+GRID = tuple(2.5e-5 * 2**step for step in range(13))
 SEARCHED = ("math", "code", "instruction", "sst2")
 NEAREST = {"commonsense": "instruction", **dict.fromkeys(("cola", "mrpc", "qnli", "mnli", "rte"), "sst2")}
 """Sets whose rates are not looked for, and the one whose rates they take over."""
@@ -139,10 +139,12 @@ def _search(found: Found, sets: Sequence[str], targets: str) -> Iterator[Cell]:
 
 
 def _fair(found: Found, sets: Sequence[str], targets: str, seeds: Sequence[int]) -> Iterator[Cell]:
-    """The search first; then other seeds of those methods whose search is over."""
+    """The search first; then other seeds of the preset, and of those methods whose search is over."""
     yield from _search(found, [rows for rows in sets if rows in SEARCHED], targets)
     for seed in seeds:
         for rows in sets:
+            if targets == "all-linear":
+                yield Cell("tools", rows, "own", AUTO, "auto", seed)
             for method in METHODS:
                 rate = best_rate(found, NEAREST.get(rows, rows), targets, method)
                 if rate is not None:

@@ -20,6 +20,7 @@ import os
 import platform
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from itertools import islice
@@ -147,6 +148,9 @@ def _task(one: dict[str, Any]) -> dict[str, Any]:
     found = {"metrics": one["metrics"], "right": "".join(str(int(row["correct"])) for row in rows)}
     if "correct_norm" in rows[0]:
         found["right_norm"] = "".join(str(int(row["correct_norm"])) for row in rows)
+        most = max(Counter(row["label"] for row in rows).values())
+        # What whoever guesses, or always says the same, would reach.
+        found["chance"] = max(most, sum(1 / len(row["choices"]) for row in rows)) / len(rows)
     return found
 
 
