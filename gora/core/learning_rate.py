@@ -13,12 +13,12 @@ import math
 from collections.abc import Sequence
 
 BELOW_DIVERGENCE = 9.5
-BELOW_DIVERGENCE_NEW_HEAD = 15.0
+BELOW_DIVERGENCE_NEW_HEAD = 12.0
 """For a head that begins as noise: what it learns in a few steps says little about the model under it."""
+BELOW_TRIALS = 1.1
+"""How much higher than in the run the best rate of short trials is."""
 _WARM_UP = 0.1
 """Share of a trial."""
-_FALL = 0.1
-"""The best rate falls with the number of steps, to this power."""
 _DECAY = 0.7
 _FELL = 0.005
 """Share of the loss by which it has to fall before a rise to where it was counts."""
@@ -108,8 +108,3 @@ def lowest(rates: Sequence[float], losses: Sequence[float]) -> float:
     if one == other:
         return rates[best]
     return math.exp(middle - 0.5 * ((middle - low) * one - (middle - high) * other) / (one - other))
-
-
-def rate_for(steps: int, rate: float, *, tried: int) -> float:
-    """What is best in `tried` steps, brought to a run of more."""
-    return rate * min(1.0, tried / steps) ** _FALL

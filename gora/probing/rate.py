@@ -1,4 +1,4 @@
-"""`train.learning_rate: auto`: a range test and three short trials with the very adapters and rows, before training."""
+"""`train.learning_rate: auto`: a range test and short trials with the very adapters and rows, before training."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from gora.core.learning_rate import lowest, rate_below, rate_for
+from gora.core.learning_rate import BELOW_TRIALS, lowest, rate_below
 from gora.errors import GoraError
 from gora.methods import METHODS
 from gora.plan import Decision, add_decision
 from gora.probing import range_test as ranging
 from gora.probing import trials
-from gora.probing.rehearsal import Rehearsal, rehearsing, rows_to_rehearse
+from gora.probing.rehearsal import rehearsing, rows_to_rehearse
 from gora.recipe.derived import training_micro_batch_size
 from gora.recipe.origins import Origin
 from gora.runs.context import RunContext
@@ -84,21 +84,15 @@ def decide(context: RunContext, model: nn.Module, lr_ratio: float, steps: int) -
         taken = len(found.losses)
         why = f"with a rising rate the loss was above its start from {found.limit:.2g} on, after {taken} steps"
         spent = size * (ranging.STEPS // 3 + taken)
-        size = min(_TRIAL_ROWS, context.recipe.train.batch_size, (rows - spent) // (trials.STEPS * len(trials.FACTORS)))
+        size = min(_TRIAL_ROWS, context.recipe.train.batch_size, (rows - spent) // (trials.STEPS * trials.MOST))
         if new_head or size < _FEWEST:
             rate = guess
         else:
-            rate, ends = _tried(rehearsal, guess, _batches(context, trials.STEPS, size, turn=2), steps)
-            why += f"; {trials.STEPS} steps, annealed, ended at a loss of {ends}"
+            rates, ends = trials.try_around(rehearsal, guess, _batches(context, trials.STEPS, size, turn=2))
+            rate = lowest(rates, ends) / BELOW_TRIALS
+            words = ", ".join(f"{end:.3f} at {tried:.2g}" for tried, end in zip(rates, ends, strict=True))
+            why += f"; {trials.STEPS} steps, annealed, ended at a loss of {words}"
     return Decision(value=float(f"{rate:.1e}"), origin="measured", why=why, curve=found.curve)
-
-
-def _tried(rehearsal: Rehearsal, guess: float, batches: list[list[int]], steps: int) -> tuple[float, str]:
-    """The rate that short trials around a guess point to, and their ends in words."""
-    rates = [guess * factor for factor in trials.FACTORS]
-    ends = trials.try_rates(rehearsal, rates, batches)
-    words = ", ".join(f"{end:.3f} at {rate:.2g}" for rate, end in zip(rates, ends, strict=True))
-    return rate_for(steps, lowest(rates, ends), tried=trials.STEPS), words
 
 
 def _rows_to_spend(context: RunContext, steps: int) -> int:

@@ -11,10 +11,34 @@ from gora.runtime.progress import Meter
 
 STEPS = 12
 FACTORS = (0.5, 1.0, 2.0)
+MOST = len(FACTORS) + 1
+"""Trials: a fourth one where the highest rate of three is clearly the best."""
+_STILL_FALLING = 0.5
+"""Share of the gain from the first to the second rate that the third has to gain as well."""
 _COUNTED = 3
 """The last losses, whose mean is that of a trial. All trials see the same rows, so that these can be compared."""
 _APART = 2.0
 """Times the loss at the start: a trial ends there."""
+
+
+def try_around(rehearsal: Rehearsal, guess: float, batches: list[list[int]]) -> tuple[list[float], list[float]]:
+    """Trials at half a rate, the rate and twice the rate, and at four times where the loss falls on and on.
+
+    Args:
+        rehearsal: of the run.
+        guess: peak rate of A.
+        batches: rows of each step.
+
+    Returns:
+        Rates, rising, and the loss at the end of each trial.
+    """
+    rates = [guess * factor for factor in FACTORS]
+    ends = try_rates(rehearsal, rates, batches)
+    low, middle, high = ends
+    if high == min(ends) and middle - high > _STILL_FALLING * (low - middle):
+        rates.append(2 * rates[-1])
+        ends += try_rates(rehearsal, rates[-1:], batches)
+    return rates, ends
 
 
 def try_rates(rehearsal: Rehearsal, rates: list[float], batches: list[list[int]]) -> list[float]:

@@ -200,3 +200,12 @@ def test_trials_end_where_training_falls_apart_and_the_lowest_is_told(opened):
         slow, better, apart = module.trials.try_rates(rehearsal, [1e-6, 1e-3, 30.0], batches)
     assert better < slow
     assert apart == pytest.approx(2 * start)
+
+
+@pytest.mark.parametrize(("ends", "tried"), [([3.0, 2.0, 1.4], 4), ([3.0, 2.0, 1.6], 3), ([3.0, 2.0, 2.5], 3)])
+def test_a_fourth_trial_is_made_where_the_third_gained_nearly_as_much_as_the_second(monkeypatch, ends, tried):
+    left = [*ends, 9.0]
+    monkeypatch.setattr(module.trials, "try_rates", lambda _, rates, __: [left.pop(0) for _ in rates])
+    rates, found = module.trials.try_around(None, 1e-3, [])
+    assert rates == [5e-4, 1e-3, 2e-3, 4e-3][:tried]
+    assert found == [*ends, 9.0][:tried]
