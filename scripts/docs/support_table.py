@@ -1,4 +1,4 @@
-"""Writes the tables of README.md: what is supported, from code and sweeps; what to expect, from results.
+"""Writes the table of README.md that says what is supported, from code and sweeps.
 
 Run `python scripts/docs/support_table.py` after a method, task, format, engine or runtime was added or a sweep run.
 """
@@ -9,7 +9,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean
 from typing import Any, get_args
 
 from gora.adapters.runtimes import RUNTIMES
@@ -21,33 +20,18 @@ from gora.runtime.engine import NAMES
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "README.md"
-SUPPORT, EXPECT, END = (
-    "<!-- support: written by scripts/docs/support_table.py -->",
-    "<!-- expect: written by scripts/docs/support_table.py -->",
-    "<!-- end -->",
-)
-ROWS = {
-    "LoRA": "LoRA",
-    "LoRA-GA as in PEFT": "LoRA-GA (PEFT)",
-    "EVA": "EVA",
-    "GoRA": "GoRA as published",
-    "GoRA, A of the gradient, one rate, equal ranks": "GoRA, A along the gradient, one rate, equal ranks",
-}
-"""Labels of docs/data/results.json, and what the README calls them."""
-SETS = ("math", "code", "instruction")
+SUPPORT, END = "<!-- support: written by scripts/docs/support_table.py -->", "<!-- end -->"
 
 
 def main() -> None:
-    """Replace both tables."""
-    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    """Replace the table."""
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def with_tables(page: str) -> str:
-    """The page, with the tables of today between their markers."""
-    for begin, table in ((SUPPORT, support()), (EXPECT, expect())):
-        before, _, rest = page.partition(begin)
-        page = f"{before}{begin}\n{table}\n{END}{rest.partition(END)[2]}"
-    return page
+def with_table(page: str) -> str:
+    """The page, with the table of today between its markers."""
+    before, _, rest = page.partition(SUPPORT)
+    return f"{before}{SUPPORT}\n{support()}\n{END}{rest.partition(END)[2]}"
 
 
 def support() -> str:
@@ -77,16 +61,6 @@ def _quoted(names: Any) -> str:
 def _grouped(tasks: Mapping[str, Any]) -> list[str]:
     """Tasks of one set under one name."""
     return list(dict.fromkeys(f"{name.partition('/')[0]}/..." if "/" in name else name for name in tasks))
-
-
-def expect() -> str:
-    """Mean eval loss of the seeds at each method's own best rate."""
-    results = json.loads((ROOT / "docs" / "data" / "results.json").read_text(encoding="utf-8"))
-    lines = [f"| rank 8, each at its own rate | {' | '.join(SETS)} |", "|---" * (1 + len(SETS)) + "|"]
-    for label, name in ROWS.items():
-        means = [fmean(run["loss"]["final"] for run in results[each]["final"][label]["runs"]) for each in SETS]
-        lines.append(f"| {name} | {' | '.join(f'{mean:.3f}' for mean in means)} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

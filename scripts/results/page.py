@@ -1,4 +1,4 @@
-"""Writes the tables and the picture of docs/results.md and its appendix, and those of the README, from the raw runs.
+"""Writes the tables and the picture of docs/results.md, its appendix and the README from the raw runs.
 
     python scripts/results/page.py
 
@@ -7,270 +7,217 @@ Sentences are written by hand; `tests/scripts/test_results_page.py` recomputes w
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from cells import ALL, AUTO, AUTO_LORA, GRID, METHODS, NEAREST, PAPER_METHODS, SEARCHED, SEEDS, TOOLS, Found
-from cells import losses_of_search as searched
+import yaml
+from cells import AUTO, AUTO_LORA, SEARCHED, SEEDS, TOOLS, Found
+from evidence import RECIPES
+from grids import DATA, Grid, Search, at, best, read_grids
+from names import NAMES, PUBLISHED, table, title
 from picture import rates_picture
-from reading import (
-    adapters,
-    auto_over_best,
-    critical_difference,
-    difference,
-    fair_cells,
-    fair_losses,
-    interval,
-    losses,
-    mean,
-    noise,
-    one_seed_columns,
-    paper_cells,
-    places,
-    read,
-    right,
-    says_something,
-    task_of,
-    tied_with_first,
-    tool_cells,
-    tools_over_auto,
-)
-from sets import SETS
+from reading import interval, losses, mean, noise, read, tool_cells, tools_over_auto
+from runs import accuracy_table
+from scipy import stats
+from sets import TRAIN
 
 ROOT = Path(__file__).parents[2]
 PAGE, APPENDIX, README = ROOT / "docs" / "results.md", ROOT / "docs" / "results-appendix.md", ROOT / "README.md"
 PICTURE = ROOT / "docs" / "results-rates.svg"
-NAMES = {
-    "peft": "PEFT", "llama-factory": "LLaMA-Factory", "axolotl": "Axolotl", "unsloth": "Unsloth", "trl": "TRL",
-    "full": "full fine-tuning", "lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA", "lora+": "LoRA+", "pissa": "PiSSA",
-    "olora": "OLoRA", "adalora": "AdaLoRA", "lora-pro": "LoRA-Pro", "lora-ga": "LoRA-GA", "lora-one": "LoRA-One",
-    "eva": "EVA", "gora paper": "GoRA as published", "gora auto": "GoRA as in `preset: auto`",
-    "gora paper r32": "GoRA r32", "gora paper r128": "GoRA r128", AUTO: "**`preset: auto`**",
-    AUTO_LORA: "`preset: auto` with LoRA",
+STEPS = 150
+LAYERS = ("all-linear", "attention")
+LANGUAGE = ("math", "code", "instruction")
+COMMON, SMALL_COMMON = 2e-4, "0.0003"
+"""The one rate of the paper's protocol: read between the points of SmolLM2's searches; run on the 28M model."""
+OF_28M = {
+    "full": "full", "lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA", "lora+": "LoRA+", "olora": "OLoRA",
+    "pissa": "PiSSA", "lora-ga": "LoRA-GA as in PEFT", "adalora": "AdaLoRA", "gora paper": "GoRA",
+    "gora paper r32": "GoRA r32", "gora paper r128": "GoRA r128",
 }  # fmt: skip
-TITLES = {"sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC", "qnli": "QNLI", "mnli": "MNLI", "rte": "RTE"}
-PUBLISHED = {
-    "full": (73.69, 51.63), "lora": (67.78, 43.09), "rslora": (68.36, 45.78), "dora": (69.17, 43.70),
-    "lora+": (71.29, 44.51), "olora": (68.54, 43.29), "pissa": (68.56, 44.10), "lora-ga": (71.39, 43.29),
-    "adalora": (70.63, 41.46), "gora paper": (72.91, 48.98), "gora paper r32": (75.59, 51.22),
-    "gora paper r128": (75.74, 52.03),
-}  # fmt: skip
-"""GSM8K and HumanEval in the paper's Table 2 (Llama-3.1-8B)."""
+"""What docs/data/results.json calls the methods of the paper's Table 2."""
+RANK_8 = tuple(method for method in OF_28M if method not in ("full", "gora paper r32", "gora paper r128"))
 
 
-def title(rows: str) -> str:
-    """What a set is called in tables."""
-    return TITLES.get(rows, rows)
-
-
-def table(head: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
+def compared(found: Found) -> list[str]:
+    """The sets on which the preset was run, and so can be compared."""
+    return [rows for rows in SEARCHED if losses(found, tool_cells(rows, AUTO))]
 
 
 def tools_table(found: Found) -> str:
-    """Loss of the preset and of each tool's settings, and how much more the latter is."""
+    """Loss with each tool's settings, trained parameters, steps, and how much more than the preset's."""
     lines = []
     for name in (AUTO, AUTO_LORA, *TOOLS):
-        cells = [losses(found, tool_cells(rows, name)) for rows in ALL]
-        more = list(tools_over_auto(found, name).values())
-        last = "" if name == AUTO or not more else f"{100 * statistics.fmean(more):+.1f} %"
-        lines.append([NAMES[name], *(f"{mean(values):.3f}" if values else "" for values in cells), last])
-    return table(["settings", *map(title, ALL), "to `auto`, mean"], lines)
+        values = [losses(found, tool_cells(rows, name)) for rows in compared(found)]
+        more = list(tools_over_auto(found, name, compared(found)).values())
+        run = found[str(tool_cells("math", name)[0])]
+        lines.append(
+            [
+                NAMES[name],
+                f"{run['trainable'] / 1e6:.2f} M",
+                str(math.ceil(TRAIN / batch_of(name))),
+                f"{run['rate']:g}" if name in TOOLS else "found",
+                *(f"{mean(each):.3f}" if each else "" for each in values),
+                "" if name == AUTO else f"{100 * statistics.fmean(more):+.1f} %",
+            ]
+        )
+    return table(["settings", "trained", "steps", "rate", *map(title, compared(found)), "over `auto`, mean"], lines)
 
 
-def fair_table(found: Found) -> str:
-    """Means of the searched sets, on all linear layers, and the mean place over all sets."""
-    tables = {rows: fair_losses(found, rows) for rows in SEARCHED}
-    order = places(one_seed_columns(found))
-    names = sorted([AUTO, *METHODS], key=lambda method: order.get(method, 99.0))
-    lines = []
-    for method in names:
-        cells = []
-        for rows in SEARCHED:
-            values = tables[rows].get(method)
-            best = min(map(mean, adapters(tables[rows]).values()))
-            text = f"{mean(values):.4f}" if values else ""
-            cells.append(f"**{text}**" if values and method != "full" and mean(values) == best else text)
-        lines.append([NAMES[method], *cells, f"{order[method]:.1f}" if method in order else ""])
-    return table(["all linear layers, 0.92 M parameters", *map(title, SEARCHED), "mean place"], lines)
+def batch_of(name: str) -> int:
+    """Rows in a step."""
+    if name not in TOOLS:
+        return 16
+    written_ = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+    return int(written_["train"]["batch_size"])
 
 
-def attention_table(found: Found) -> str:
-    """Means on math with the same parameters in attention, beside those on all linear layers."""
-    attention, every = fair_losses(found, "math", "attention"), fair_losses(found, "math")
-    lines = [
-        [NAMES[method], f"{mean(attention[method]):.4f}", f"{mean(every[method]):.4f}" if method in every else ""]
-        for method in sorted(attention, key=lambda method: mean(attention[method]))
-    ]
-    return table(["math", "attention, rank 8", "all linear layers"], lines)
-
-
-def paper_table(found: Found) -> str:
-    """Losses at the paper's rate, and the paper's own figures."""
-    lines = []
-    for method in PAPER_METHODS:
-        cells = [losses(found, paper_cells(rows, method)) for rows in ("math", "code")]
-        own = [f"{value:.2f}" for value in PUBLISHED[method]] if method in PUBLISHED else ["", ""]
-        lines.append([NAMES[method], *(f"{mean(values):.4f}" if values else "" for values in cells), *own])
-    head = ["attention, rank 8, 5e-5", "math", "code", "paper: GSM8K", "paper: HumanEval"]
-    return table(head, sorted(lines, key=lambda line: line[1]))
-
-
-def rates_table(found: Found) -> str:
-    """Where each method's best rate lies."""
-    lines = []
-    for method in METHODS:
-        cells = [fair_cells(found, rows, "all-linear", method) for rows in SEARCHED]
-        attention = fair_cells(found, "math", "attention", method)
-        lines.append([NAMES[method], *(f"{each[0].rate:.2g}" if each else "" for each in (*cells, attention))])
-    lines.append(
-        [NAMES[AUTO], *(_auto_rates(found, rows) for rows in SEARCHED), ""],
-    )
-    return table(["best rate", *map(title, SEARCHED), "math, attention"], lines)
-
-
-def _auto_rates(found: Found, rows: str) -> str:
-    runs = [found.get(str(cell), {}) for cell in tool_cells(rows, AUTO)]
-    return ", ".join(f"{run['rate']:.2g}" for run in runs if "rate" in run)
-
-
-def search_tables(found: Found) -> str:
-    """Losses of the search by rate."""
-    parts = []
-    for rows, targets in (*((rows, "all-linear") for rows in SEARCHED), ("math", "attention")):
-        lines = []
-        for method in METHODS:
-            tried = searched(found, rows, targets, method)
-            if not tried:
-                continue
-            best = min(tried.values())
-            cells = [("none" if loss == float("inf") else f"{loss:.4f}") for loss in tried.values()]
-            marked = dict(zip(tried, cells, strict=True))
-            lines.append(
-                [
-                    NAMES[method],
-                    *(f"**{marked[rate]}**" if tried.get(rate) == best else marked.get(rate, "") for rate in GRID),
-                ]
-            )
-        if lines:
-            found_here = table(["method", *(f"{rate:g}" for rate in GRID)], lines)
-            parts.append(f"**{title(rows)}, {targets}**\n\n{found_here}")
-    return "\n\n".join(parts)
-
-
-def seeds_table(found: Found) -> str:
-    """Math with three seeds: difference from LoRA with its interval."""
-    every = fair_losses(found, "math")
-    spread = noise(every)
-    lines = []
-    for method in sorted(every, key=lambda method: mean(every[method])):
-        gap, count = difference(every[method], every["lora"])
-        half = f" ± {spread.half(len(every) - 1):.4f}" if spread and count == len(SEEDS) and method != "lora" else ""
-        lines.append([NAMES[method], f"{mean(every[method]):.4f}", str(len(every[method])), f"{gap:+.4f}{half}"])
-    return table(["math, all linear layers", "loss", "seeds", "less LoRA"], lines)
-
-
-def transfer_table(found: Found) -> str:
-    """Losses on the sets that take their rates over."""
-    tables = {rows: fair_losses(found, rows) for rows in NEAREST}
-    names = [method for method in (AUTO, *METHODS) if any(method in each for each in tables.values())]
-    lines = [
-        [NAMES[method], *(f"{mean(tables[rows][method]):.4f}" if method in tables[rows] else "" for rows in NEAREST)]
-        for method in names
-    ]
-    return table(["rates taken over", *map(title, NEAREST)], lines)
-
-
-def accuracy_columns() -> list[tuple[str, str]]:
-    """Set and task of everything that accuracies were measured of."""
-    return [(rows, task) for rows in ALL if SETS[rows].task is not None for task in SETS[rows].sources]
-
-
-def accuracy_table(found: Found) -> str:
-    """Accuracies in per cent; those within two standard errors of the base or of chance are in brackets."""
-    columns = accuracy_columns()
-    rows_of: dict[str, Callable[[str], list]] = {  # type: ignore[type-arg]
-        **{name: (lambda rows, name=name: tool_cells(rows, name)) for name in (AUTO, AUTO_LORA, *TOOLS)},
-        **{method: (lambda rows, method=method: fair_cells(found, rows, "all-linear", method)) for method in METHODS},
+def best_table(grids: Mapping[Search, Grid]) -> str:
+    """The least loss of every method's rates, where it was searched; bold is what noise may make of the least one."""
+    columns = [(rows, targets) for targets in LAYERS for rows in LANGUAGE]
+    methods = list(dict.fromkeys(s.method for s in grids if s.steps == STEPS and (s.rows, s.targets) in columns))
+    found = {
+        method: [best(grids[one]) if (one := Search(*column, method, STEPS)) in grids else None for column in columns]
+        for method in methods
     }
-    base = ["base model"]
-    for rows, task in columns:
-        one = task_of(found, tool_cells(rows, AUTO), task, "base").get(1)
-        base.append(f"{100 * _main(one):.1f}" if one else "")
-    lines = [base]
-    for name, cells in rows_of.items():
-        line = [NAMES[name]]
-        for rows, task in columns:
-            line.append(_accuracy(found, cells(rows), rows, task))
-        if any(line[1:]):
-            lines.append(line)
-    return table(["per cent", *(title(task) for _, task in columns)], lines)
+    least = [min(v for m, each in found.items() if m != "full" and (v := each[n])) for n in range(len(columns))]
+    near = [loss * (1 + one_seed_noise(rows)) for loss, (rows, _) in zip(least, columns, strict=True)]
+    lines = []
+    for method in sorted(found, key=lambda method: [value or 9.0 for value in found[method]]):
+        cells = ["" if value is None else f"{value:.4f}" for value in found[method]]
+        tied = [value is not None and value <= near[n] for n, value in enumerate(found[method])]
+        marked = [f"**{text}**" if tied[n] and method != "full" else text for n, text in enumerate(cells)]
+        lines.append([NAMES[method], *marked])
+    return table(["method", *(f"{rows}, {targets}" for rows, targets in columns)], lines)
 
 
-def _main(one: Mapping) -> float:  # type: ignore[type-arg]
-    return float(next(iter(one["metrics"].values())))
+def one_seed_noise(rows: str) -> float:
+    """How far two methods lie apart by chance on one seed (95 %), as a share of the loss: as on the 28M model."""
+    final = json.loads((DATA / "results.json").read_text(encoding="utf-8"))[rows]["final"]
+    seeds = {name: {run["seed"]: run["loss"]["final"] for run in one["runs"]} for name, one in final.items()}
+    spread = noise({name: values for name, values in seeds.items() if values.keys() == set(SEEDS)})
+    assert spread is not None
+    level = statistics.fmean(loss for values in seeds.values() for loss in values.values())
+    return float(stats.t.ppf(0.975, spread.freedom)) * spread.deviation * math.sqrt(2) / level
 
 
-def _accuracy(found: Found, cells: list, rows: str, task: str) -> str:  # type: ignore[type-arg]
-    mine = task_of(found, cells, task)
-    if not mine:
-        return ""
-    accuracy = statistics.fmean(_main(one) for one in mine.values())
-    count = len(next(iter(right(mine).values())))
-    base = task_of(found, tool_cells(rows, AUTO), task, "base").get(1)
-    against = [one["chance"] for one in mine.values() if "chance" in one][:1] + ([_main(base)] if base else [])
-    text = f"{100 * accuracy:.1f}"
-    return text if says_something(accuracy, count, against) else f"({text})"
+def pairs(grids: Mapping[Search, Grid], method: str, other: str) -> dict[Search, float]:
+    """How much more loss one method ends with than another, each at its best rate, as a share, where both were run."""
+    return {
+        one: best(grids[one]) / best(grids[one._replace(method=other)]) - 1
+        for one in grids
+        if one.method == method and one._replace(method=other) in grids
+    }
 
 
-def failures(found: Found) -> str:
-    """What fell apart, and how."""
-    failed = {name: run["failed"] for name, run in found.items() if "failed" in run}
-    lines = [[name.replace(" | ", ", "), why[:120].replace("|", "/")] for name, why in failed.items()]
-    return table(["run", "why"], lines) if lines else "None."
+def layers(grids: Mapping[Search, Grid]) -> dict[Search, float]:
+    """How much more loss all linear layers end with than attention, at the same number of parameters, as a share."""
+    return {
+        one: best(grids[one._replace(targets="all-linear")]) / best(grids[one]) - 1
+        for one in grids
+        if one.targets == "attention" and one._replace(targets="all-linear") in grids
+    }
+
+
+def pairs_table(grids: Mapping[Search, Grid]) -> str:
+    """GoRA beside LoRA, each at its best rate on the same rows."""
+    lines = []
+    for one, more in sorted(pairs(grids, "gora auto", "lora").items()):
+        cells = [grids.get(one._replace(method=method)) for method in ("lora", "gora auto", "gora paper", "lora+")]
+        losses_ = ["" if cell is None else f"{best(cell):.4f}" for cell in cells]
+        lines.append([f"{one.rows}, {one.targets}, {one.steps} steps", *losses_, f"{100 * more:+.1f} %"])
+    head = ["set, layers", *(NAMES[method] for method in ("lora", "gora auto", "gora paper", "lora+")), "GoRA to LoRA"]
+    return table(head, lines)
+
+
+def of_28m(rows: str) -> dict[str, dict[str, float]]:
+    """Losses of the 28M model's search by method and rate; only those that came to an end."""
+    searches = json.loads((DATA / "results.json").read_text(encoding="utf-8"))[rows]["search"]
+    return {
+        method: {rate: loss for rate, loss in searches[name].items() if loss is not None}
+        for method, name in OF_28M.items()
+    }
+
+
+def one_rate(grids: Mapping[Search, Grid], rows: str) -> dict[str, float]:
+    """SmolLM2's losses at the common rate, of the methods that have searches of that length."""
+    mine = {
+        s.method: grid for s, grid in grids.items() if (s.rows, s.targets) == (rows, "attention") and s.steps != STEPS
+    }
+    return {method: at(grid, COMMON) for method, grid in mine.items()}
+
+
+def order_table(grids: Mapping[Search, Grid]) -> str:
+    """At one rate for all, and at each one's best; the paper's own figures beside them."""
+    small = {rows: of_28m(rows) for rows in ("math", "code")}
+    smol = {rows: one_rate(grids, rows) for rows in ("math", "code")}
+    lines = []
+    for method in sorted(OF_28M, key=lambda method: small["math"][method][SMALL_COMMON]):
+        common = [f"{small[rows][method][SMALL_COMMON]:.3f}" for rows in small]
+        own = [f"{min(small[rows][method].values()):.3f}" for rows in small]
+        real = [f"{smol[rows][method]:.3f}" if method in smol[rows] else "" for rows in smol]
+        lines.append([NAMES[method], *(f"{value:.2f}" for value in PUBLISHED[method]), *real, *common, *own])
+    head = ["", "paper: GSM8K", "HumanEval", "SmolLM2, one rate: math", "code"]
+    return table([*head, "28M, one rate: math", "code", "28M, own rates: math", "code"], lines)
+
+
+def agreement(rows: str, score: int, own_rates: bool, methods: Sequence[str] = tuple(OF_28M)) -> float:
+    """Rank correlation of the 28M model's losses with the paper's scores (0: GSM8K, 1: HumanEval); 1 is one order."""
+    found = of_28m(rows)
+    mine = [min(found[method].values()) if own_rates else found[method][SMALL_COMMON] for method in methods]
+    return float(stats.spearmanr(mine, [-PUBLISHED[method][score] for method in methods]).statistic)
+
+
+def searches_table(grids: Mapping[Search, Grid]) -> str:
+    """Every search: its rates and losses."""
+    lines = []
+    for one, grid in sorted(grids.items()):
+        least = best(grid)
+        told = [
+            f"{rate:.3g}: " + (f"**{loss:.4f}**" if loss == least else f"{loss:.4f}") for rate, loss in grid.items()
+        ]
+        lines.append([f"{one.rows}, {one.targets}", NAMES[one.method], str(one.steps), ", ".join(told)])
+    return table(["set, layers", "method", "steps", "loss by rate"], lines)
 
 
 def expected_table(found: Found) -> str:
     """Five lines for the README."""
-    every = {rows: fair_losses(found, rows) for rows in SEARCHED}
-    tuned = {
-        rows: {method: mean(values) for method, values in adapters(each).items() if method != AUTO}
-        for rows, each in every.items()
-    }
-    tools = {
-        rows: [mean(values) for name in TOOLS if (values := losses(found, tool_cells(rows, name)))] for rows in SEARCHED
-    }
-    lines = {
-        NAMES[AUTO]: [mean(every[rows][AUTO]) for rows in SEARCHED],
-        "the best of 13 methods, each tuned": [min(tuned[rows].values()) for rows in SEARCHED],
-        "LoRA, tuned": [tuned[rows]["lora"] for rows in SEARCHED],
-        "GoRA as published, tuned": [tuned[rows]["gora paper"] for rows in SEARCHED],
-        "defaults of five tools, mean": [statistics.fmean(tools[rows]) for rows in SEARCHED],
-    }
-    cells = [[name, *(f"{value:.3f}" for value in values)] for name, values in lines.items()]
-    return table(["eval loss", *map(title, SEARCHED)], cells)
+    names = (AUTO, AUTO_LORA, "axolotl", "unsloth")
+    lines = [
+        [NAMES[name], *(f"{mean(values):.3f}" if (values := losses(found, tool_cells(rows, name))) else ""
+                        for rows in compared(found))]
+        for name in names
+    ]  # fmt: skip
+    means = [tools_mean(found, rows) for rows in compared(found)]
+    lines.append(["mean of five tools' defaults", *(f"{value:.3f}" for value in means)])
+    return table(["eval loss after 2,400 rows", *map(title, compared(found))], lines)
 
 
-PARTS: dict[Path, dict[str, Callable[[Found], str]]] = {
-    PAGE: {"tools": tools_table, "fair": fair_table, "paper": paper_table},
-    APPENDIX: {
-        "rates": rates_table,
-        "seeds": seeds_table,
-        "attention": attention_table,
-        "transfer": transfer_table,
-        "accuracies": accuracy_table,
-        "search": search_tables,
-        "failures": failures,
-    },
-    README: {"expect": expected_table},
-}
+def tools_mean(found: Found, rows: str) -> float:
+    """Mean loss of the tools that were run on a set."""
+    return statistics.fmean(mean(values) for name in TOOLS if (values := losses(found, tool_cells(rows, name))))
+
+
+def parts(found: Found, grids: Mapping[Search, Grid]) -> dict[Path, dict[str, Callable[[], str]]]:
+    """What is written where."""
+    return {
+        PAGE: {
+            "tools": partial(tools_table, found),
+            "best": partial(best_table, grids),
+            "pairs": partial(pairs_table, grids),
+            "order": partial(order_table, grids),
+        },
+        APPENDIX: {"accuracies": partial(accuracy_table, found), "searches": partial(searches_table, grids)},
+        README: {"expect": partial(expected_table, found)},
+    }
 
 
 def filled(text: str, name: str, part: str) -> str:
-    """A page with one of its parts written anew."""
+    """A page with one of its parts written anew; raises SystemExit where it has no such part."""
     pattern = re.compile(rf"(<!-- {name}: [^>]*-->\n).*?(\n<!-- end -->)", re.DOTALL)
     changed, count = pattern.subn(lambda match: match[1] + part + match[2], text)
     if count != 1:
@@ -278,33 +225,36 @@ def filled(text: str, name: str, part: str) -> str:
     return changed
 
 
+def written(path: Path, made: Mapping[str, Callable[[], str]]) -> str:
+    """A page with all of its parts as they are today."""
+    text = path.read_text(encoding="utf-8")
+    for name, make in made.items():
+        text = filled(text, name, make())
+    return text
+
+
 def main() -> None:
-    """All parts."""
-    found = read()
-    for path, parts in PARTS.items():
-        text = path.read_text(encoding="utf-8")
-        for name, make in parts.items():
-            text = filled(text, name, make(found))
-        path.write_text(text, encoding="utf-8")
-    PICTURE.write_text(rates_picture(found, NAMES), encoding="utf-8")
-    print_claims(found)
-
-
-def print_claims(found: Found) -> None:
-    """What sentences are written from."""
-    columns = one_seed_columns(found)
-    order = places(columns)
-    print(f"{len(found)} cells, {sum('failed' in run for run in found.values())} failed")
-    print("mean places", {method: round(place, 1) for method, place in sorted(order.items(), key=lambda item: item[1])})
-    print("columns", len(columns), "critical difference", round(critical_difference(len(order), len(columns)), 1))
-    print("tied with the first on math:", tied_with_first(adapters(fair_losses(found, "math"))))
-    for rows, (more, best) in auto_over_best(found).items():
-        print(f"auto over best on {rows}: {100 * more:+.2f} % ({best})")
+    """All pages."""
+    found, grids = read(), read_grids()
+    for path, made in parts(found, grids).items():
+        path.write_text(written(path, made), encoding="utf-8")
+    PICTURE.write_text(rates_picture(grids, NAMES), encoding="utf-8")
     for name in (*TOOLS, AUTO_LORA):
-        more = tools_over_auto(found, name)
-        if len(more) > 1:
-            each = ", ".join(f"{rows} {100 * value:+.1f}" for rows, value in more.items())
-            print(f"{name} over auto, per cent: {each}; {interval(list(more.values()))}")
+        more = tools_over_auto(found, name, compared(found))
+        print(f"{name} over auto: { ({rows: round(100 * value, 1) for rows, value in more.items()}) }")
+    for what, shares in (
+        ("GoRA over LoRA", pairs(grids, "gora auto", "lora")),
+        ("GoRA as published over LoRA", pairs(grids, "gora paper", "lora")),
+        ("all linear layers over attention", layers(grids)),
+    ):
+        values = list(shares.values())
+        low = sum(value < 0 for value in values)
+        middle, *ends = (100 * value for value in interval(values))
+        print(f"{what}: {middle:+.2f} % ({ends[0]:+.2f} to {ends[1]:+.2f}), lower in {low} of {len(values)}")
+    for own in (False, True):
+        for methods in (tuple(OF_28M), RANK_8):
+            found_orders = [agreement(rows, number, own, methods) for number, rows in enumerate(("math", "code"))]
+            print("own rates" if own else "one rate", len(methods), "methods, order as in the paper:", found_orders)
 
 
 if __name__ == "__main__":

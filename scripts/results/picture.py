@@ -1,4 +1,4 @@
-"""A picture of eval loss against learning rate, for all methods and sets that were searched, as plain SVG."""
+"""A picture of eval loss against learning rate, for the methods and sets that were searched, as plain SVG."""
 
 from __future__ import annotations
 
@@ -6,70 +6,84 @@ import math
 from collections.abc import Mapping
 from html import escape
 
-from cells import AUTO, GRID, METHODS, SEARCHED, Found, losses_of_search
-from reading import tool_cells
+from grids import Grid, Search
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 400, 230, 56, 30, 14
-_COLOURS = (
-    "#555555", "#000000", "#7f7f7f", "#bcbd22", "#17becf", "#8c564b", "#e377c2", "#c5b0d5", "#9467bd", "#2ca02c",
-    "#98df8a", "#1f77b4", "#ff7f0e", "#d62728",
-)  # fmt: skip
+_PANELS = (
+    ("math", "attention", 220),
+    ("code", "attention", 220),
+    ("math", "all-linear", 150),
+    ("code", "all-linear", 150),
+)
+_COLOURS = {
+    "full": "#555555", "lora": "#000000", "rslora": "#17becf", "dora": "#8c564b", "lora+": "#2ca02c",
+    "pissa": "#9467bd", "lora-ga": "#e377c2", "lora-one": "#1f77b4", "gora paper": "#ff7f0e", "gora auto": "#d62728",
+}  # fmt: skip
 _STRONG = ("lora", "gora paper", "gora auto")
-_SHOWN = 0.12
+_SHOWN = 0.2
 """How far above the least loss of a set a panel goes, as a share."""
+_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 
-def rates_picture(found: Found, names: Mapping[str, str]) -> str:
-    """Four panels and a legend. A vertical line is the rate that `preset: auto` found (first seed)."""
-    panels = [_panel(found, rows, number) for number, rows in enumerate(SEARCHED)]
+def rates_picture(grids: Mapping[Search, Grid], names: Mapping[str, str]) -> str:
+    """Four panels and a legend."""
+    panels = [_panel(grids, *panel, number) for number, panel in enumerate(_PANELS)]
     legend = []
-    for number, method in enumerate(METHODS):
+    for number, (method, _) in enumerate(_COLOURS.items()):
         x, y = 20 + (number % 5) * 164, 2 * (_HEIGHT + _GAP) + 16 + (number // 5) * 18
-        legend.append(f'<path d="M{x},{y - 4} h18" {_stroke(number, method)}/>')
+        legend.append(f'<path d="M{x},{y - 4} h18" {_stroke(method)}/>')
         legend.append(f'<text x="{x + 24}" y="{y}">{escape(names[method].replace("`", ""))}</text>')
-    height = 2 * (_HEIGHT + _GAP) + 66
+    size = f'viewBox="0 0 {2 * (_WIDTH + _GAP)} {2 * (_HEIGHT + _GAP) + 48}"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * (_WIDTH + _GAP)} {height}" '
-        'font-family="sans-serif" font-size="11">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">'
         f'<rect width="100%" height="100%" fill="#ffffff"/>{"".join(panels + legend)}</svg>\n'
     )
 
 
-def _panel(found: Found, rows: str, number: int) -> str:
+def _panel(grids: Mapping[Search, Grid], rows: str, targets: str, steps: int, number: int) -> str:
     left, top = (number % 2) * (_WIDTH + _GAP), (number // 2) * (_HEIGHT + _GAP)
-    curves = {method: losses_of_search(found, rows, "all-linear", method) for method in METHODS}
-    finite = [loss for curve in curves.values() for loss in curve.values() if loss < math.inf]
-    parts = [f'<text x="{left + _LEFT}" y="{top + 18}" font-weight="bold">{rows}, eval loss by rate</text>']
-    if not finite:
-        return "".join(parts)
-    low, high = min(finite), min(finite) * (1 + _SHOWN)
+    curves = {s.method: grid for s, grid in grids.items() if (s.rows, s.targets, s.steps) == (rows, targets, steps)}
+    low = min(loss for curve in curves.values() for loss in curve.values())
+    high = low * (1 + _SHOWN)
 
     def place(rate: float, loss: float) -> tuple[float, float]:
-        across = math.log(rate / GRID[0]) / math.log(GRID[-1] / GRID[0])
-        up = (min(loss, high) - low) / (high - low)
+        across = math.log(rate / _RATES[0]) / math.log(_RATES[-1] / _RATES[0])
+        up = (loss - low) / (high - low)
         return left + _LEFT + across * (_WIDTH - _LEFT - 8), top + _HEIGHT - 24 - up * (_HEIGHT - _TOP - 34)
 
-    for rate in GRID[::3]:
+    title = f"{rows}, {targets}, {steps} steps: eval loss by rate"
+    parts = [f'<text x="{left + _LEFT}" y="{top + 18}" font-weight="bold">{title}</text>']
+    for rate in _RATES:
         x, y = place(rate, low)
         parts.append(f'<text x="{x:.1f}" y="{y + 20:.1f}" text-anchor="middle">{rate:g}</text>')
     for step in range(5):
         loss = low + (high - low) * step / 4
-        (x, y), (end, _) = place(GRID[0], loss), place(GRID[-1], loss)
+        (x, y), (end, _) = place(_RATES[0], loss), place(_RATES[-1], loss)
         parts.append(f'<path d="M{x:.1f},{y:.1f} H{end:.1f}" stroke="#dddddd"/>')
         parts.append(f'<text x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{loss:.3f}</text>')
-    auto = found.get(str(tool_cells(rows, AUTO)[0]), {})
-    if "rate" in auto:
-        (x, y), (_, end) = place(auto["rate"], low), place(auto["rate"], high)
-        parts.append(f'<path d="M{x:.1f},{y:.1f} V{end:.1f}" stroke="#d62728" stroke-dasharray="4 3"/>')
-    for index, (method, curve) in enumerate(curves.items()):
-        points = [place(rate, loss) for rate, loss in sorted(curve.items()) if loss < math.inf]
-        if points:
-            line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-            name = f"<title>{escape(method)}</title>"
-            parts.append(f'<polyline points="{line}" {_stroke(index, method)}>{name}</polyline>')
+    for method, curve in curves.items():
+        # What is far above the panel, or fell apart, leaves through its top.
+        points = [place(rate, min(loss, high)) for rate, loss in _near(sorted(curve.items()), high)]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts.append(f'<polyline points="{line}" {_stroke(method)}><title>{escape(method)}</title></polyline>')
     return "".join(parts)
 
 
-def _stroke(number: int, method: str) -> str:
+def _near(curve: list[tuple[float, float]], high: float) -> list[tuple[float, float]]:
+    """The points within a panel, and where the lines to the next ones cross its top."""
+    kept = []
+    for number, (rate, loss) in enumerate(curve):
+        if loss <= high:
+            kept.append((rate, loss))
+            continue
+        for beside in (number - 1, number + 1):
+            if 0 <= beside < len(curve) and curve[beside][1] <= high:
+                other, inside = curve[beside]
+                share = 0.0 if math.isinf(loss) else (high - inside) / (loss - inside)
+                kept.append((other * (rate / other) ** share, high))
+    return sorted(kept)
+
+
+def _stroke(method: str) -> str:
     dash = ' stroke-dasharray="5 3"' if method == "full" else ""
-    return f'fill="none" stroke="{_COLOURS[number]}" stroke-width="{2.6 if method in _STRONG else 1.3}"{dash}'
+    return f'fill="none" stroke="{_COLOURS[method]}" stroke-width="{2.6 if method in _STRONG else 1.3}"{dash}'

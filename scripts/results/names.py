@@ -1,0 +1,32 @@
+"""What methods, tools and sets are called in tables, and the paper's own figures."""
+
+from __future__ import annotations
+
+from cells import AUTO, AUTO_LORA
+
+NAMES = {
+    "peft": "PEFT", "llama-factory": "LLaMA-Factory", "axolotl": "Axolotl", "unsloth": "Unsloth", "trl": "TRL",
+    "full": "full fine-tuning", "lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA", "lora+": "LoRA+", "pissa": "PiSSA",
+    "olora": "OLoRA", "adalora": "AdaLoRA", "lora-pro": "LoRA-Pro", "lora-ga": "LoRA-GA", "lora-one": "LoRA-One",
+    "eva": "EVA", "gora paper": "GoRA as published", "gora auto": "GoRA as in `preset: auto`",
+    "gora paper r32": "GoRA r32", "gora paper r128": "GoRA r128", AUTO: "**`preset: auto`**",
+    AUTO_LORA: "`preset: auto` with LoRA",
+}  # fmt: skip
+TITLES = {"sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC", "qnli": "QNLI", "mnli": "MNLI", "rte": "RTE"}
+PUBLISHED = {
+    "full": (73.69, 51.63), "lora": (67.78, 43.09), "rslora": (68.36, 45.78), "dora": (69.17, 43.70),
+    "lora+": (71.29, 44.51), "olora": (68.54, 43.29), "pissa": (68.56, 44.10), "lora-ga": (71.39, 43.29),
+    "adalora": (70.63, 41.46), "gora paper": (72.91, 48.98), "gora paper r32": (75.59, 51.22),
+    "gora paper r128": (75.74, 52.03),
+}  # fmt: skip
+"""GSM8K and HumanEval in the paper's Table 2 (Llama-3.1-8B)."""
+
+
+def title(rows: str) -> str:
+    """What a set is called in tables."""
+    return TITLES.get(rows, rows)
+
+
+def table(head: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
