@@ -2,11 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gora.comparison.trials import Trial
 from gora.data.prompting import Prompting, read_prompt_format
 from gora.errors import InputError
 from gora.evaluation.models.generate import Generator
@@ -17,6 +19,7 @@ from gora.evaluation.registry import task_named
 from gora.evaluation.task import Options
 from gora.evaluation.tasks.exact import plain
 from gora.recipe import load_recipe
+from gora.runs.folder import RunFolder
 from gora.runtime.world import World
 from gora.stages.evaluate import closing_job, columns_named
 from gora.stages.run import run
@@ -208,6 +211,11 @@ def test_a_run_closes_with_choices_of_two_sets_under_their_labels(written, tmp_p
     tasks = json.loads((tmp_path / "run" / "results.json").read_text())["tasks"]
     assert set(tasks) == {"water", "legs"}
     assert len((tmp_path / "run" / "evaluation" / "legs-trained" / "rows.jsonl").read_text().splitlines()) == 2
+    recipe = load_recipe("quickstart", [*settings, both]).recipe
+    trial = Trial(label="x", seed=0, overrides=(), recipe=recipe, folder=RunFolder(tmp_path / "run"))
+    assert trial.finished
+    more = load_recipe("quickstart", [*settings, both.replace("legs", "arms")]).recipe
+    assert not replace(trial, recipe=more).finished
     # The adapter's likelihoods, once more from the files that the run left.
     subject = load_subject(find_subject(str(tmp_path / "run")))
     options = Options(folder=tmp_path, data=path, columns={"prompt": "question", **COLUMNS})

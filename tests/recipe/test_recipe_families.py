@@ -39,7 +39,7 @@ FIRST_TRAINED = {
     "glue/mrpc": "equivalent</s>",
     "glue/qnli": "entailment</s>",
 }
-LLAMA = [name for name in builtin_paths() if "llama" in name]
+LLAMA = [name for name in builtin_paths() if "llama" in name and not name.startswith("defaults/")]
 GLUE = [name for name in builtin_paths() if name.startswith("glue/")]
 
 

@@ -13,7 +13,7 @@ import page
 from cells import AUTO, AUTO_LORA, TOOLS
 from grids import at, best, read_grids
 from picture import rates_picture
-from reading import interval, losses, read, tool_cells, tools_over_auto
+from reading import accuracy_interval, interval, losses, read, right, task_of, tool_cells, tools_over_auto
 
 GRIDS, FOUND = read_grids(), read()
 TEXT = " ".join((ROOT / "docs" / "results.md").read_text().split())
@@ -62,6 +62,18 @@ def test_the_nearest_tool_and_the_preset_with_lora_are_as_far_as_said():
     assert len(alike) == 3 and "does as well on three of four" in TEXT
     assert "axolotl" in TOOLS and str(tool_cells("sst2", "axolotl")[0]) not in FOUND
     assert "SST-2 has not been run with Axolotl's" in TEXT
+
+
+def test_accuracies_are_as_far_apart_as_said():
+    auto, unsloth = (right(task_of(FOUND, tool_cells("sst2", name), "sst2")) for name in (AUTO, "unsloth"))
+    (base,) = task_of(FOUND, tool_cells("sst2", AUTO), "sst2", "base").values()
+    more, low, high = accuracy_interval(auto, unsloth)
+    assert low < 0 < high and len(auto[1]) == 872
+    alone = base["right"].count("1") / 872
+    shares = [per_cent(share) for share in (auto[1].mean(), unsloth[1].mean(), more, low, high, alone)]
+    assert (
+        "`auto` has {} %, Unsloth's settings {} ({} points more, 95 % interval {} to {}), the base model {}."
+    ).format(*shares) in TEXT
 
 
 def test_gora_is_as_far_from_lora_as_said():
