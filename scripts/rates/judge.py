@@ -33,6 +33,12 @@ SETS: dict[str, dict[str, Any]] = {
         "prompt": "instruction",
         "response": "output",
     },
+    "arc": {
+        "train": "commonsense/arc_easy/train.jsonl",
+        "eval": "commonsense/arc_easy/test.jsonl",
+        "prompt": "question",
+    },
+    "boolq": {"train": "commonsense/boolq/train.jsonl", "eval": "commonsense/boolq/test.jsonl", "prompt": "question"},
     "openbookqa": {
         "train": "commonsense/openbookqa/train.jsonl",
         "eval": "commonsense/openbookqa/test.jsonl",
@@ -52,6 +58,13 @@ SETS: dict[str, dict[str, Any]] = {
         "prompt_pair": "sentence",
         "response": "label",
         "choices": ["entailment", "not entailment"],
+    },
+    "cola": {
+        "train": "glue/cola/train.jsonl",
+        "eval": "glue/cola/validation.jsonl",
+        "template": "{sentence}",
+        "response": "label",
+        "choices": ["unacceptable", "acceptable"],
     },
     "mnli": {
         "train": "glue/mnli/train.jsonl",

@@ -40,7 +40,7 @@ def rows(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         auto = next((run for run in ended if run.get("auto")), None)
         if auto is None or len(ended) < 4:
             continue
-        rate, loss = best_between([(run["rate"], run["loss"]["final"]) for run in ended])
+        rate, _ = best_between([(run["rate"], run["loss"]["final"]) for run in ended])
         grid = min(run["loss"]["final"] for run in ended)
         model, rows, targets, *method, steps = name.split(" ")
         result.append(
@@ -54,9 +54,7 @@ def rows(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
                 "rate": auto["rate"],
                 "loss": auto["loss"]["final"],
                 "best rate": rate,
-                "best loss": loss,
                 "above the best of the grid": auto["loss"]["final"] / grid - 1,
-                "above the parabola": auto["loss"]["final"] / loss - 1,
                 "runs": len(ended),
                 "steps of the test": len(auto["curve"]),
             }
@@ -67,17 +65,14 @@ def rows(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 def main() -> None:
     """Print it."""
     judged = rows(json.loads(Path(sys.argv[1]).read_text()))
-    print(
-        "| model, set, targets | method | base | rate found | loss | best of the grid | above it | above the parabola |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    print("| model, set, targets | method | base | rate found | loss | best of the grid | above it |")
+    print("|---|---|---|---|---|---|---|")
     for row in judged:
-        above, between = row["above the best of the grid"], row["above the parabola"]
+        above = row["above the best of the grid"]
         grid = row["loss"] / (1 + above)
         print(
             f"| {row['model']}, {row['set']}, {row['targets']} | {row['method']} | {row['base']:.4f} | "
-            f"{row['rate']:.2g} | {row['loss']:.4f} | {grid:.4f} (near {row['best rate']:.2g}) | {above:.1%} | "
-            f"{between:.1%} |"
+            f"{row['rate']:.2g} | {row['loss']:.4f} | {grid:.4f} (near {row['best rate']:.2g}) | {above:.1%} |"
         )
     within = sum(row["above the best of the grid"] <= 0.01 for row in judged)
     worse = sum(row["loss"] > row["base"] for row in judged)
