@@ -155,7 +155,7 @@ class TrainSection(Section):
     """Rows in one forward and backward pass of one process; gradient accumulation follows from it. `auto` is the most
     that memory holds, by the estimate of `gora check` and a trial step on the longest rows."""
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = 5e-5
-    """Peak learning rate of A. `auto` finds it before training, by up to 45 steps with a rising rate
+    """Peak learning rate of A. `auto` finds it before training, by a range test and short trials
     (`docs/learning-rate.md`)."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """Learning rate of B over that of A; auto is the method's own, which is 16 for gora and lora+ and 1 for lora."""
