@@ -74,12 +74,15 @@ class Examples(torch.utils.data.Dataset[dict[str, list[int]]]):
         """Indices of the examples of an epoch, in no order that means something (int64); None is all, as they are."""
         return None if self.mixture is None else self.mixture.members(epoch)
 
+    @cached_property
+    def sources(self) -> np.ndarray:
+        """The number of the source that each example is of (int64), from 0 in the order of the recipe."""
+        return self._chosen(np.repeat(np.arange(len(self._store.parts)), self._store.parts))
+
     @property
     def per_source(self) -> list[int]:
-        """How many of the examples are of each source; those of a source are neighbours."""
-        ends = np.cumsum(self._store.parts)
-        indices = np.arange(len(self._store)) if self._indices is None else self._indices
-        found: list[int] = np.bincount(np.searchsorted(ends, indices, "right"), minlength=len(ends)).tolist()
+        """How many of the examples are of each source."""
+        found: list[int] = np.bincount(self.sources, minlength=len(self._store.parts)).tolist()
         return found
 
     @cached_property

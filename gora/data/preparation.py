@@ -42,6 +42,7 @@ class PreparedData:
             that is for each, and its share; of a stream, see `OpenedStream`.
         stream: what is trained on instead, where `train` is only its first block; None otherwise.
         max_length: `data.max_length`.
+        eval_sources: what messages call the sources of the examples in `eval`, by their number.
     """
 
     train: Examples
@@ -50,6 +51,7 @@ class PreparedData:
     fingerprint: str
     stream: Stream | None = None
     max_length: int = 0
+    eval_sources: tuple[str, ...] = ()
 
     @property
     def per_epoch(self) -> int | None:
@@ -126,7 +128,8 @@ def prepare_kept(made: Making, seed: int) -> PreparedData:
     fingerprint = train.fingerprint() if data.holdout else _fingerprint(trained)
     if train.mixture:
         fingerprint = _mixed_fingerprint(fingerprint, train.mixture)
-    return PreparedData(train, held, DataCounts(counts, eval_counts), fingerprint)
+    names = source_names(evaluated or trained) if held else ()
+    return PreparedData(train, held, DataCounts(counts, eval_counts), fingerprint, eval_sources=names)
 
 
 def _streamed(making: TextMaking, seed: int, step_rows: int) -> PreparedData:
@@ -164,7 +167,15 @@ def _streamed(making: TextMaking, seed: int, step_rows: int) -> PreparedData:
         opened.fingerprint(head),
         stream=opened.stream,
         max_length=data.max_length,
+        eval_sources=source_names(kept),
     )
+
+
+def source_names(kept: Sequence[Kept]) -> tuple[str, ...]:
+    """What messages call each source; a name that comes again is numbered."""
+    names = [each.facts.name for each in kept]
+    again = [names[:place].count(name) for place, name in enumerate(names)]
+    return tuple(f"{name} ({count + 1})" if count else name for name, count in zip(names, again, strict=True))
 
 
 def _mixture(sources: Sequence[SettledSource], kept: Sequence[Kept], train: Examples, seed: int) -> Mixture:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn, no_grad
@@ -14,6 +15,7 @@ from gora.methods import model_for_loss
 from gora.models.rows_apart import forward
 from gora.recipe.derived import training_micro_batch_size
 from gora.runs.context import RunContext
+from gora.runtime.console import output
 from gora.runtime.precision import autocast
 
 
@@ -22,7 +24,33 @@ def batch_of_rows(model: nn.Module, context: RunContext, rows: Examples, indices
     return context.move(context.collate(model, rows.take(indices)))
 
 
+@dataclass(frozen=True)
+class EvaluationLoss:
+    """Loss on the evaluation rows.
+
+    Attributes:
+        mean: over the tokens of all rows.
+        by_source: over those of each source, by its name; empty where there is only one.
+    """
+
+    mean: float
+    by_source: dict[str, float] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """`1.2345`, or `1.2345 (a.jsonl 1.1000, b.jsonl 1.3690)`."""
+        return f"{self.mean:.4f}" + (f" ({self.sources_text()})" if self.by_source else "")
+
+    def sources_text(self) -> str:
+        """`a.jsonl 1.1000, b.jsonl 1.3690`."""
+        return ", ".join(f"{name} {loss:.4f}" for name, loss in self.by_source.items())
+
+
 def evaluate_loss(model: nn.Module, context: RunContext, rows: Examples | None = None) -> float:
+    """The mean of `evaluate_sources`."""
+    return evaluate_sources(model, context, rows).mean
+
+
+def evaluate_sources(model: nn.Module, context: RunContext, rows: Examples | None = None) -> EvaluationLoss:
     """Mean cross-entropy per supervised token, a classifier's per row, over all evaluation rows; in nats.
 
     Args:
@@ -33,29 +61,38 @@ def evaluate_loss(model: nn.Module, context: RunContext, rows: Examples | None =
     The same in every process. Every token counts equally, so that the figure does not depend on how rows fall into
     micro-batches and processes.
     """
+    names = context.data.eval_sources if rows is None else ()
     world, rows = context.world, rows or context.data.eval
     assert rows is not None
+    several = len(names) > 1
     size = context.recipe.evaluation.micro_batch_size or training_micro_batch_size(context.recipe.train)
     # Rows of similar length share a micro-batch: less padding, and the sum stays the same.
     order = sorted(range(len(rows)), key=lambda index: rows.lengths[index])
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    groups = [order]
+    if several:
+        groups = [[index for index in order if rows.sources[index] == number] for number in range(len(names))]
+    batches = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
     mine = batches[world.index :: world.size]
     was_training = model.training
     model.eval()
     computing = model_for_loss(model)
-    total, tokens = 0.0, 0
+    totals, tokens = [0.0 for _ in groups], [0.0 for _ in groups]
     with no_grad(), autocast(context.precision, context.device):
         for turn in range(math.ceil(len(batches) / world.size)):
             # Where weights are shared out, a process without rows still takes part in the others' passes.
             counts = turn < len(mine)
-            batch = batch_of_rows(model, context, rows, mine[turn] if counts else batches[0])
+            chosen = mine[turn] if counts else batches[0]
+            batch, source = batch_of_rows(model, context, rows, chosen), int(rows.sources[chosen[0]]) if several else 0
             count = int(context.collator.supervised(batch["labels"]))
             if context.engine.shards_weights or (count and counts):
                 loss = forward(computing, batch, **context.forward_settings).loss.item()
-                total += loss * count if count and counts else 0.0
-                tokens += count if counts else 0
+                totals[source] += loss * count if count and counts else 0.0
+                tokens[source] += count if counts else 0
     model.train(was_training)
-    return world.total(total) / world.total(tokens)
+    totals, tokens = [world.total(value) for value in totals], [world.total(value) for value in tokens]
+    of_each = zip(names, totals, tokens, strict=False)
+    by_source = {name: total / count for name, total, count in of_each if count} if several else {}
+    return EvaluationLoss(sum(totals) / sum(tokens), by_source)
 
 
 def finite_loss(model: nn.Module, context: RunContext, what: str) -> float:
@@ -69,7 +106,10 @@ def finite_loss(model: nn.Module, context: RunContext, what: str) -> float:
     Raises:
         GoraError: it is NaN or infinite, naming rows that make it so.
     """
-    loss, rows = evaluate_loss(model, context), context.data.eval
+    found_loss, rows = evaluate_sources(model, context), context.data.eval
+    loss = found_loss.mean
+    if found_loss.by_source:
+        output.say(f"sources   {found_loss.sources_text()}: loss of {what}")
     if math.isfinite(loss) or rows is None:
         return loss
     found = [rows.where(index) for index in not_finite_rows(model, context, rows, range(len(rows)))]

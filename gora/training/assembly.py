@@ -13,7 +13,7 @@ from gora.planning.sizes import TRAIN
 from gora.recipe.derived import training_micro_batch_size
 from gora.runs.context import RunContext
 from gora.runs.decisions import record_recipe
-from gora.runs.loss import evaluate_loss, not_finite_rows
+from gora.runs.loss import evaluate_sources, not_finite_rows
 from gora.runs.provenance import provenance_of
 from gora.runtime.console import output
 from gora.runtime.interrupt import StopRequest
@@ -66,7 +66,7 @@ def make_trainer(
         method=method,
         lr_ratio=lr_ratio_of(recipe),
         all_used=plan is not None and all(module.gradient_norm > 0 for module in plan.adapted),
-        evaluate_loss=(lambda: evaluate_loss(start.model, context)) if context.data.eval else None,
+        evaluate_loss=(lambda: evaluate_sources(start.model, context)) if context.data.eval else None,
         provenance=provenance,
         course=course,
         halved=_halving(context, provenance),

@@ -12,6 +12,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from gora.recipe.schema import TrainSection
+from gora.runs.loss import EvaluationLoss
 from gora.runtime.console import Output
 from gora.runtime.engine import Engine
 from gora.runtime.interrupt import StopRequest
@@ -20,6 +21,9 @@ from gora.runtime.progress import Meter
 from gora.runtime.world import World
 from gora.training.groups import check_groups, group_table
 from gora.training.metrics import Metrics
+
+OF_SOURCE = "eval_loss/"
+"""Before the name of a source: its evaluation loss, among what is logged."""
 
 
 class Report(TrainerCallback):
@@ -88,8 +92,10 @@ class Report(TrainerCallback):
             self._metrics.add(state.global_step, **values, **rows, tokens=int(state.num_input_tokens_seen), **rate)
             self._output.log(f"step {state.global_step}: loss {logs['loss']:.4f}  {pace_text(rate, self.unit)}")
         elif "eval_loss" in logs:
-            self._metrics.add(state.global_step, epoch=state.epoch, eval_loss=logs["eval_loss"])
-            self._output.say(f"step {state.global_step}: evaluation loss {logs['eval_loss']:.4f}")
+            of_each = {key.removeprefix(OF_SOURCE): value for key, value in logs.items() if key.startswith(OF_SOURCE)}
+            loss, more = EvaluationLoss(logs["eval_loss"], of_each), {"eval_loss_by_source": of_each} if of_each else {}
+            self._metrics.add(state.global_step, epoch=state.epoch, eval_loss=loss.mean, **more)
+            self._output.say(f"step {state.global_step}: evaluation loss {loss.text()}")
 
     def stop(self) -> None:
         """Take the progress bar down, also after an error."""

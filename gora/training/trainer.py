@@ -22,10 +22,12 @@ from gora.models.rows_apart import forward
 from gora.models.supervised_head import has_supervised_head
 from gora.recipe.derived import recomputes_activations
 from gora.runs.context import RunContext
+from gora.runs.loss import EvaluationLoss
 from gora.runtime.console import output
 from gora.runtime.precision import autocast
 from gora.training.arguments import trainer_arguments
 from gora.training.batches import PREDICTING, Padding, StepBatches, StepCollator, StepNumbers
+from gora.training.callbacks import OF_SOURCE
 from gora.training.checkpoints import CheckpointTrainer, Kept
 from gora.training.course import Course, SinceLastLog
 from gora.training.engine_training import make_optimizer, measure_step, reducing_once
@@ -75,7 +77,7 @@ class GoraTrainer(CheckpointTrainer):
         method: Method,
         lr_ratio: float,
         all_used: bool,
-        evaluate_loss: Callable[[], float] | None,
+        evaluate_loss: Callable[[], EvaluationLoss] | None,
         provenance: dict[str, Any],
         course: Course,
         halved: Callable[[int], None] | None = None,
@@ -307,8 +309,9 @@ class GoraTrainer(CheckpointTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Mean loss per supervised token, which does not depend on how rows fall into micro-batches."""
         assert self._evaluate_loss is not None
-        metrics = {"eval_loss": self._evaluate_loss()}
-        self.last_evaluation = (self.state.global_step, metrics["eval_loss"])
+        loss = self._evaluate_loss()
+        metrics = {"eval_loss": loss.mean, **{OF_SOURCE + name: each for name, each in loss.by_source.items()}}
+        self.last_evaluation = (self.state.global_step, loss.mean)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
