@@ -413,10 +413,11 @@ def table(results: Results, given: argparse.Namespace) -> str:
             if not values:
                 cells += ["-", "-"]
                 continue
-            error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
+            alone = len(values) == 1
+            error = ", one seed" if alone else f" ± {statistics.stdev(values) / math.sqrt(len(values)):.2f}"
             rates = sorted({round(run["rate_found"], 5) for run in runs})
             cells += [
-                f"{statistics.mean(values):.2f} ± {error:.2f}",
+                f"{statistics.mean(values):.2f}{error}",
                 " to ".join(f"{each:g}" for each in rates[:: max(1, len(rates) - 1)]),
             ]
         lines.append(f"| {method} | {trainable:,} | " + " | ".join(cells) + " |")

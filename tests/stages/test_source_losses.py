@@ -7,6 +7,7 @@ import pytest
 
 from gora.assets import resolve
 from gora.recipe import load_recipe
+from gora.runs.base_model import load_base_model
 from gora.runs.context import RunContext
 from gora.runs.loss import evaluate_loss, evaluate_sources
 from gora.stages.train import train
@@ -28,7 +29,7 @@ def both(folder):
 def test_each_source_has_the_loss_of_its_rows_alone_and_all_have_that_of_every_token(tmp_path):
     recipe = recipe_on(tmp_path, f"data.eval={both(tmp_path)}", "evaluation.micro_batch_size=3")
     context = RunContext.alone(recipe)
-    model, rows = context.load_model(), context.data.eval
+    model, rows = load_base_model(context), context.data.eval
     found = evaluate_sources(model, context)
     expected, tokens = {}, {}
     for name in ("long", "short"):
