@@ -102,12 +102,12 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def size_text(size: int) -> str:
+def size_text(size: float) -> str:
     """Bytes in words: `5.37 GB`, `2.8 MB`, `41 kB`."""
     for unit, name, digits in ((10**9, "GB", 2), (10**6, "MB", 1), (10**3, "kB", 0)):
         if size >= unit:
             return f"{size / unit:.{digits}f} {name}"
-    return f"{size} bytes"
+    return f"{size:.0f} bytes"
 
 
 def _number_of(error: BaseException) -> int | None:

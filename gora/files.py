@@ -29,12 +29,11 @@ def publish(final: Path | str, needed: int | None = None) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: the block wrote nothing.
-        InputError: a file would replace a folder, or a folder a file or a link.
+        InputError: a file would replace a folder, or a folder a file or a link, or lies below a file.
         GoraError: there is not enough room on the disk, before or while it is written.
     """
     final = Path(final)
-    with writing(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(final)
     sweep(final.parent)
     aside = _beside(final, "new")
     # In a restarted container, a dead process may have had this one's id: the sweep takes its leftovers for ours.
@@ -49,6 +48,16 @@ def publish(final: Path | str, needed: int | None = None) -> Iterator[Path]:
             _rename(aside, final)
     finally:
         _remove(aside)
+
+
+def _make_folder(final: Path) -> None:
+    """Make the folder that a file or a folder will lie in."""
+    try:
+        with writing(final):
+            final.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        place = next(path for path in final.parents if os.path.lexists(path))
+        raise InputError(f"{final} cannot be written: {place} is not a folder. Give another name.") from None
 
 
 def delete(path: Path | str) -> None:

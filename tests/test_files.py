@@ -141,6 +141,13 @@ def test_a_file_and_a_folder_do_not_replace_each_other(tmp_path, there, written)
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_name_below_a_file_is_refused(tmp_path):
+    (tmp_path / "there").write_text("mine")
+    with pytest.raises(InputError, match="there is not a folder"):
+        write_text(tmp_path / "there" / "inside" / "new.yaml", "x")
+    assert (tmp_path / "there").read_text() == "mine"
+
+
 @pytest.mark.parametrize("written", ["file", "folder"])
 def test_a_link_to_a_folder_is_not_replaced(tmp_path, written):
     (tmp_path / "real").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import NoReturn
@@ -116,7 +117,9 @@ def run_command_line() -> None:
             _fail(f"Out of memory: {first_line}\n{_LESS_MEMORY}", 1)
         if isinstance(error, OSError):
             where = f"{error.filename}: " if error.filename else ""
-            _fail(advice_for(error) or f"{where}{error.strerror or error}", 1)
+            # A name that no file can have is one that the user gave.
+            code = 2 if error.errno == errno.ENAMETOOLONG else 1
+            _fail(advice_for(error) or f"{where}{error.strerror or error}", code)
         if any(sign in str(error) for sign in _LOST_CONNECTION):
             _fail("Another process of this run has ended, and this one cannot go on without it.", 1)
         if type(error).__name__ == "AcceleratorError" or str(error).startswith("CUDA error"):

@@ -57,7 +57,9 @@ def generate_command(
         Path | None,
         typer.Option("--file", metavar="FILE", help="Prompts, one per line; in a .jsonl file, the value of `prompt`."),
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it stands, in no form.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text as it stands, without a prompt format.")
+    ] = False,
     base: BaseOption = False,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,

@@ -222,6 +222,11 @@ def _labelled(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], label: 
 
 def _classification(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], name: str) -> Detected:
     label = _label(rows, columns)
+    if label is None and (named := next((column for column in LABELS if column in columns), None)):
+        raise InputError(
+            f"{name}: column {named!r} holds {described(_values(rows, named)[0])}, and labels are whole numbers from "
+            f"0, or texts of up to {_LONGEST_LABEL} characters. Write them so."
+        )
     if label is None:
         raise InputError(
             f"{name}: the model is a classifier, and no column of these rows holds one of a few labels; there are "

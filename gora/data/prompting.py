@@ -1,4 +1,4 @@
-"""From a question to the text and the tokens that a model is given, in the form that it was trained on."""
+"""From a question to the text and the tokens that a model is given, in the prompt format that it was trained on."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ class Prompting:
     """Questions become prompts.
 
     Args:
-        data: the form that the model was trained on; None is the chat template of its tokenizer, if it has one.
+        data: the prompt format that the model was trained on; None is its chat template, if it has one.
         tokenizer: the model's.
         head: what the model has on top.
         encoder_decoder: whether prompts go to an encoder.
 
     Raises:
-        InputError: the form is malformed.
+        InputError: the prompt format is malformed.
     """
 
     def __init__(
@@ -89,12 +89,12 @@ class Prompting:
 
     @property
     def title(self) -> str:
-        """What messages call the form: `format instruction, template qa`."""
-        return self._format.title if self._format else "no form: texts are continued as they are"
+        """What messages call the prompt format: `format instruction, template qa`."""
+        return self._format.title if self._format else "none: texts are continued as they are"
 
     @property
     def converses(self) -> bool:
-        """Whether the form has a place for a question of any kind."""
+        """Whether the prompt format has a place for a question of any kind."""
         if isinstance(self._format, Instruction):
             return self._format.asked == {self._prompt_column}
         return isinstance(self._format, Chat)
@@ -107,15 +107,19 @@ class Prompting:
         """The text before the answer to the last message.
 
         Raises:
-            InputError: the form has no place for it.
+            InputError: the prompt format has no place for it.
         """
         if isinstance(self._format, Chat):
             try:
                 return self._format.prompt([dict(message) for message in messages])
             except Unusable as fault:
-                raise InputError(f"A question cannot be asked in this form: {fault}.") from fault
+                raise InputError(f"A question cannot be asked in this prompt format: {fault}.") from fault
         if not self.converses:
-            raise InputError(f"A question cannot be asked in this form ({self.title}): it has no place for one.")
+            raise InputError(
+                f"A question cannot be asked in this prompt format ({self.title}): it has no place for one. Give "
+                "a run or an adapter trained on questions (--base asks its base model), or a model with a chat "
+                "template."
+            )
         return self._turns(messages)
 
     def _turns(self, messages: Sequence[Mapping[str, str]]) -> str:
@@ -135,7 +139,7 @@ class Prompting:
 
         Raises:
             Unusable: the row lacks something.
-            InputError: the form is not made of columns.
+            InputError: the prompt format is not made of columns.
         """
         return self._instruction.prompt(dict(row))
 
@@ -153,12 +157,12 @@ class Prompting:
     @property
     def _instruction(self) -> Instruction:
         if not isinstance(self._format, Instruction):
-            raise InputError(f"Columns of rows cannot be asked about in this form ({self.title}).")
+            raise InputError(f"Columns of rows cannot be asked about in this prompt format ({self.title}).")
         return self._format
 
     @property
     def separator(self) -> str:
-        """What a response to a row begins with; raises InputError where the form is not made of columns."""
+        """What a response to a row begins with; raises InputError where the prompt format is not made of columns."""
         return self._instruction.separator
 
     @property
@@ -174,7 +178,7 @@ class Prompting:
         return self.data.choices
 
     def question(self, row: Mapping[str, Any], column: str | None) -> str:
-        """The text before the answer to a row of whoever asks: put into the trained form, if there is one.
+        """The text before the answer to a row of whoever asks: put into the trained prompt format, if there is one.
 
         Args:
             row: its columns.
@@ -182,7 +186,7 @@ class Prompting:
 
         Raises:
             Unusable: the row lacks something.
-            InputError: the form has no place for a question.
+            InputError: the prompt format has no place for a question.
         """
         if isinstance(self._format, Instruction):
             renamed = {self._prompt_column: column_of(dict(row), column)} if column else {}

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from gora.disk import size_text
 from gora.errors import InputError
 from gora.gradients.buffered import BufferedSums, buffered_bytes, micro_batches_to_buffer
 from gora.gradients.host import HostSums, staging_bytes
@@ -70,11 +71,6 @@ class Placement:
         parts += [f"{size_text(far)} float32 in pinned host memory"] if far else []
         parts += [f"added to every {self.together} micro-batches"] if far and self.together > 1 else []
         return ", ".join(parts)
-
-
-def size_text(size: float) -> str:
-    """Bytes in words: `5.37 GB`, `2.8 MB`."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def sum_bytes(shapes: Mapping[str, Shape]) -> int:

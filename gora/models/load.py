@@ -44,7 +44,13 @@ def load_model(settings: ModelSection, source: Source, device: torch.device, *, 
     try:
         with _drawing_with(seed, device):
             loaded: Any = source.family.from_pretrained(
-                source.path, dtype=dtype, output_loading_info=True, use_safetensors=True, **arguments
+                source.path,
+                dtype=dtype,
+                output_loading_info=True,
+                use_safetensors=True,
+                # Those of the head aside, they are refused below, by name.
+                ignore_mismatched_sizes=True,
+                **arguments,
             )
         model, found = loaded
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
@@ -93,8 +99,8 @@ def _arguments(settings: ModelSection, source: Source, dtype: torch.dtype, devic
         arguments["attn_implementation"] = attention
     arguments |= loading_arguments(settings, source.config, dtype, device)
     if source.draws_head:
-        # A head for other labels is drawn anew; of any other weight a wrong shape is refused.
-        arguments |= {"config": copy.deepcopy(source.config), "ignore_mismatched_sizes": True}
+        # A head for other labels is drawn anew.
+        arguments["config"] = copy.deepcopy(source.config)
     return arguments
 
 
@@ -112,11 +118,16 @@ def _refuse_invented_weights(name: str, model: nn.Module, found: dict[str, Any])
     """
     of_head = in_head(model)
     missing = sorted(key for key in found.get("missing_keys", ()) if not of_head(key))
-    wrong = sorted(str(key) for key in found.get("mismatched_keys", ()) if not of_head(str(_first_of(key))))
+    wrong = sorted(map(_shapes, (key for key in found.get("mismatched_keys", ()) if not of_head(str(_first_of(key))))))
     if missing or wrong:
-        problems = [f"{key} is missing" for key in missing[:5]] + [f"{key} has another shape" for key in wrong[:5]]
+        problems = [f"{key} is missing" for key in missing[:5]] + wrong[:5]
         total = len(missing) + len(wrong)
-        raise InputError(f"model {name!r}: {total} weights of the checkpoint cannot be used", problems)
+        count = "1 weight" if total == 1 else f"{total} weights"
+        raise InputError(
+            f"model {name!r}: {count} of the checkpoint cannot be used. Its config.json and its weights are not of one "
+            "model: download both again.",
+            problems,
+        )
 
 
 def _name_what_is_not_loaded(source: Source, found: dict[str, Any]) -> None:
@@ -133,6 +144,13 @@ def _keep_4bit_layout(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def _shapes(key: Any) -> str:
+    if isinstance(key, tuple) and len(key) == 3:
+        name, stored, wanted = key
+        return f"{name} is {tuple(stored)} in the checkpoint, and {tuple(wanted)} by config.json"
+    return f"{_first_of(key)} has another shape"
 
 
 def _first_of(key: Any) -> Any:

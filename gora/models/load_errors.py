@@ -19,6 +19,9 @@ def explained(name: str, path: str, error: Exception) -> GoraError:
     if is_full(error):
         # Of the hub's cache: nothing else is written while a model is loaded.
         return GoraError(advice_for(error) or str(error), code=FULL)
+    if isinstance(error, KeyError):
+        # Of these, Python writes the key alone.
+        error = ValueError(f"it names {error}, which this version of transformers does not know")
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     # Some messages begin with the heading of a list.
     first_line = " ".join(lines) if lines[0].endswith(":") else lines[0]

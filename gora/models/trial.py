@@ -51,13 +51,15 @@ def try_out(name: str, model: nn.Module, forward: Forward, row: Batch, *, paddin
         Remarks, one sentence each, on what is unusual and no reason to stop.
 
     Raises:
-        InputError: the model cannot compute the loss, computes that of other tokens, or sees the tokens it predicts.
+        InputError: the model cannot compute the loss, has weights that are not finite, computes the loss of other
+            tokens, or sees the tokens it predicts.
     """
     what = f"model {name!r} ({type(model).__name__})"
     config: Any = model.config
     try:
         with torch.no_grad(), torch.random.fork_rng(_accelerators(model)):
-            _in_training(model, forward, row)
+            if not _finite_in_training(model, forward, row):
+                _refuse_broken_weights(what, model)
             if "pixel_values" in row:
                 loss, logits = _figures(forward(row))
                 return _other_terms(loss, cross_entropy(logits, row["labels"]), tolerance)
@@ -84,13 +86,28 @@ def rounding(dtype: torch.dtype) -> float:
     return _ROUNDING.get(dtype, _COARSE_ROUNDING)
 
 
-def _in_training(model: nn.Module, forward: Forward, row: Batch) -> None:
-    """Some models take fewer texts, or other inputs, in training than in evaluation."""
+def _finite_in_training(model: nn.Module, forward: Forward, row: Batch) -> bool:
+    """Whether the loss is finite; some models take fewer texts, or other inputs, in training than in evaluation."""
     model.train()
     try:
-        forward(row).loss.isfinite()
+        return bool(forward(row).loss.isfinite().all())
     finally:
         model.eval()
+
+
+def _refuse_broken_weights(what: str, model: nn.Module) -> None:
+    """A loss that is not finite may be the row's fault; weights that are not finite are the model's."""
+    broken = [
+        name
+        for name, value in model.named_parameters()
+        if value.is_floating_point() and not value.float().isfinite().all()
+    ]
+    if broken:
+        some = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
+        raise InputError(
+            f"{what}: {len(broken)} of its weights hold NaN or infinity ({some}). Download the model again, or give "
+            "another one."
+        )
 
 
 def _causal(what: str, forward: Forward, row: Batch, tolerance: float) -> list[str]:

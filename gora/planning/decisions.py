@@ -108,12 +108,14 @@ def make_plan(
             search.
 
     Raises:
-        GoraError: no gradient reaches any target, or nothing of them is above their noise.
+        GoraError: no gradient reaches any target, nothing of them is above their noise, or some are not finite.
         InputError: an importance is asked for that cannot be had of these gradients.
     """
     settings, adapter, measured = recipe.gora, recipe.adapter, measured or {}
     groups = _groups(shapes, inputs.experts)
     importances = [_importance(group, settings, inputs, statistics) for group in groups]
+    norms = [math.hypot(*(statistics.gradient_norm(name) for name in group.members)) for group in groups]
+    _refuse_not_finite(groups, importances, norms)
     bounds, rule = rank_bounds(settings, adapter), allocation_rule(settings)
     try:
         ranks = choose_ranks(
@@ -132,10 +134,10 @@ def make_plan(
             advantage=value / total,
             rank=rank,
             scaling=scaling(adapter.alpha, rank) if rank else 0.0,
-            gradient_norm=math.hypot(*(statistics.gradient_norm(name) for name in group.members)),
+            gradient_norm=norm,
             signal=inputs.signal.get(group.name),
         )
-        for group, value, rank in zip(groups, importances, ranks, strict=True)
+        for group, value, norm, rank in zip(groups, importances, norms, ranks, strict=True)
     )
     gamma = float(measured["gora.gamma"].value) if "gora.gamma" in measured else first_gamma(settings)
     start = Start(
@@ -242,6 +244,20 @@ def _groups(shapes: Mapping[str, tuple[int, int]], experts: Mapping[str, int]) -
     return layers + [
         _Group(name=name, shape=shapes[names[0]], members=names, experts=len(names)) for name, names in members.items()
     ]
+
+
+def _refuse_not_finite(groups: Sequence[_Group], importances: Sequence[float], norms: Sequence[float]) -> None:
+    if lost := [
+        group.name
+        for group, value, norm in zip(groups, importances, norms, strict=True)
+        if not (math.isfinite(value) and math.isfinite(norm))
+    ]:
+        some = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+        raise GoraError(
+            f"No ranks can be chosen: gradients of {len(lost)} of {len(groups)} layers are too large for float32 "
+            f"({some}). Look at the weights of the base model, whose values may be far too large, or leave these "
+            "layers out with adapter.exclude."
+        )
 
 
 def _factors(groups: Sequence[_Group], ranks: Sequence[int], statistics: Statistics, start: Start) -> Factors:

@@ -10,10 +10,10 @@ from typing import Literal
 import psutil
 import torch
 
+from gora.disk import size_text
 from gora.errors import GoraError
 from gora.estimate.memory import Memory
 from gora.estimate.sizes import next_smaller
-from gora.gradients.placement import size_text
 from gora.planning.workload import Workload, sharing_of, workload_of
 from gora.recipe.derived import micro_batch_size, recomputes_activations, training_micro_batch_size
 from gora.runs.context import RunContext

@@ -9,9 +9,10 @@ from typing import Any
 import psutil
 import torch
 
+from gora.disk import size_text
 from gora.gradients.attach import Attachment
 from gora.gradients.buffered import micro_batches_to_buffer
-from gora.gradients.placement import Operands, place, refuse_what_cannot_fit, size_text, sum_bytes
+from gora.gradients.placement import Operands, place, refuse_what_cannot_fit, sum_bytes
 from gora.gradients.probe import Probe
 from gora.gradients.sampled import SampledStatistics
 from gora.gradients.sharded import ShardedSums, assign_owners

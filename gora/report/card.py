@@ -176,7 +176,7 @@ def _loading_of_images(facts: CardFacts) -> str:
     lines = ["from peft import PeftModel"] if facts.adapter else []
     lines += [f"from transformers import AutoImageProcessor, {name}", ""]
     if facts.adapter:
-        lines += [f'base = {name}.from_pretrained("{facts.base}"{of_head})']
+        lines += [f'base = {name}.from_pretrained("{_base(facts)}"{of_head})']
         lines += [f'model = PeftModel.from_pretrained(base, "{facts.place}")']
     else:
         lines += [f'model = {name}.from_pretrained("{facts.place}")']
@@ -187,7 +187,7 @@ def _loading_of_images(facts: CardFacts) -> str:
     if facts.pipeline != _HEADED:
         prompts = " and ".join(f"`{prompt}`" for prompt in facts.recipe.data.class_prompts)
         told += f"\nEach class is the mean of the text embeddings of {prompts}.\n"
-    return told
+    return told + _places(facts)
 
 
 def _loading(facts: CardFacts) -> str:
@@ -203,11 +203,19 @@ def _loading(facts: CardFacts) -> str:
             "\nServers read plain LoRA adapters, and this one is more than that: merge it first, "
             f"`gora merge {facts.place} --output merged`.\n"
         )
-    if "/" not in facts.place:
-        told += f"\n`{facts.place}` is this folder, or its name on the hub.\n"
+    return told + _places(facts)
+
+
+def _places(facts: CardFacts) -> str:
+    """What the names in the commands stand for, where they are no names of the hub."""
+    told = f"\n`{facts.place}` is this folder, or its name on the hub.\n" if "/" not in facts.place else ""
     if facts.adapter and not facts.base_on_hub:
         told += f"\n`{BASE}` is the folder of the base model, `{facts.base}`.\n"
     return told
+
+
+def _base(facts: CardFacts) -> str:
+    return facts.base if facts.base_on_hub else BASE
 
 
 def _python(facts: CardFacts, kind: str) -> list[str]:
@@ -221,7 +229,7 @@ def _python(facts: CardFacts, kind: str) -> list[str]:
     if facts.adapter:
         imports = ["from peft import PeftModel", f"from transformers import {whole}, AutoTokenizer"]
         of_head = f", num_labels={len(labels)}" if labels else ""
-        base = f'base = {whole}.from_pretrained("{facts.base if facts.base_on_hub else BASE}"{of_head})'
+        base = f'base = {whole}.from_pretrained("{_base(facts)}"{of_head})'
         return [*imports, "", base, f'model = PeftModel.from_pretrained(base, "{facts.place}")', tokenizer]
     imports = [f"from transformers import {whole}, AutoTokenizer"]
     return [*imports, "", f'model = {whole}.from_pretrained("{facts.place}")', tokenizer]

@@ -57,8 +57,9 @@ def make_card(folder: RunFolder, *, place: str = _HERE, base: str | None = None)
     recipe, trained = load_recipe(str(folder.recipe)).recipe, folder.trained
     assert trained is not None
     adapter, of_text = trained == folder.adapter, not reads_images(recipe.model.head)
-    name = base or public_name(recipe.model.name) or Path(recipe.model.name).name
-    shared = on_hub(name) and public_name(name) is not None
+    # The last name of a folder of this machine may well be that of another model on the hub.
+    public = base or public_name(recipe.model.name)
+    name, shared = public or Path(recipe.model.name).name, public is not None and on_hub(public)
     plan = read_plan(folder.plan) if METHODS[recipe.adapter.method].needs_plan and folder.plan.exists() else None
     return card_text(
         CardFacts(

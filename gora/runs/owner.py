@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gora.disk import is_full
 from gora.errors import InputError
 from gora.files import delete, sweep, write_json
 from gora.runs.failure import record_failure
@@ -75,7 +76,7 @@ def owning(folder: Path, *, command: str, option: str = "--set output=FOLDER") -
         return
     _refuse_links(folder)
     is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder, option)
     _refuse_foreign(folder, option)
     shared = os.environ.get(HELD) == str(place)
     _holdings[place] = _Holding(_lock(folder, command, option, shared=shared))
@@ -134,9 +135,10 @@ def refuse_what_cannot_be_taken(folder: Path, option: str = "--set output=FOLDER
     """As `owning` would refuse a folder, without taking it or making it.
 
     Raises:
-        InputError: it is not gora's, or a link to nowhere.
+        InputError: it is not gora's, a link to nowhere, or lies where nothing can be written.
     """
     _refuse_links(folder)
+    _refuse_unwritable(folder, option)
     if folder.exists():
         _refuse_foreign(folder, option)
 
@@ -148,7 +150,7 @@ def is_owned(folder: Path) -> bool:
 
 def mark(folder: Path) -> None:
     """Make a new folder gora's before a command of its own opens it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder, "--output")
     _refuse_foreign(folder, "--output")
     if not is_owned(folder):
         write_json(folder / MARKER, {"folder": "of gora", "made": _now()})
@@ -157,6 +159,28 @@ def mark(folder: Path) -> None:
 def _refuse_links(folder: Path) -> None:
     if folder.is_symlink() and not folder.exists():
         raise InputError(f"{folder} is a link to {os.readlink(folder)}, which does not exist.")
+
+
+def _make(folder: Path, option: str) -> None:
+    _refuse_unwritable(folder, option)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_full(error):
+            raise
+        # Some file systems, such as /proc, refuse what their permissions allow.
+        raise InputError(f"{folder} cannot be made ({error.strerror}). Give another folder with {option}.") from None
+
+
+def _refuse_unwritable(folder: Path, option: str) -> None:
+    """Refuse a folder that lies below a file, or where this user may not write."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise InputError(f"{folder} cannot be a folder: {place} is a file. Give another folder with {option}.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{place} may not be written to. Give another folder with {option}, or change its permissions."
+        )
 
 
 def _refuse_foreign(folder: Path, option: str) -> None:

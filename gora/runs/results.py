@@ -152,8 +152,10 @@ def held_results(folder: RunFolder) -> dict[str, Any]:
         held = read_json(folder.pending_results)
         return {"data": held["data"], "result": {**held["result"]}}
     except (OSError, ValueError, KeyError, TypeError) as error:
+        lost = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise InputError(
-            f"{folder.pending_results}, from which the evaluation resumes, cannot be read: {error}. Add --overwrite to "
+            f"{folder.pending_results}, from which the evaluation resumes, {lost}, and {folder.results} has no losses. "
+            f"What was trained is whole: use {folder.trained} as it is (gora eval, gora merge), or add --overwrite to "
             "train again."
         ) from None
 

@@ -32,7 +32,7 @@ def chat(
     beside_base: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
-    """Talk with a run, an adapter or a model in the form that it was trained on, until the input ends.
+    """Talk with a run, an adapter or a model in the prompt format that it was trained on, until the input ends.
 
     Args:
         reference: see `find_subject`.
@@ -50,7 +50,7 @@ def chat(
             f"{reference} was trained on no conversation ({speaker.subject.prompting.title}). Give a text to continue: "
             "`gora generate --raw --prompt TEXT`."
         )
-    output.say(f"form      {speaker.subject.prompting.title}. {_HELP}")
+    output.say(f"format    {speaker.subject.prompting.title}. {_HELP}")
     turns = _begin(system)
     for line in _lines():
         if line == "/exit":
@@ -85,7 +85,7 @@ def generate(
         sampling: how answers are generated.
         prompts: questions.
         file: more of them: lines of text, or of JSON with `prompt` (`.jsonl`).
-        raw: continue the texts as they stand, without the form that the model was trained on.
+        raw: continue the texts as they stand, without the prompt format that the model was trained on.
         beside_base: also answer without what was trained.
         trust_remote_code: let the model run Python code of its own.
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from gora.disk import size_text
 from gora.errors import InputError
-from gora.gradients.placement import size_text
 from gora.methods import METHODS
 from gora.models.checkpoint_files import check_weights
+from gora.models.load import empty_model
 from gora.planning.budget import settle_rank
 from gora.planning.facts import disk_facts, memory_facts, model_facts, pass_facts, peaks, row_facts, target_facts
 from gora.planning.memory_advice import cheapest_changes
@@ -134,8 +135,12 @@ class _Look:
             return recipe
         context = settled[0]
         self.trying(lambda: self._weights(context))
+        self.trying(lambda: self._ids(context))
         self._rows(context)
-        work = workload_of(context)
+        works: list[Workload] = []
+        if not self.trying(lambda: works.append(workload_of(context))):
+            return context.recipe
+        work = works[0]
         self._model(context, work)
         if divisible:
             if automatic(recipe):
@@ -158,6 +163,11 @@ class _Look:
         place = Path(context.source.path)
         if place.is_dir():
             check_weights(context.recipe.model.name, place)
+
+    def _ids(self, context: RunContext) -> None:
+        """Whether the model knows all that its tokenizer makes of the rows; new tokens make room when it is loaded."""
+        if context.inputs.of_text and not context.new_tokens:
+            context.inputs.fit(empty_model(context.source))
 
     def _rows(self, context: RunContext) -> None:
         self.facts["rows"] = row_facts(context)

@@ -129,6 +129,8 @@ def write_proposal(
         )
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists. Add --overwrite to replace it, or name another file with --output.")
+    if any(place.exists() and not place.is_dir() for place in path.absolute().parents):
+        raise InputError(f"--output {path}: it lies below a file. Give a name in a folder.")
     made = propose(model, data, settings, name=path.stem, trust_remote_code=trust_remote_code)
     write_text(path, made.text)
     checked = check(made.loaded.recipe, trust_remote_code=trust_remote_code)

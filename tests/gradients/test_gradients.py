@@ -615,7 +615,7 @@ def test_what_cannot_fit_is_refused_with_the_numbers_and_a_remedy(offload, weigh
 
 def test_what_fits_is_estimated_in_one_line():
     line = refuse_what_cannot_fit("none", 16 * 10**9, sum_bytes(SHAPES), device_bytes=80 * 10**9, host_bytes=64 * 10**9)
-    assert line.startswith("weights 16.00 GB, gradient sums 0.1 MB")
+    assert line.startswith("weights 16.00 GB, gradient sums 80 kB")
 
 
 def test_conv1d_is_summed_as_out_in(request):

@@ -1,5 +1,7 @@
 """Targets, fingerprints and loading, on the paper's architectures (empty) and on small models."""
 
+import json
+
 import pytest
 import torch
 from transformers import (
@@ -13,7 +15,7 @@ from transformers import (
 from gora.core.ranks import adapter_parameters
 from gora.errors import InputError
 from gora.models.fingerprint import base_weights, config_fingerprint, weights_fingerprint
-from gora.models.load import load_model
+from gora.models.load import empty_model, load_model
 from gora.models.new_tokens import embedding_rows, refuse_untrainable_tokens
 from gora.models.source import find_model
 from gora.models.targets import find_targets, weight_shape
@@ -166,6 +168,20 @@ def test_a_missing_model_and_a_folder_without_weights_are_explained(tmp_path):
     settings = ModelSection(name=str(tmp_path))
     with pytest.raises(InputError, match="the folder cannot be loaded"):
         load_model(settings, find_model(settings), CPU)
+
+
+def test_weights_of_another_shape_and_unknown_parts_are_told_by_name(tmp_path):
+    config = json.loads((TINY / "config.json").read_text())
+    (tmp_path / "model.safetensors").symlink_to(TINY / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 4000}))
+    settings = ModelSection(name=str(tmp_path))
+    with pytest.raises(InputError, match="not of one model: download both again") as refused:
+        load_model(settings, find_model(settings), CPU)
+    stored = "model.embed_tokens.weight is (4096, 256) in the checkpoint, and (4000, 256) by config.json"
+    assert stored in refused.value.problems
+    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_act": "swishish"}))
+    with pytest.raises(InputError, match="it names 'swishish', which this version of transformers does not know"):
+        empty_model(find_model(settings))
 
 
 def test_builtin_names_cannot_leave_their_folder():

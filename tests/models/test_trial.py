@@ -51,6 +51,13 @@ def test_a_causal_model_is_tried_without_a_remark_and_left_as_it_was(llama):
     assert all(torch.equal(value, before[name]) for name, value in llama.state_dict().items())
 
 
+def test_weights_that_are_not_finite_are_told_by_name_and_not_blamed_on_the_rows(llama):
+    with torch.no_grad():
+        llama.model.layers[0].self_attn.q_proj.weight[0, 0] = torch.inf
+    with pytest.raises(InputError, match=r"1 of its weights hold NaN or infinity \(model.layers.0.self_attn.q_proj"):
+        tried(llama)
+
+
 def test_a_decoder_that_compares_each_token_with_itself_is_refused(bart):
     with pytest.raises(InputError, match=r"BartForCausalLM\) computes the loss of each token itself"):
         tried(bart["decoder"])

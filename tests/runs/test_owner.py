@@ -11,7 +11,7 @@ import pytest
 
 from gora.errors import InputError
 from gora.runs.folder import RunFolder
-from gora.runs.owner import LOCK, MARKER, holding_for_workers, is_owned, mark, owning
+from gora.runs.owner import LOCK, MARKER, holding_for_workers, is_owned, mark, owning, refuse_what_cannot_be_taken
 from gora.runs.replacing import clear_run, clear_training, refuse_foreign_files, refuse_links
 from tests.conftest import ROOT
 
@@ -217,3 +217,22 @@ def test_files_of_the_user_inside_what_would_be_replaced_are_named(used, name):
     (used.path / name).write_text("mine")
     with pytest.raises(InputError, match=r"gora did not write this.*Move it elsewhere"):
         refuse_foreign_files(used)
+
+
+def test_a_folder_where_none_can_be_is_refused_before_it_is_made(tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text("{}")
+    below, closed = tmp_path / "rows.jsonl" / "run", tmp_path / "closed" / "run"
+    closed.parent.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed.parent)
+    for folder, message in ((below, r"rows\.jsonl is a file"), (closed, "closed may not be written to")):
+        with pytest.raises(InputError, match=f"{message}.*--set output=FOLDER"):
+            refuse_what_cannot_be_taken(folder)
+        with pytest.raises(InputError, match=message), owning(folder, command="gora train"):
+            pass
+    assert not list(closed.parent.iterdir())
+
+
+def test_a_file_system_that_takes_no_folders_is_told(tmp_path):
+    folder = Path("/proc/gora-test-run")
+    with pytest.raises(InputError, match=r"cannot be made.*--set output=FOLDER"), owning(folder, command="gora train"):
+        pass

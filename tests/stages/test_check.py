@@ -50,6 +50,14 @@ def test_the_page_says_what_the_run_then_does_and_writes_nothing(home):
     assert facts["machine"]["versions"]["torch"] == torch.__version__
 
 
+def test_a_tokenizer_of_another_model_and_a_kernel_that_is_not_there_are_problems_among_others(home):
+    found = check(recipe(home, "model.tokenizer=builtin:tiny-6m", "model.attention=flash_attention_2"))
+    assert found.exit_code == 2
+    assert any("makes token ids up to" in problem for problem in found.problems)
+    assert any("FlashAttention-2 cannot run here" in problem for problem in found.problems)
+    assert found.facts["rows"]["train"]["used"] == 16
+
+
 def test_weights_need_not_be_there_but_are_missed(home):
     (home / "base" / "model.safetensors").unlink()
     found = check(recipe(home))
@@ -69,7 +77,7 @@ def test_what_does_not_fit_is_a_problem_with_the_cheapest_changes_and_their_effe
     assert problem.startswith("Training takes ")
     first = problem.splitlines()[1]
     assert first.startswith("  - --set train.micro_batch_size=2: ")
-    assert f"{(needs - halved) / 1e6:.1f} MB less" in first
+    assert f"{(needs - halved) / 1e3:.0f} kB less" in first
     assert found.facts["memory"]["largest_micro_batch"]["training"] == 2
 
 

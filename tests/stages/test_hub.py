@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -119,6 +120,15 @@ def test_the_lines_of_the_card_load_the_adapter(run):
     assert torch.equal(model(input_ids=ids).logits, expected)
     with model.disable_adapter():
         assert not torch.equal(model(input_ids=ids).logits, expected)
+
+
+def test_a_base_in_a_folder_is_not_taken_for_a_model_of_its_name_on_the_hub(copied, tmp_path):
+    recipe = yaml.safe_load(copied.recipe.read_text())
+    recipe["model"]["name"] = str(tmp_path / "gpt2")
+    copied.recipe.write_text(yaml.safe_dump(recipe))
+    card = ModelCard(make_card(copied))
+    assert card.data.base_model is None
+    assert "`BASE` is the folder of the base model, `gpt2`." in card.text and "vllm serve BASE" in card.text
 
 
 def test_a_card_that_changes_leaves_the_adapter_whole(copied):

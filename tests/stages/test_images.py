@@ -33,6 +33,7 @@ from gora.stages.run import run
 from gora.stages.train import train
 from tests.conftest import ROOT, opened
 from tests.helpers.callbacks import call_too
+from tests.helpers.cards import loaded_as_told
 from tests.helpers.images import CLASSES, picture, write_recipe
 
 KINDS = ("vit", "clip", "swin")
@@ -102,6 +103,10 @@ def test_a_classifier_loads_with_plain_libraries_to_the_same_logits(finished):
         expected, found = adapted(pixel_values=pixels).logits, merged(pixel_values=pixels).logits
     assert (expected - found).abs().max() < 1e-5 < expected.abs().max()
     assert merged.config.id2label[int(found.argmax())] == "red"
+    told, processor = loaded_as_told(folder / "adapter")
+    with torch.no_grad():
+        logits = told(**processor(picture("red", 99), return_tensors="pt")).logits
+    assert (logits - expected).abs().max() < 1e-2 * expected.abs().max()
     assert json.loads((folder / "adapter" / "gora.json").read_text())["labels"] == CLASSES
 
 

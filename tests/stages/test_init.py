@@ -84,6 +84,9 @@ def test_an_encoder_gets_a_head_for_the_labels_of_the_rows(tmp_path):
     assert recipe.model.head == "classification"
     assert (recipe.data.prompt, recipe.data.prompt_pair, recipe.data.choices) == ("sentence1", "sentence2", ["0", "1"])
     path = save(tmp_path / "texts.jsonl", {"question": "ask", "answer": "a long answer that is not one of a few"})
+    floats = save(tmp_path / "floats.jsonl", lambda index: {"sentence": "x", "label": float(index % 2)})
+    with pytest.raises(InputError, match=r"column 'label' holds the number 0\.0, and labels are whole numbers"):
+        found(floats, str(model))
     with pytest.raises(InputError, match=r"the model is a classifier.*'label'.*or give a language model"):
         propose(str(model), path)
 

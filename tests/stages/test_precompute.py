@@ -7,6 +7,7 @@ import signal
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import gora.gradients.checkpoint as checkpoint
 from gora import manifest
@@ -27,6 +28,7 @@ from gora.runs.context import RunContext
 from gora.stages.precompute import plan_from_gradients, precompute
 from tests.conftest import opened
 from tests.gradients.test_gradients import collect, text_batches
+from tests.helpers.checkpoints import recipe_for, save_llama, save_rows
 
 SMALL = (
     "data.train.max_rows=64",
@@ -336,3 +338,15 @@ def test_a_processor_that_is_slow_in_bfloat16_is_named(tmp_path, monkeypatch, ca
     load_base_model(opened(recipe(tmp_path / "run", f"model.dtype={dtype}")))
     said = capsys.readouterr()
     assert (said.out + said.err).count("Add --set model.dtype=float32") == told
+
+
+def test_gradients_that_float32_cannot_hold_are_told_with_the_layers(tmp_path):
+    save_rows(tmp_path / "rows.jsonl")
+    file = save_llama(tmp_path / "base") / "model.safetensors"
+    weights = load_file(file)
+    # The norms after it undo its size for the loss, and not for the gradients of what lies before.
+    weights["model.layers.0.self_attn.q_proj.weight"] *= 1e30
+    save_file(weights, file, metadata={"format": "pt"})
+    asked = recipe_for(tmp_path / "base", tmp_path / "rows.jsonl", tmp_path / "run", adapter={"method": "gora"})
+    with pytest.raises(GoraError, match=r"too large for float32 \(model\.layers\.0.*adapter\.exclude"):
+        precompute(asked)
