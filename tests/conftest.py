@@ -23,12 +23,16 @@ os.environ.setdefault("HF_HOME", str(ROOT / ".pytest_cache" / "hub"))
 TINY = ROOT / "gora" / "assets" / "models" / "tiny-6m"
 LONGEST = (
     "test_distributed",
-    "test_train",
-    "test_compare",
-    "test_cli",
-    "test_launch",
     "test_methods",
+    "test_train",
+    "test_rate",
+    "test_skipping",
+    "test_keeping",
+    "test_compare",
+    "test_launch",
+    "test_hub",
     "test_kill_points",
+    "test_cli",
 )
 
 

@@ -31,16 +31,24 @@ class TextEncoder:
     ) -> None:
         self._tokenizer, self._max_length, self._drop = tokenizer, max_length, overlong == "drop"
         self._cutter = Cutter(tokenizer, self._bare, max_length)
+        self._odd = (max_length - tokenizer.num_special_tokens_to_add(pair=True)) % 2 == 1
 
     def shortened(self, row: LabelledText) -> LabelledText:
         """A row without what is too far behind the start of a text to be kept: `__call__` makes the same example of it.
 
-        Cut texts have more tokens than fit, each of them, and what is kept of two such texts depends on no more.
+        Cut texts have more tokens than fit, each of them. Of two such texts half of what fits is kept each, and of an
+        odd number one more of the longer one, which only whole texts tell.
         """
         if self._tokenizer.truncation_side != "right":
             return row
-        pair = None if row.pair is None else self._cutter.text(row.pair)
-        return LabelledText(self._cutter.text(row.text), pair, row.label)
+        text = self._cutter.text(row.text)
+        if row.pair is None:
+            return LabelledText(text, None, row.label)
+        pair = self._cutter.text(row.pair)
+        cut = len(text) < len(row.text) or len(pair) < len(row.pair)
+        if cut and self._odd and all(len(ids) > self._max_length for ids in self._bare([text, pair])):
+            return row
+        return LabelledText(text, pair, row.label)
 
     def __call__(self, rows: Iterable[LabelledText]) -> Iterator[Encoded | None]:
         """Encode rows, all of them with a second text or none; None is a row that is left out for its length."""

@@ -142,18 +142,29 @@ def test_a_row_of_many_segments_is_cut_between_them(tokenizer):
     assert encoder.shortened(few) == few
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_texts_of_a_classifier_are_cut_to_the_same_tokens(side):
+@pytest.mark.parametrize(("side", "even"), [("right", 0), ("right", 1), ("left", 0)])
+def test_texts_of_a_classifier_are_cut_to_the_same_tokens(side, even):
     bert = wordpiece()
     bert.truncation_side = side
-    encoder = TextEncoder(bert, LENGTH)
+    # Of an odd number of tokens, two texts get one more for the longer of them.
+    encoder = TextEncoder(bert, LENGTH + even)
     cut = 0
-    for text in texts(8, 4000, 3):
+    for text in texts(8, 2500, 3):
         for row in (LabelledText(text, None, 1), LabelledText("short", text, 0), LabelledText(text, text[::-1], 1)):
             left = encoder.shortened(row)
             assert list(encoder([left])) == list(encoder([row]))
             cut += len(left.text) < len(row.text)
     assert (cut > 3) == (side == "right")
+
+
+def test_of_an_odd_number_of_tokens_the_longer_of_two_texts_keeps_one_more():
+    """What is left of the longer text, 2000 words, has fewer words than what is left of the other one."""
+    row = LabelledText("the " * 2000, "a " * 1500, 0)
+    for length in (LENGTH, LENGTH + 1):
+        encoder = TextEncoder(wordpiece(), length)
+        left = encoder.shortened(row)
+        assert list(encoder([left])) == list(encoder([row]))
+        assert (len(left.text) < len(row.text)) == (length > LENGTH)
 
 
 def test_texts_that_are_long_and_have_few_tokens_stay_whole():

@@ -5,6 +5,7 @@ them, `<!-- tested: tests/... -->`.
 """
 
 import io
+import json
 import re
 import shlex
 import shutil
@@ -158,6 +159,8 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("typed")
     (folder / "my_rows.jsonl").write_text('{"question": "1+1?", "answer": "It is 2."}\n' * 24)
     (folder / "prompts.txt").write_text("1+1?\n2+2?\n")
+    question = {"question": "Which?", "options": ["a trout", "a whale"], "label": 1, "reference": "a whale"}
+    (folder / "questions.jsonl").write_text(json.dumps(question) + "\n")
     settings = [part for setting in SMALL for part in ("--set", setting)]
     commands = (
         ("init", "builtin:tiny-6m", "my_rows.jsonl", "--output", "my.yaml"),

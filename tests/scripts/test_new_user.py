@@ -91,7 +91,7 @@ def test_what_cannot_be_used_is_answered_with_what_to_do(machine, tmp_path):
         (["run", "quickstart", "--set", "model.name=nowhere/at-all"], "nowhere/at-all"),
         (["run", "quickstart", "--set", "adapter.targets=[q_prj]"], "did you mean 'q_proj'"),
         (["train", "quickstart"], "no such plan file"),
-        (["eval", "runs/none", "--task", "gsm8k"], "runs/none"),
+        (["eval", "runs/none", "--task", "gsm8k", "--data", "builtin:gsm8k/test.jsonl"], "runs/none"),
         (["merge", "runs/none", "--output", "merged"], "runs/none"),
         (["export", ".", "--for", "vllm", "--output", "exported"], "adapter_config.json"),
     ):

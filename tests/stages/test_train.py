@@ -45,7 +45,7 @@ from tests.helpers.callbacks import call_too
 SMALL = (
     "data.train.max_rows=39",
     "data.eval.max_rows=8",
-    "data.max_length=128",
+    "data.max_length=160",
     "gora.steps=4",
     "train.batch_size=8",
     "train.micro_batch_size=4",
@@ -89,7 +89,8 @@ def test_the_loss_on_evaluation_rows_falls_at_the_start_and_in_training(trained)
     losses = result.losses
     assert losses["final"] < losses["initial"] < losses["base"]
     written = json.loads((folder / "results.json").read_text())
-    assert (written["rows"], written["loss"]) == (8, losses)
+    # The prompt of one of the eight leaves no room for its answer.
+    assert (written["rows"], written["loss"]) == (7, losses)
     assert written["trainable_parameters"] > 0
     assert written["peak_bytes"]["host"] > 10**8
     assert written["versions"]["torch"] == torch.__version__

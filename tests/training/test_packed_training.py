@@ -81,8 +81,7 @@ def assert_same_run(folder, padded):
 
 
 def test_packing_a_model_that_mixes_rows_is_refused_by_name(tmp_path, monkeypatch):
-    from gora.runs import context
 
-    monkeypatch.setattr(context, "set_apart", lambda *_: "a token sees those of another row")
+    monkeypatch.setattr("gora.runs.base_model.set_apart", lambda *_: "a token sees those of another row")
     with pytest.raises(InputError, match=r"data\.packing: packed is not possible with this model: a token sees"):
         trained(tmp_path / "run", "data.packing=packed")

@@ -29,6 +29,7 @@ from gora.training.layout import StepLayout
 from gora.training.loader import Waited, loader_workers, step_loader
 from gora.training.step_rows import steps_of
 from tests.helpers.callbacks import call_too
+from tests.helpers.kill_points import make_model
 from tests.training.test_layout import examples
 
 SMALL = (
@@ -51,7 +52,8 @@ def small(folder, *more):
     for name, part in zip(names, (rows[:30], rows[30:42]), strict=True):
         name.write_text("".join(part))
     sources = f"data.train=[{{path: {names[0]}, weight: 0.5}}, {{path: {names[1]}, rows: 20, template: alpaca}}]"
-    return load_recipe("quickstart", [sources, *SMALL, *more, f"output={folder / 'run'}"]).recipe
+    model = f"model.name={make_model(folder)}"
+    return load_recipe("quickstart", [model, sources, *SMALL, *more, f"output={folder / 'run'}"]).recipe
 
 
 def adapter(folder):
@@ -88,6 +90,7 @@ def of_stream(folder, *more):
     rows = Path(resolve("builtin:gsm8k/train.jsonl", "data")).read_text().splitlines(keepends=True)
     (folder / "rows.jsonl").write_text("".join(rows[:60]))
     settings = (
+        f"model.name={make_model(folder)}",
         f"data.train={{path: {folder / 'rows.jsonl'}}}",
         "data.streaming=true",
         "data.shuffle_buffer=15",
