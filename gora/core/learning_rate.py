@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 
 BELOW_DIVERGENCE = 9.5
-BELOW_DIVERGENCE_NEW_HEAD = 12.0
+BELOW_DIVERGENCE_NEW_HEAD = 15.0
 """For a head that begins as noise: what it learns in a few steps says little about the model under it."""
 BELOW_TRIALS = 1.1
 """How much higher than in the run the best rate of short trials is."""
