@@ -1,7 +1,9 @@
 """Rows of a folder or a hub data set, through the `datasets` library. No code of a data set is ever run."""
 
 import re
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +115,7 @@ def _find(path: str, source: SourceSection, split_default: tuple[str, ...], *, r
     import datasets
 
     try:
-        with writing(datasets.config.HF_DATASETS_CACHE):
+        with writing(datasets.config.HF_DATASETS_CACHE), _bars_on_terminals_alone():
             found = datasets.load_dataset(path, name=source.subset)
             split = _choose_split(list(found), source, split_default)
             chosen = found[split] if split in found else datasets.load_dataset(path, name=source.subset, split=split)
@@ -122,6 +124,21 @@ def _find(path: str, source: SourceSection, split_default: tuple[str, ...], *, r
     except Exception as error:  # the library raises whatever its builders and the network raise
         raise _explained(error, path, source, remote=remote) from error
     return _rows(chosen, source, split)
+
+
+@contextmanager
+def _bars_on_terminals_alone() -> Iterator[None]:
+    """Progress bars of `datasets` are for whoever looks on, and not for files and logs."""
+    import datasets
+
+    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
 
 
 def _find_stream(path: str, source: SourceSection, split_default: tuple[str, ...], *, remote: bool) -> HubStream:

@@ -319,7 +319,17 @@ def datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
+
+
+def test_bars_of_the_library_stay_out_of_files_and_logs(tmp_path, datasets_cache, capfd):
+    import datasets
+
+    datasets.enable_progress_bars()
+    (tmp_path / "set").mkdir()
+    write_rows(tmp_path / "set" / "train.jsonl", ROWS[:5])
+    assert len(read(tmp_path / "set").rows) == 5
+    assert "examples/s" not in capfd.readouterr().err
+    assert not datasets.are_progress_bars_disabled()
 
 
 def test_a_folder_with_configurations(tmp_path: Path, datasets_cache: None) -> None:
