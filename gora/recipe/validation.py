@@ -53,10 +53,18 @@ def _validate(document: Document) -> tuple[Recipe, list[Problem]]:
                 if path in told:
                     raise  # mending did not help: a fault in the code, better seen than repeated for ever
                 if not any(_overlap(path, other) for other in told) and not _is_reported(errors):
-                    text, meant = explain(path, document.value(path), errors)
+                    text, meant = _of_no_list(document, path) or explain(path, document.value(path), errors)
                     problems.append(Problem(document.place(path), path, text, meant))
                 told.append(path)
                 _mend(document, path)
+
+
+def _of_no_list(document: Document, path: KeyPath) -> tuple[str, tuple[KeyPath, ...]] | None:
+    """What to say of a number where there is no list but could be one; None of other keys."""
+    if not path[-1].isdecimal() or known_key(path) is None or isinstance(document.value(path[:-1]), list):
+        return None
+    section = ".".join(path[:-1])
+    return f"{section} is not a list, and only a list has numbered sections; leave the number out: {section}.KEY", ()
 
 
 def _fill_sections(document: Document) -> None:
@@ -87,7 +95,8 @@ def _mend(document: Document, path: KeyPath) -> None:
     if isinstance(section, list):
         section[int(path[-1])] = {}
         return
-    key = known_key(path)
+    # A number is a key of lists alone.
+    key = None if path[-1].isdecimal() else known_key(path)
     if key and (key.required or key.section) and not key.nullable:
         section[path[-1]] = {} if key.section else ""
     else:

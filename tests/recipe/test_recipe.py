@@ -425,6 +425,13 @@ def test_the_error_shows_its_problems(write: Write) -> None:
         load_recipe(path)
 
 
+def test_a_number_is_no_key_of_a_single_source(problems: Problems) -> None:
+    said = "data.train.0: data.train is not a list, and only a list has numbered sections; leave the number out"
+    text = "model: {name: x}\ndata: {train: {path: a"
+    for told in (problems(text + "}}", "data.train.0.path=b"), problems(text + ", '0': {path: b}}}")):
+        assert len(told) == 1 and said in told[0]
+
+
 # --- contradictions ---------------------------------------------------------------------------------------------------
 
 CONTRADICTIONS = [
