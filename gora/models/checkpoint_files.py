@@ -56,6 +56,10 @@ def refuse_what_is_no_checkpoint(name: str, path: Path) -> None:
             f"model {name!r} is the folder of an adapter, not of a model. Merge it first: "
             f"gora merge {path} --output FOLDER."
         )
+    if not any(path.glob("*.safetensors*")) and not has_tokenizer_files(path):
+        raise InputError(
+            f"model {name!r}: {path} is not the folder of a model: it holds no config.json, weights or tokenizer."
+        )
     raise InputError(f"model {name!r}: {path / 'config.json'} is missing. Download the whole model again.")
 
 

@@ -138,7 +138,7 @@ def test_a_gguf_file_and_a_folder_of_them_are_told_apart_from_models(tmp_path):
 
 
 def test_an_adapter_s_folder_and_one_without_configuration_are_no_models(tmp_path):
-    assert "config.json is missing" in refusal(tmp_path)
+    assert "is not the folder of a model" in refusal(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
     assert "gora merge" in refusal(tmp_path)
 
@@ -193,3 +193,14 @@ def test_the_command_ends_with_exit_code_2_and_one_line(folder, tmp_path, gora_h
     assert "git lfs pull" in out + err
     assert "Traceback" not in out + err
     assert "reading" not in out
+
+
+def test_a_folder_of_rows_is_not_taken_for_half_a_model(tmp_path):
+    (tmp_path / "train.jsonl").write_text("{}")
+    with pytest.raises(
+        InputError, match=r"is not the folder of a model: it holds no config\.json, weights or tokenizer"
+    ):
+        find_model(ModelSection(name=str(tmp_path)))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"config\.json is missing\. Download the whole model again"):
+        find_model(ModelSection(name=str(tmp_path)))
