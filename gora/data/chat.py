@@ -12,6 +12,7 @@ from gora.data.conversation import (
     read_message,
     read_messages,
     trained_turns,
+    unanswered,
     unheeded,
 )
 from gora.data.messages import described
@@ -87,6 +88,7 @@ class Chat:
         trained = trained_turns(messages, self._data.train_on)
         unread = unheeded(messages, {messages[index].role for index in trained})
         unread += ["turn of the assistant in front of the first question"] * conversation.dropped
+        unread += ["turn behind the last answer"] * unanswered(messages, self._data.train_on)
         if self._data.turns == "together":
             upto, whole, segments = self._together(conversation, trained)
             return Reading([joined(segments)], [*unread, *self._template.unread(upto, whole)])

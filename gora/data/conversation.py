@@ -140,6 +140,16 @@ def from_first_question(messages: Sequence[Message], *, drop: bool) -> tuple[lis
     return list(messages), 0
 
 
+def unanswered(messages: Sequence[Message], train_on: str | Iterable[str]) -> int:
+    """How many messages stand behind the last one of a role that is trained: nothing is learned from them."""
+    roles = _roles_of(train_on)
+    return next(count for count, message in enumerate(reversed(messages)) if message.role in roles)
+
+
+def _roles_of(train_on: str | Iterable[str]) -> set[str]:
+    return {"assistant"} if isinstance(train_on, str) else set(train_on)
+
+
 def trained_turns(messages: Sequence[Message], train_on: str | Iterable[str]) -> list[int]:
     """The indices of the messages that carry a loss.
 
@@ -150,7 +160,7 @@ def trained_turns(messages: Sequence[Message], train_on: str | Iterable[str]) ->
     Raises:
         Unusable: there are none.
     """
-    roles = {"assistant"} if isinstance(train_on, str) else set(train_on)
+    roles = _roles_of(train_on)
     asked = [index for index, message in enumerate(messages) if message.role in roles]
     if not asked:
         who = "assistant turn" if roles == {"assistant"} else f"turn of {' or '.join(sorted(roles))}"

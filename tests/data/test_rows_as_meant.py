@@ -411,6 +411,15 @@ def test_a_conversation_that_starts_with_the_assistant(chatml: PreTrainedTokeniz
     assert "turn of the assistant in front of the first question (1)" in said[0]
 
 
+def test_turns_that_nothing_answers_are_left_out_and_counted(chatml: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    thanks, again = {"role": "user", "content": "Thanks!"}, {"role": "user", "content": "And 3 + 4?"}
+    said: list[str] = []
+    row = talk(ASK, ANSWER, thanks, again)
+    text = chat(chatml, tmp_path, row, chat_template="chatml", say=said.append)
+    assert text == chat(chatml, tmp_path, talk(ASK, ANSWER), chat_template="chatml")
+    assert "turn behind the last answer (2)" in said[0]
+
+
 def test_turns_of_other_roles_are_trained_from_their_text_on(chatml: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     row = talk(ASK, ANSWER, {"role": "user", "content": "Sure?"})
     text = chat(chatml, tmp_path, row, chat_template="chatml", train_on=["user"])
