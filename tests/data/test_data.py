@@ -524,7 +524,7 @@ def test_chatml_ends_a_turn_in_its_own_token_and_learns_no_line_break_after_it(
         (False, "\n<|im_start|>user\n3 * 3?<|im_end|>\n<|im_start|>assistant\n"),
         (True, "9<|im_end|>"),
     ]
-    assert not said
+    assert ["turn behind the last answer (1)" in line for line in said] == [True]
 
 
 def test_the_tokenizers_own_template_is_used_and_its_bos_is_not_doubled(tmp_path: Path) -> None:
@@ -541,7 +541,7 @@ def test_the_tokenizers_own_template_is_used_and_its_bos_is_not_doubled(tmp_path
 
 
 def test_templates_that_do_not_fit_the_tokenizer_are_warned_of(tiny: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "x.jsonl", [{"messages": CONVERSATION}])
+    path = write_rows(tmp_path / "x.jsonl", [{"messages": CONVERSATION[:-1]}])
     jinja = tmp_path / "own.jinja"
     jinja.write_text(CHAT_WITH_BOS.removeprefix("{{ bos_token }}"))
     said: list[str] = []
