@@ -63,7 +63,8 @@ def _make_folder(final: Path) -> None:
 def delete(path: Path | str) -> None:
     """Delete a file, a folder or a link (never what it points to), in one step: renamed aside first, then removed.
 
-    A kill leaves either all of it under its name or nothing; leftovers are swept by the next command.
+    A kill leaves either all of it under its name or nothing; leftovers are swept by the next command. What another
+    process deletes at the same time is gone as well.
     """
     path = Path(path)
     if not os.path.lexists(path):
@@ -71,7 +72,10 @@ def delete(path: Path | str) -> None:
     sweep(path.parent)
     aside = _beside(path, "gone")
     _remove(aside)
-    os.replace(path, aside)
+    try:
+        os.replace(path, aside)
+    except FileNotFoundError:
+        return
     _flush_folder(path.parent)
     _remove(aside)
 

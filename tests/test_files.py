@@ -10,7 +10,7 @@ import pytest
 
 import gora.files as files
 from gora.errors import GoraError, InputError
-from gora.files import append_line, publish, write_json, write_text
+from gora.files import append_line, delete, publish, write_json, write_text
 
 
 def names(folder):
@@ -239,3 +239,12 @@ def test_what_a_dead_process_of_the_same_id_left_is_not_mixed_in(tmp_path):
     with publish(tmp_path / "model") as aside:
         write(aside, "folder")
     assert names(tmp_path / "model") == ["inside"]
+
+
+def test_what_another_process_deletes_at_the_same_time_is_gone(tmp_path, monkeypatch):
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    sweep = files.sweep
+    monkeypatch.setattr(files, "sweep", lambda folder: (sweep(folder), rows.rmdir()))
+    delete(rows)
+    assert list(tmp_path.iterdir()) == []
