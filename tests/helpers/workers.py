@@ -13,7 +13,7 @@ from gora.runtime.interrupt import stopping_between_steps
 
 
 def say(line):
-    """A line of two processes that share a pipe: in one piece, which `print` does not write where nothing is buffered."""
+    """A line in one piece, where processes share a pipe; `print` writes its end apart where nothing is buffered."""
     os.write(sys.stdout.fileno(), f"{line}\n".encode())
 
 
