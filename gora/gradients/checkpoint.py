@@ -26,7 +26,7 @@ _HALF = "half:"
 
 
 class NoCheckpoint:
-    """Saves nothing: an interrupted collection begins anew."""
+    """Saves nothing: an interrupted collection starts over."""
 
     def due(self) -> bool:
         """Never."""

@@ -58,7 +58,7 @@ class AdaLora(Method):
 
 
 class _Allocate(TrainerCallback):
-    """Shares out the budget anew after a step, while its gradients are still there."""
+    """Shares out the budget again after a step, while its gradients are still there."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model

@@ -99,7 +99,7 @@ def _arguments(settings: ModelSection, source: Source, dtype: torch.dtype, devic
         arguments["attn_implementation"] = attention
     arguments |= loading_arguments(settings, source.config, dtype, device)
     if source.draws_head:
-        # A head for other labels is drawn anew.
+        # A head for other labels is drawn again.
         arguments["config"] = copy.deepcopy(source.config)
     return arguments
 

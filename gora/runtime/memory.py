@@ -7,7 +7,7 @@ import torch
 
 
 def reset_peak() -> None:
-    """Start measuring the accelerator's peak anew; the process's own peak cannot be reset."""
+    """Start measuring the accelerator's peak from here on; the process's own peak cannot be reset."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 

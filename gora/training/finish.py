@@ -91,7 +91,7 @@ def finish_later(context: RunContext, progress: Progress) -> Trained:
 
 
 def final_loss(context: RunContext, trainer: GoraTrainer, start: Wrapped) -> float | None:
-    """Evaluation loss of what was trained, taken anew unless it was taken after the last step; None without rows."""
+    """Evaluation loss of what was trained, computed again unless it is that of the last step; None without rows."""
     if not context.data.eval:
         return None
     step, loss = trainer.last_evaluation

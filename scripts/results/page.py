@@ -217,7 +217,7 @@ def parts(found: Found, grids: Mapping[Search, Grid]) -> dict[Path, dict[str, Ca
 
 
 def filled(text: str, name: str, part: str) -> str:
-    """A page with one of its parts written anew; raises SystemExit where it has no such part."""
+    """A page with one of its parts written again; raises SystemExit where it has no such part."""
     pattern = re.compile(rf"(<!-- {name}: [^>]*-->\n).*?(\n<!-- end -->)", re.DOTALL)
     changed, count = pattern.subn(lambda match: match[1] + part + match[2], text)
     if count != 1:
