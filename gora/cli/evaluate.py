@@ -73,7 +73,7 @@ def evaluate_command(
     ] = 64,
     backend: Annotated[
         Backend,
-        typer.Option("--backend", help="What generates; vllm where it is installed.", rich_help_panel=GENERATION),
+        typer.Option("--backend", help="What generates; vllm is experimental.", rich_help_panel=GENERATION),
     ] = "hf",
     destination: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="Where results go; a run's own folder by default.")

@@ -18,7 +18,7 @@ def export_command(
         typer.Option(
             "--for",
             metavar="RUNTIME",
-            help="peft, vllm, vllm@VERSION, sglang, tgi, llama.cpp, ollama or mlx.",
+            help="peft, vllm, vllm@VERSION, llama.cpp, ollama, mlx, or (experimental) sglang, tgi.",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder of the exported adapter.")],

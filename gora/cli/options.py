@@ -71,7 +71,7 @@ ProcessesOption = Annotated[
 ]
 NodesOption = Annotated[
     int,
-    typer.Option("--nodes", min=1, help="Number of hosts; run the same command on each.", rich_help_panel=PROCESSES),
+    typer.Option("--nodes", min=1, help="Hosts (experimental); run this command on each.", rich_help_panel=PROCESSES),
 ]
 NodeRankOption = Annotated[
     int | None,

@@ -17,7 +17,7 @@ def push_command(
     public: Annotated[bool, typer.Option("--public", help="Let everybody see it; private otherwise.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List files and sizes, and upload nothing.")] = False,
 ) -> None:
-    """Put the adapter of a run on the hub, with its model card."""
+    """Put the adapter of a run on the hub, with its model card (experimental)."""
     with importing():
         from gora.stages.push import push
 

@@ -101,10 +101,10 @@ class JudgeSettings:
     Attributes:
         base_url: what `/chat/completions` is added to, such as `https://api.openai.com/v1`.
         model: what the endpoint calls the judge.
-        api_key_env: the environment variable with the key; none is sent where the usual one is not set.
+        api_key_env: the environment variable with the key; the usual one may be unset.
         parallel: requests at a time.
         prompts: a file of judge prompts; None takes FastChat's where it is installed, else gora's own.
-        timeout: seconds until an answer must be complete.
+        timeout: seconds for which the endpoint may be silent.
         retries: further tries of a request that failed for a reason that may pass.
     """
 

@@ -1,33 +1,38 @@
-"""An OpenAI-compatible endpoint: one request for a chat completion, tried again for as long as that makes sense."""
+"""An OpenAI-compatible endpoint, asked through `huggingface_hub`: one chat completion, tried again where that helps."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import random
 import re
-import ssl
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import InferenceClient, is_offline_mode
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
 from gora.errors import InputError
-from gora.evaluation.mtbench.wire import Garbled, Reply, fault, read_body, reply, retry_after
 from gora.evaluation.task import JudgeSettings, Message
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 60.0
 LONGEST_ASKED = 300.0
 _USUAL_KEY = JudgeSettings.api_key_env
+# Without any key the library would send the one of the hub that is saved on this machine.
+_NO_KEY = "none"
 _ADDRESS = re.compile(r"https?://(?:\[[0-9a-fA-F:.]+\]|[\w.-]+)(?::(\d{1,5}))?(?:/[^\s?#]*)?", re.ASCII)
 _MAY_PASS = (408, 425, 429)
 _LONGEST_TIMEOUT = 86400
 # Servers at home take any key, such as `x`; striking that out would make nonsense of every text.
 _SHORTEST_SECRET = 8
+_SHOWN = 300
+_OFFLINE = (
+    "HF_HUB_OFFLINE is set, and huggingface_hub then reaches no judge either. Unset it for this command; answers that "
+    "were generated with it are used again."
+)
 
 
 class Unavailable(Exception):
@@ -35,11 +40,23 @@ class Unavailable(Exception):
 
 
 class Stopped(Exception):
-    """Nobody waits for the answer any more."""
+    """The answer is not needed any more."""
 
 
 class Refused(Exception):
-    """The endpoint takes requests, but not this one."""
+    """The endpoint accepts requests, but not this one."""
+
+
+class Garbled(Exception):
+    """The endpoint answered with something that is not a chat completion."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model said, and how many tokens the endpoint counted for it; 0 where it does not say."""
+
+    text: str
+    tokens: int
 
 
 class Endpoint:
@@ -51,7 +68,7 @@ class Endpoint:
         settings: where it is and how patient to be.
 
     Raises:
-        InputError: the address is none, the key cannot be sent, or a number makes no sense.
+        InputError: the address is not one, the key cannot be sent, a number makes no sense, or the hub is offline.
     """
 
     def __init__(self, settings: JudgeSettings) -> None:
@@ -59,8 +76,6 @@ class Endpoint:
         self._settings = settings
         self._key = _key(settings.api_key_env)
         self._url = f"{settings.base_url.rstrip('/')}/chat/completions"
-        # Redirects are not followed: they would carry the key to a place that nobody named.
-        self._opener = urllib.request.build_opener(_NoRedirect)
         self._stopped = threading.Event()
 
     def stop(self) -> None:
@@ -73,17 +88,15 @@ class Endpoint:
         Raises:
             Unavailable: every try failed for a reason that may pass.
             Refused: this request is not accepted.
-            Garbled: the answer is no chat completion.
+            Garbled: the answer is not a chat completion.
             Stopped: `stop` was called.
             InputError: no request can succeed: the key, the model or the address is wrong, or the quota is used up.
         """
-        body = {"model": self._settings.model, "messages": list(messages), "temperature": temperature}
-        content = json.dumps({**body, "max_tokens": max_tokens}).encode()
         for tried in range(self._settings.retries + 1):
             if self._stopped.is_set():
                 raise Stopped
             try:
-                return reply(self._shown(self._post(content)))
+                return self._ask(messages, temperature, max_tokens)
             except _Passing as failure:
                 reason, wait = str(failure), failure.pause(tried)
             if tried == self._settings.retries or wait is None:
@@ -95,70 +108,89 @@ class Endpoint:
         """Wait, unless the endpoint is stopped."""
         self._stopped.wait(seconds)
 
-    def _post(self, content: bytes) -> bytes:
-        deadline = time.monotonic() + self._settings.timeout
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "gora"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(self._url, content, headers, method="POST")
+    def _ask(self, messages: Sequence[Message], temperature: float, max_tokens: int) -> Reply:
+        settings = self._settings
         try:
-            with self._opener.open(request, timeout=self._settings.timeout) as response:
-                return read_body(response, deadline)
-        except urllib.error.HTTPError as error:
-            with error:
-                self._explain(error, deadline)
-        except (OSError, http.client.HTTPException) as error:
-            self._not_reached(error)
-
-    def _explain(self, error: urllib.error.HTTPError, deadline: float) -> NoReturn:
-        """What a status other than success means for this request and for all others."""
+            # A client of its own: versions of the library before 2 close connections with the client only.
+            with InferenceClient(
+                base_url=self._url,
+                api_key=self._key or _NO_KEY,
+                timeout=settings.timeout,
+                headers={"user-agent": "gora"},
+            ) as client:
+                said = client.chat_completion(
+                    [dict(message) for message in messages],
+                    model=settings.model,
+                    temperature=temperature,
+                    max_tokens=max_tokens,
+                )
+        except OfflineModeIsEnabled as error:
+            raise InputError(_OFFLINE) from error
+        except (HTTPError, ValueError, AttributeError, TypeError, RecursionError) as error:
+            raise self._meaning(error) from error
         try:
-            said = self._shown(read_body(error, deadline))
-        except (OSError, http.client.HTTPException, Garbled):
-            said = ""
-        kind, parameter, message = fault(said)
-        self._refuse_for_good(error.code, f"{message} " if message else "", kind, parameter)
-        summary = f"status {error.code}{f': {message}' if message else ''}"
-        if error.code in _MAY_PASS or error.code >= 500:
-            raise _Passing(summary, retry_after(error.headers.get("Retry-After")))
-        raise Refused(summary)
+            text = said.choices[0].message.content
+        except (AttributeError, IndexError, TypeError) as error:
+            raise Garbled("not a chat completion: there is no choices[0].message.content") from error
+        if not isinstance(text, str):
+            raise Garbled("not a chat completion: choices[0].message.content is not a text")
+        tokens = getattr(said.usage, "total_tokens", 0)
+        return Reply(self._struck_out(text), tokens if isinstance(tokens, int) else 0)
 
-    def _refuse_for_good(self, status: int, said: str, kind: str, parameter: str) -> None:
-        where, model = f"{self._url} answers with status {status}: {said}", self._settings.model
-        variable = self._settings.api_key_env
+    def _meaning(self, error: Exception) -> Exception:
+        """What an error of the library means for this request and for all others."""
+        if (response := _response(error)) is not None:
+            return self._refusal(response)
+        if "Timeout" in type(error).__name__:
+            return _Passing(f"no answer within {self._settings.timeout:g} s")
+        if isinstance(error, HTTPError):
+            reason = self._struck_out(str(error)) or type(error).__name__
+            if "CERTIFICATE_VERIFY_FAILED" in reason:
+                return InputError(f"{self._url}: the certificate cannot be verified: {reason}.")
+            return _Passing(f"the connection failed: {reason}")
+        came = f": {self._struck_out(_short(error.doc))!r}" if isinstance(error, json.JSONDecodeError) else ""
+        return Garbled(f"not a chat completion{came}")
+
+    def _refusal(self, response: Any) -> Exception:
+        """What a status other than success means."""
+        kind, parameter, message = _fault(response)
+        said = self._struck_out(message)
+        status = response.status_code
+        if never := self._never(status, kind, parameter):
+            url = self._url + (f", which leads to {response.url}," if response.history else "")
+            return InputError(f"{url} answers with status {status}: {f'{said} ' if said else ''}{never}")
+        summary = f"status {status}{f': {said}' if said else ''}"
+        if status in _MAY_PASS or status >= 500:
+            return _Passing(summary, response.headers.get("Retry-After"))
+        return Refused(summary)
+
+    def _never(self, status: int, kind: str, parameter: str) -> str | None:
+        """What to do about a status that no other request changes; None where another one may."""
+        model, variable = self._settings.model, self._settings.api_key_env
+        if status == 401 and not self._key:
+            return f"A key is needed: set the environment variable {variable}."
         if status == 401:
-            key = f"The key in the environment variable {variable} is not accepted." if self._key else ""
-            raise InputError(f"{where}{key or f'A key is needed: set the environment variable {variable}.'}")
+            return f"The key in the environment variable {variable} is not accepted."
         if status == 403:
-            raise InputError(f"{where}Is the key in {variable} allowed to use the model {model!r}?")
-        if status == 404:
-            raise InputError(f"{where}Check the address, which often ends in /v1, and the model's name, {model!r}.")
-        if 300 <= status < 400:
-            raise InputError(f"{where}It redirects to another address. Give that one.")
+            return f"Is the key in {variable} allowed to use the model {model!r}?"
+        if status in (404, 405):
+            return f"Check the address, which often ends in /v1, and the model's name, {model!r}."
         if kind == "insufficient_quota":
-            raise InputError(f"{where}The account's quota is used up; waiting does not help.")
+            return "The account's quota is used up; waiting does not help."
         if status == 400 and parameter in ("temperature", "max_tokens"):
-            raise InputError(f"{where}The model {model!r} cannot be a judge here: it takes no {parameter}.")
+            return f"The model {model!r} cannot be a judge here: it does not accept {parameter}."
+        return None
 
-    def _not_reached(self, error: Exception) -> NoReturn:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            raise InputError(f"{self._url}: the certificate cannot be verified: {reason.verify_message}.") from error
-        if isinstance(reason, TimeoutError):
-            raise _Passing(f"no complete answer within {self._settings.timeout:g} s") from error
-        raise _Passing(f"the connection failed: {str(reason) or type(reason).__name__}") from error
-
-    def _shown(self, content: bytes) -> str:
-        text = content.decode("utf-8", errors="replace")
+    def _struck_out(self, text: str) -> str:
         return text.replace(self._key, "***") if len(self._key) >= _SHORTEST_SECRET else text
 
 
 class _Passing(Exception):
-    """A try failed for a reason that may pass, and perhaps the endpoint said when."""
+    """A try failed for a reason that may pass, and perhaps the endpoint said when: in seconds, as a header has it."""
 
-    def __init__(self, reason: str, asked: float | None = None) -> None:
-        super().__init__(reason if asked is None else f"{reason}; it asks to wait for {asked:.0f} s")
-        self._asked = asked
+    def __init__(self, reason: str, asked: str | None = None) -> None:
+        self._asked = int(asked) if asked is not None and re.fullmatch(r"\d{1,9}", asked.strip()) else None
+        super().__init__(reason if self._asked is None else f"{reason}; it asks to wait for {self._asked} s")
 
     def pause(self, tried: int) -> float | None:
         """Seconds to wait: what the endpoint asks for, else twice as long each time; None is too long.
@@ -170,9 +202,32 @@ class _Passing(Exception):
         return self._asked + random.uniform(0, FIRST_PAUSE) if self._asked <= LONGEST_ASKED else None
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *arguments: Any, **named: Any) -> None:
-        return None
+def _response(error: BaseException | None) -> Any:
+    """The response that an error comes from; the library fails on some bodies while it reports the status."""
+    while error is not None:
+        if (response := getattr(error, "response", None)) is not None:
+            return response
+        error = error.__context__
+    return None
+
+
+def _fault(response: Any) -> tuple[str, str, str]:
+    """Code, parameter and message of an error in OpenAI's form; the text itself where it has another."""
+    try:
+        text = response.text
+    except RuntimeError:
+        # The connection broke off before the body was there.
+        return "", "", ""
+    try:
+        error = json.loads(text)["error"]
+        return str(error.get("code")), str(error.get("param")), _short(str(error.get("message") or ""))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return "", "", _short(text)
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _check(settings: JudgeSettings) -> None:
@@ -180,11 +235,17 @@ def _check(settings: JudgeSettings) -> None:
         raise InputError("The judge's address holds a name or password. Put the key into an environment variable.")
     address = _ADDRESS.fullmatch(settings.base_url)
     if not address or int(address[1] or 0) > 65535:
-        raise InputError(f"{settings.base_url!r} is no address of an endpoint, such as https://api.openai.com/v1.")
+        raise InputError(f"{settings.base_url!r} is not an address of an endpoint, such as https://api.openai.com/v1.")
     if not settings.model:
         raise InputError("The judge's model has no name.")
-    if settings.parallel < 1 or settings.retries < 0 or not 0 < settings.timeout <= _LONGEST_TIMEOUT:
-        raise InputError("The judge needs one request at a time or more, 0 retries or more, and up to a day to answer.")
+    if settings.parallel < 1:
+        raise InputError(f"The judge needs one request at a time or more, not {settings.parallel}.")
+    if settings.retries < 0:
+        raise InputError(f"The judge needs 0 retries or more, not {settings.retries}.")
+    if not 0 < settings.timeout <= _LONGEST_TIMEOUT:
+        raise InputError(f"The judge needs between 0 and {_LONGEST_TIMEOUT} s to answer, not {settings.timeout}.")
+    if is_offline_mode():
+        raise InputError(_OFFLINE)
 
 
 def _key(variable: str) -> str:

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from gora.evaluation.mtbench.endpoint import Endpoint, Refused, Unavailable
+from gora.evaluation.mtbench.endpoint import Endpoint, Garbled, Refused, Unavailable
 from gora.evaluation.mtbench.judgments import HIGHEST, LOWEST, Journal, Judgment, is_rating
 from gora.evaluation.mtbench.prompts import Prompt, Prompts
 from gora.evaluation.mtbench.questions import Conversation
 from gora.evaluation.mtbench.threads import in_threads
-from gora.evaluation.mtbench.wire import Garbled
 from gora.evaluation.task import JudgeSettings, Message
 from gora.runtime.console import output
 from gora.runtime.progress import Meter
