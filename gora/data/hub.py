@@ -93,10 +93,15 @@ def find_in_folder(
     Raises:
         InputError: the folder cannot be loaded, or the subset or split is missing or unknown.
     """
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+    if _is_saved(path):
         return _find_saved(path, source, split_default)
     find = _find_stream if streaming else _find
     return find(str(path), source, split_default, remote=False)
+
+
+def holds_subsets(path: Path) -> bool:
+    """Whether a folder holds a set of several parts by name, and not the files of one."""
+    return not _is_saved(path) and _subsets(str(path)) not in ([], ["default"])
 
 
 def find_on_hub(
@@ -153,6 +158,10 @@ def _find_stream(path: str, source: SourceSection, split_default: tuple[str, ...
     if split not in found:
         raise InputError(f"data.streaming reads whole splits: `split` must be one of {quoted(found)}, not {split!r}.")
     return HubStream(_name(source, split), found[split], str(builder.hash))
+
+
+def _is_saved(path: Path) -> bool:
+    return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
 
 
 def _find_saved(path: Path, source: SourceSection, split_default: tuple[str, ...]) -> HubRows:

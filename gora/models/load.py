@@ -19,6 +19,7 @@ from gora.models.head import in_head
 from gora.models.load_errors import explained
 from gora.models.quantization import loading_arguments, quantization_of, settle_unpacked
 from gora.models.source import Source
+from gora.models.weight_files import tensor_shapes
 from gora.models.zero_shot import hold_scalars
 from gora.recipe.schema import ModelSection
 from gora.runtime.console import output
@@ -84,6 +85,34 @@ def empty_model(source: Source) -> PreTrainedModel:
     except Exception as error:  # a configuration can be wrong in any way
         raise explained(source.path, source.path, error) from None
     return cast(PreTrainedModel, model)
+
+
+def refuse_files_of_another_model(settings: ModelSection, source: Source) -> None:
+    """Compare names and shapes in the weight files with the model of config.json; no value is read.
+
+    Files that hold weights in few bits are not looked at: their format decides what they hold.
+
+    Raises:
+        InputError: a weight is missing or has another shape; as `load_model`.
+    """
+    if source.quantized_files:
+        return
+    model = empty_model(source)
+    stored = {name: torch.empty(shape, device="meta") for name, shape in tensor_shapes(source).items()}
+    try:
+        # Transformers renames, merges and splits tensors here as it does when it loads them.
+        with _drawing_with(0, torch.device("cpu")):
+            loaded: Any = type(model).from_pretrained(
+                None,
+                config=copy.deepcopy(model.config),
+                state_dict=stored,
+                device_map="meta",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+    except Exception:  # a model that cannot be loaded without values is told of when it is loaded with them
+        return
+    _refuse_invented_weights(settings.name, *loaded)
 
 
 def _arguments(settings: ModelSection, source: Source, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:

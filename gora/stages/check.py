@@ -14,7 +14,7 @@ from gora.disk import size_text
 from gora.errors import InputError
 from gora.methods import METHODS
 from gora.models.checkpoint_files import check_weights
-from gora.models.load import empty_model
+from gora.models.load import empty_model, refuse_files_of_another_model
 from gora.planning.budget import settle_rank
 from gora.planning.facts import disk_facts, memory_facts, model_facts, pass_facts, peaks, row_facts, target_facts
 from gora.planning.memory_advice import cheapest_changes
@@ -163,6 +163,7 @@ class _Look:
         place = Path(context.source.path)
         if place.is_dir():
             check_weights(context.recipe.model.name, place)
+            refuse_files_of_another_model(context.recipe.model, context.source)
 
     def _ids(self, context: RunContext) -> None:
         """Whether the model knows all that its tokenizer makes of the rows; new tokens make room when it is loaded."""

@@ -7,6 +7,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import datasets
 import pytest
 import torch
 from peft import PeftConfig, PeftModel
@@ -26,7 +27,7 @@ from gora.recipe.schema import DataSection, SourceSection
 from gora.stages.evaluate import Job, evaluate, task_jobs
 from gora.stages.merge import merge
 from gora.stages.run import run
-from tests.conftest import TINY
+from tests.conftest import ROOT, TINY
 from tests.helpers import forks
 
 QUESTIONS = "builtin:gsm8k/test.jsonl"
@@ -352,6 +353,18 @@ class Answering:
             (None if label is None else self.choices.index(label), answer)
             for label, answer in zip(found, self.answers, strict=True)
         ]
+
+
+@pytest.mark.parametrize("kind", ["all of GLUE", "its own folder", "saved"])
+def test_a_folder_may_hold_all_of_glue_or_the_one_set(tmp_path, kind):
+    folder = ROOT / "tests" / "fixtures" / "rows" / "glue"
+    if kind != "all of GLUE":
+        folder = folder / "sst2"
+    if kind == "saved":
+        datasets.load_dataset(str(folder)).save_to_disk(tmp_path / "saved")
+        folder = tmp_path / "saved"
+    questions = task_named("glue/sst2").questions(Options(folder=tmp_path, data=str(folder)))
+    assert [row["sentence"] for _, row in questions.rows] == ["it never finds its feet ", "a small delight "]
 
 
 def test_glue_scores_rows_as_its_metrics_say(tmp_path):

@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
+from gora.errors import InputError
 from gora.planning import time_probe, workload
 from gora.runs.context import RunContext
 from gora.runtime.gpu_comparison import compare_gpus, gpu_problems
@@ -64,6 +66,38 @@ def test_weights_need_not_be_there_but_are_missed(home):
     assert found.exit_code == 2
     assert len(found.problems) == 1 and str(home / "base") in found.problems[0]
     assert found.facts["memory"]["peaks"]["training"]["total"] > 0
+
+
+def sharded(folder, kept):
+    """Distribute the weights over two files with an index, those that are kept."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    places = {}
+    for number in (0, 1):
+        part = {name: values for name, values in list(weights.items())[number::2] if name in kept}
+        save_file(part, folder / f"model-{number}.safetensors", {"format": "pt"})
+        places |= dict.fromkeys(part, f"model-{number}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
+@pytest.mark.parametrize("files", ["one file", "shards"])
+def test_weights_of_another_model_are_told_before_they_are_read(home, files):
+    base = home / "base"
+    lacking = "model.layers.1.mlp.up_proj.weight"
+    names = load_file(base / "model.safetensors").keys() - {lacking}
+    if files == "shards":
+        sharded(base, names)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "intermediate_size": 40}))
+    found = check(recipe(home))
+    assert found.exit_code == 2
+    (problem,) = found.problems
+    assert "config.json and its weights are not of one model: download both again" in problem
+    assert "model.layers.0.mlp.up_proj.weight is (48, 32) in the checkpoint, and (40, 32) by config.json" in problem
+    assert (f"{lacking} is missing" in problem) == (files == "shards")
+    with pytest.raises(InputError) as refused:
+        run(recipe(home))
+    assert str(refused.value) == problem
 
 
 def test_what_does_not_fit_is_a_problem_with_the_cheapest_changes_and_their_effect(home, monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gora.assets import resolve
+from gora.data.hub import holds_subsets
 from gora.data.messages import quoted
 from gora.data.sources import read_rows
 from gora.errors import InputError
@@ -87,6 +88,7 @@ def read_own(options: Options, task: str, known: Mapping[str, str]) -> tuple[Que
 
 def _source(options: Options, published: str, subset: str | None) -> SourceSection:
     path = options.data or published
-    # A file has no subsets.
-    is_file = Path(resolve(path, "data")).expanduser().is_file()
-    return SourceSection(path=path, subset=None if is_file else subset, max_rows=options.limit)
+    place = Path(resolve(path, "data")).expanduser()
+    # Neither a file nor the folder of the subset itself has subsets.
+    is_one_set = place.is_file() or (place.is_dir() and not holds_subsets(place))
+    return SourceSection(path=path, subset=None if is_one_set else subset, max_rows=options.limit)
