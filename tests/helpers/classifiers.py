@@ -106,6 +106,12 @@ def write_model(path, kind="bert"):
     return path
 
 
+def opposite_rows(folder):
+    """All sentences with the other label, in `opposite.jsonl`: what learns the rows gets these wrong."""
+    write_rows(folder / "opposite.jsonl", [{"sentence": text, "label": 1 - label} for text, label in sentences()])
+    return folder / "opposite.jsonl"
+
+
 def write_recipe(folder, kind="bert"):
     """A recipe for the rows, with the rows and the model beside it; returns its path."""
     rows = [{"sentence": text, "label": label} for text, label in sentences()]

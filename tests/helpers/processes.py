@@ -33,6 +33,7 @@ from gora.stages.train import train
 from gora.training import assembly, start
 from gora.training import trainer as trainer_module
 from gora.training.trainer import GoraTrainer
+from tests.helpers.classifiers import opposite_rows, write_recipe
 from tests.helpers.mixtures import gpt_oss, made, recipe_on
 
 ENGINES = ("zero3", "ddp", "zero2", "zero2-offload")
@@ -274,6 +275,30 @@ def undecided(folder):
     run(recipe(folder / "undecided", *settings), mode="resume")
 
 
+def kept(folder):
+    """Values kept, and training ended, by the figure of a task, which gets worse while the loss gets better."""
+    folder, world = folder / "kept", join()
+    if world.main:
+        folder.mkdir()
+        write_recipe(folder)
+        opposite_rows(folder)
+    world.barrier()
+    train(by_a_figure(folder, folder / "two"))
+
+
+def by_a_figure(folder, output):
+    """A recipe of `write_recipe` whose best values are told by rows that say the opposite."""
+    settings = (
+        "adapter.method=lora",
+        "evaluation.steps=12",
+        f"evaluation.tasks=[{{name: glue/sst2, path: '{folder / 'opposite.jsonl'}'}}]",
+        "train.keep=best",
+        "train.keep_by=glue/sst2",
+        "train.patience=2",
+    )
+    return load_recipe(str(folder / "bert.yaml"), [*settings, f"output={output}"]).recipe
+
+
 def experts(folder):
     """A mixture: sums whole in each process and shared out, and its training under two engines."""
     made_by_process_0 = folder / "experts" / "mixture"
@@ -377,6 +402,7 @@ if __name__ == "__main__":
         memory,
         experts,
         undecided,
+        kept,
     )
     known = {**of_engines, **{each.__name__: each for each in others}}
     one_after_the_other(Path(sys.argv[1]), {name: known[name] for name in sys.argv[2:]})

@@ -76,6 +76,7 @@ SCENARIOS = (
     "experts",
     "memory",
     "undecided",
+    "kept",
 )
 
 
@@ -204,6 +205,28 @@ def test_processes_train_with_the_one_rate_that_process_0_has_found(scenarios):
     assert load_recorded(folder / "recipe.yaml").train.learning_rate == rate
     assert read_plan(folder / "plan.safetensors").reference_rank == decided["adapter.rank"]["value"]
     assert (folder / "log.txt").read_text().count("(auto): with a rising rate") == 1
+
+
+def test_the_figure_of_a_task_keeps_values_and_ends_training_as_in_one_process(scenarios, tmp_path):
+    """By the loss, which falls all the way, neither process would end."""
+    folder = scenarios("kept") / "kept"
+    alone = train(processes.by_a_figure(folder, tmp_path / "one"))
+    found, expected = lines(folder / "two"), lines(tmp_path / "one")
+    name = "glue/sst2 accuracy"
+    figures, others = ({line["step"]: line[name] for line in each if name in line} for each in (found, expected))
+    assert figures == others and list(figures) == [12, 24, 36, 48]
+    assert figures[12] == figures[24] > max(figures[36], figures[48])
+    losses = [line["eval_loss"] for line in found if "eval_loss" in line]
+    assert losses == pytest.approx([line["eval_loss"] for line in expected if "eval_loss" in line], rel=1e-4)
+    assert losses == sorted(losses, reverse=True)
+    assert max(line["step"] for line in found) == alone.steps == 48
+    log = (folder / "two" / "log.txt").read_text()
+    assert log.count("2 evaluations in a row were not better than that of step 24") == 1
+    assert "best      the values after step 24" in log
+    adapters = [load_file(run / "adapter" / "adapter_model.safetensors") for run in (folder / "two", tmp_path / "one")]
+    assert adapters[0].keys() == adapters[1].keys()
+    for key, value in adapters[1].items():
+        assert (adapters[0][key] - value).norm() <= 1e-3 * value.norm(), key
 
 
 @pytest.mark.parametrize("name", ["whole", "shared"])

@@ -18,7 +18,7 @@ from gora.training.course import Course
 from gora.training.metrics import read_metrics
 from gora.training.schedule import warmup_steps
 from tests.conftest import opened
-from tests.helpers.classifiers import sentences, write_recipe, write_rows
+from tests.helpers.classifiers import opposite_rows, write_recipe
 
 # At such a rate the loss falls first and rises later.
 SETTINGS = (
@@ -118,9 +118,8 @@ def figures(folder, name):
 def test_the_best_values_may_be_those_of_a_task_s_figure(tmp_path):
     """Here of a task whose rows say the opposite: the longer the training, the fewer are right."""
     path = write_recipe(tmp_path)
-    rows = [{"sentence": text, "label": 1 - label} for text, label in sentences()]
-    write_rows(tmp_path / "opposite.jsonl", rows)
-    task = f"evaluation.tasks=[{{name: glue/sst2, path: '{tmp_path / 'opposite.jsonl'}'}}]"
+    opposite = opposite_rows(tmp_path)
+    task = f"evaluation.tasks=[{{name: glue/sst2, path: '{opposite}'}}]"
     more = ("adapter.method=lora", "evaluation.steps=12", "train.keep=best", "train.keep_by=glue/sst2", task)
     folder = tmp_path / "run"
     trained = train(load_recipe(str(path), [*more, f"output={folder}"]).recipe)
@@ -130,7 +129,7 @@ def test_the_best_values_may_be_those_of_a_task_s_figure(tmp_path):
     assert best < min(losses, key=losses.get)
     assert trained.losses["final"] == losses[best]
     assert f"best      the values after step {best}" in (folder / "log.txt").read_text()
-    (job,) = task_jobs(["glue/sst2"], Options(folder=tmp_path, data=str(tmp_path / "opposite.jsonl")))
+    (job,) = task_jobs(["glue/sst2"], Options(folder=tmp_path, data=str(opposite)))
     found = evaluate(str(folder / "adapter"), Job(tasks=[job]), destination=tmp_path / "again")
     assert found["glue/sst2"]["trained"].metrics == {"accuracy": accuracies[best]}
 
