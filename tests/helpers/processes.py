@@ -282,6 +282,10 @@ def kept(folder):
         folder.mkdir()
         write_recipe(folder)
         opposite_rows(folder)
+        # Processes draw dropout each for itself.
+        config = folder / "bert" / "config.json"
+        none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        config.write_text(json.dumps(json.loads(config.read_text()) | none))
     world.barrier()
     train(by_a_figure(folder, folder / "two"))
 

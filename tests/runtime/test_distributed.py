@@ -214,15 +214,15 @@ def test_the_figure_of_a_task_keeps_values_and_ends_training_as_in_one_process(s
     found, expected = lines(folder / "two"), lines(tmp_path / "one")
     name = "glue/sst2 accuracy"
     figures, others = ({line["step"]: line[name] for line in each if name in line} for each in (found, expected))
-    assert figures == others and list(figures) == [12, 24, 36, 48]
-    assert figures[12] == figures[24] > max(figures[36], figures[48])
+    assert figures == others and list(figures) == [12, 24, 36]
+    assert figures[12] > max(figures[24], figures[36])
     losses = [line["eval_loss"] for line in found if "eval_loss" in line]
     assert losses == pytest.approx([line["eval_loss"] for line in expected if "eval_loss" in line], rel=1e-4)
     assert losses == sorted(losses, reverse=True)
-    assert max(line["step"] for line in found) == alone.steps == 48
+    assert max(line["step"] for line in found) == alone.steps == 36
     log = (folder / "two" / "log.txt").read_text()
-    assert log.count("2 evaluations in a row were not better than that of step 24") == 1
-    assert "best      the values after step 24" in log
+    assert log.count("2 evaluations in a row were not better than that of step 12") == 1
+    assert "best      the values after step 12" in log
     adapters = [load_file(run / "adapter" / "adapter_model.safetensors") for run in (folder / "two", tmp_path / "one")]
     assert adapters[0].keys() == adapters[1].keys()
     for key, value in adapters[1].items():
