@@ -4,7 +4,7 @@ In a range test (Smith, arXiv 1506.01186) the rate rises exponentially from step
 rises above where it began once steps are too large. The rate at which it does so is a multiple of the one that ends
 best: 9.5 in the middle of 39 searches of language models, but 5 for one and 15 for another (`docs/learning-rate.md`).
 Short trainings that are annealed to nothing tell those apart: the rate that ends lowest in them is near the one that
-does so in the run, a little higher.
+does so in the run: lower where the model knows such rows, and higher where it first has to learn their form.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from collections.abc import Sequence
 BELOW_DIVERGENCE = 9.5
 BELOW_DIVERGENCE_NEW_HEAD = 15.0
 """For a head that begins as noise: what it learns in a few steps says little about the model under it."""
-BELOW_TRIALS = 1.1
-"""How much higher than in the run the best rate of short trials is."""
+TRIALS_OVER_RUN = 0.65
+"""The best rate of short trials of few rows over that of a run, for rows whose form the model knows."""
+KNOWN_FORM = 1.6
+"""The loss before training, in nats a token, up to which that is so. Above it, the first steps learn the form: they
+gain from rates that are too high for the rest, by the square root of the loss."""
 _WARM_UP = 0.1
 """Share of a trial."""
 _DECAY = 0.7
@@ -83,6 +86,17 @@ def rate_below(divergence: float, *, new_head: bool = False) -> float:
         new_head: whether a part of the model begins as noise.
     """
     return divergence / (BELOW_DIVERGENCE_NEW_HEAD if new_head else BELOW_DIVERGENCE)
+
+
+def rate_of_trials(rates: Sequence[float], ends: Sequence[float], start: float) -> float:
+    """What to train with after short trials.
+
+    Args:
+        rates: of the trials, rising.
+        ends: loss at the end of each, finite.
+        start: loss before training.
+    """
+    return lowest(rates, ends) / (TRIALS_OVER_RUN * math.sqrt(max(1.0, start / KNOWN_FORM)))
 
 
 def annealed(step: int, steps: int) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from gora.core.learning_rate import BELOW_TRIALS, lowest, rate_below
+from gora.core.learning_rate import rate_below, rate_of_trials
 from gora.errors import GoraError
 from gora.methods import METHODS
 from gora.plan import Decision, add_decision
@@ -21,8 +21,10 @@ from gora.runtime.console import output
 
 _MICRO_BATCHES, _SHARE = 60, 0.03
 """What may be spent: so many micro-batches, or this share of the run's if that is more."""
-_RANGE_ROWS, _TRIAL_ROWS, _FEWEST = 8, 16, 4
-"""Rows of a step of the range test, of a step of a trial, and the fewest that a trial can be judged by."""
+_PASSES = 4 / 3
+"""Of a step of the range test, with the forward pass before it, over that of training."""
+_RANGE_SHARE, _RANGE_ROWS, _RANGE_ROWS_ALONE = 0.25, 4, 8
+"""Share of that for a range test before trials, most rows of its steps, and most where no trials follow."""
 
 
 def settle_rate(context: RunContext, model: nn.Module, lr_ratio: float, *, steps: int) -> RunContext:
@@ -70,28 +72,25 @@ def decide(context: RunContext, model: nn.Module, lr_ratio: float, steps: int) -
         steps: optimizer steps of the run.
     """
     rows = _rows_to_spend(context, steps)
+    size = min(trials.ROWS, context.recipe.train.batch_size)
+    steps = min(trials.STEPS, int(rows * (1 - _RANGE_SHARE)) // (size * trials.MOST))
+    new_head = context.recipe.model.head in ("classification", "image-classification")
+    tries = steps >= trials.FEWEST and not new_head
     with rehearsing(context, model, lr_ratio) as rehearsal:
-        size = max(1, min(_RANGE_ROWS, training_micro_batch_size(context.recipe.train), rows // (2 * _MICRO_BATCHES)))
         found = ranging.range_test(
             rehearsal,
-            _batches(context, ranging.STEPS, size, turn=1),
+            _batches(context, ranging.STEPS, _rows_of_range_test(context, rows, alone=not tries), turn=1),
             whole_weights=METHODS[context.recipe.adapter.method].saved_as == "model",
         )
         if found.limit is None:
             return None
-        new_head = context.recipe.model.head in ("classification", "image-classification")
-        guess = rate_below(found.limit, new_head=new_head)
-        taken = len(found.losses)
+        rate, taken = rate_below(found.limit, new_head=new_head), len(found.losses)
         why = f"with a rising rate the loss was above its start from {found.limit:.2g} on, after {taken} steps"
-        spent = size * (ranging.STEPS // 3 + taken)
-        size = min(_TRIAL_ROWS, context.recipe.train.batch_size, (rows - spent) // (trials.STEPS * trials.MOST))
-        if new_head or size < _FEWEST:
-            rate = guess
-        else:
-            rates, ends = trials.try_around(rehearsal, guess, _batches(context, trials.STEPS, size, turn=2))
-            rate = lowest(rates, ends) / BELOW_TRIALS
+        if tries:
+            rates, ends = trials.try_around(rehearsal, rate, _batches(context, steps, size, turn=2))
+            rate = rate_of_trials(rates, ends, sum(found.before) / taken)
             words = ", ".join(f"{end:.3f} at {tried:.2g}" for tried, end in zip(rates, ends, strict=True))
-            why += f"; {trials.STEPS} steps, annealed, ended at a loss of {words}"
+            why += f"; {steps} steps, annealed, ended at a loss of {words}"
     return Decision(value=float(f"{rate:.1e}"), origin="measured", why=why, curve=found.curve)
 
 
@@ -101,6 +100,12 @@ def _rows_to_spend(context: RunContext, steps: int) -> int:
     return int(
         max(_MICRO_BATCHES * training_micro_batch_size(train), _SHARE * steps * train.batch_size / context.world.size)
     )
+
+
+def _rows_of_range_test(context: RunContext, rows: int, *, alone: bool) -> int:
+    most, share = (_RANGE_ROWS_ALONE, 1.0) if alone else (_RANGE_ROWS, _RANGE_SHARE)
+    room = training_micro_batch_size(context.recipe.train)
+    return max(1, min(most, room, int(rows * share / (ranging.STEPS * _PASSES))))
 
 
 def _batches(context: RunContext, count: int, size: int, *, turn: int) -> list[list[int]]:

@@ -9,20 +9,20 @@ from gora.probing.rehearsal import Rehearsal
 from gora.runtime.console import output
 from gora.runtime.progress import Meter
 
-STEPS = 12
+STEPS, FEWEST, ROWS = 45, 12, 4
+"""Steps of a trial, the fewest that say anything, and rows of a step. Many steps of few rows tell more than few steps
+of many: what a high rate gains at first it loses later."""
 FACTORS = (0.5, 1.0, 2.0)
 MOST = len(FACTORS) + 1
-"""Trials: a fourth one where the highest rate of three is clearly the best."""
-_STILL_FALLING = 0.5
-"""Share of the gain from the first to the second rate that the third has to gain as well."""
-_COUNTED = 3
-"""The last losses, whose mean is that of a trial. All trials see the same rows, so that these can be compared."""
+"""Trials: a fourth one where the lowest or the highest rate of three is the best."""
+_COUNTED = 4
+"""A trial ends at the mean of the last one in so many of its losses. All see the same rows, and can be compared."""
 _APART = 2.0
 """Times the loss at the start: a trial ends there."""
 
 
 def try_around(rehearsal: Rehearsal, guess: float, batches: list[list[int]]) -> tuple[list[float], list[float]]:
-    """Trials at half a rate, the rate and twice the rate, and at four times where the loss falls on and on.
+    """Trials at half a rate, the rate and twice the rate, and one beyond where the lowest or the highest is the best.
 
     Args:
         rehearsal: of the run.
@@ -34,10 +34,12 @@ def try_around(rehearsal: Rehearsal, guess: float, batches: list[list[int]]) -> 
     """
     rates = [guess * factor for factor in FACTORS]
     ends = try_rates(rehearsal, rates, batches)
-    low, middle, high = ends
-    if high == min(ends) and middle - high > _STILL_FALLING * (low - middle):
+    if ends[-1] == min(ends):
         rates.append(2 * rates[-1])
         ends += try_rates(rehearsal, rates[-1:], batches)
+    elif ends[0] == min(ends):
+        rates.insert(0, rates[0] / 2)
+        ends = [*try_rates(rehearsal, rates[:1], batches), *ends]
     return rates, ends
 
 
@@ -62,7 +64,8 @@ def try_rates(rehearsal: Rehearsal, rates: list[float], batches: list[list[int]]
                 meter.advance(1)
                 if not losses[-1] < _APART * losses[0]:
                     break
-            end = sum(losses[-_COUNTED:]) / len(losses[-_COUNTED:])
+            last = losses[-max(1, round(len(batches) / _COUNTED)) :]
+            end = sum(last) / len(last)
             complete = len(losses) == len(batches) and math.isfinite(end)
             ends.append(min(end, _APART * losses[0]) if complete else _APART * losses[0])
     return ends

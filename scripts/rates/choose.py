@@ -13,12 +13,13 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from gora.core.learning_rate import lowest, rate_below
+from gora.core.learning_rate import KNOWN_FORM, lowest, rate_below
 
 Search = dict[str, Any]
-COUNTED, APART = 3, 2.0
-THREE, FOUR = (2, 4, 6), (2, 4, 6, 8)
-"""Of the nine rates: half of what the range test says, that, twice, and four times as much."""
+COUNTED, APART = 4, 2.0
+"""One in so many of a trial's losses, its last, are its end; it is over at so many times the loss at the start."""
+AROUND = slice(1, 4)
+"""Of the five rates: half of what the range test says, that, and twice as much."""
 
 
 def above_best(grid: Sequence[Sequence[float]], rate: float) -> float:
@@ -43,33 +44,55 @@ def above_best(grid: Sequence[Sequence[float]], rate: float) -> float:
     return min(max(curve, least), straight) / least - 1
 
 
-def trial_ends(search: Search, draw: int) -> tuple[list[float], list[float]]:
+def start_of(search: Search, shape: str) -> float:
+    """The loss of the rows of trials before training."""
+    return mean(search["trials"][shape][0][1])
+
+
+def trial_ends(search: Search, shape: str) -> tuple[list[float], list[float]]:
     """Rates and ends as `gora.probing.trials` counts them."""
-    worst = APART * search["start"]
-    rates = [rate for rate, _ in search["trials"][draw]]
+    (_, before), *trials = search["trials"][shape]
+    counted = max(1, round(len(before) / COUNTED))
+    worst = APART * mean(before[-counted:])
     ends = []
-    for _, losses in search["trials"][draw]:
-        last = losses[-COUNTED:]
-        ends.append(worst if None in last else min(sum(last) / COUNTED, worst))
-    return rates, ends
+    for _, losses in trials:
+        last = losses[-counted:]
+        whole = len(losses) == len(before) and None not in last
+        ends.append(min(mean(last), worst) if whole else worst)
+    return [rate for rate, _ in trials], ends
 
 
-def by_trials(search: Search, draw: int, *, fourth: bool) -> float:
-    """The rate of three trials, and of a fourth one where the loss falls on and on."""
-    rates, ends = trial_ends(search, draw)
-    low, middle, high = (ends[index] for index in THREE)
-    chosen = FOUR if fourth and high == min(low, middle, high) and middle - high > 0.5 * (low - middle) else THREE
-    return lowest([rates[index] for index in chosen], [ends[index] for index in chosen])
+def three_trials(search: Search, shape: str) -> float:
+    """The rate of three trials."""
+    rates, ends = trial_ends(search, shape)
+    return lowest(rates[AROUND], ends[AROUND])
+
+
+def four_trials(search: Search, shape: str) -> float:
+    """The same, with one beyond where the lowest or the highest is the best."""
+    rates, ends = trial_ends(search, shape)
+    low, middle, high = ends[AROUND]
+    first, last = AROUND.start, AROUND.stop
+    if high == min(low, middle, high):
+        last += 1
+    elif low == min(low, middle, high):
+        first -= 1
+    return lowest(rates[first:last], ends[first:last])
+
+
+def by_form(search: Search, shape: str) -> float:
+    """The same, lower for rows of an unknown form, as `gora.core.learning_rate.rate_of_trials` has it."""
+    return four_trials(search, shape) / math.sqrt(max(1.0, start_of(search, shape) / KNOWN_FORM))
 
 
 WAYS: dict[str, Callable[[Search], float]] = {
-    "range test of 45 steps": lambda search: rate_below(search["limit"]),
-    "three trials around it, first draw": lambda search: by_trials(search, 0, fourth=False),
-    "three trials around it, second draw": lambda search: by_trials(search, 1, fourth=False),
-    "a fourth where the loss falls on, first draw": lambda search: by_trials(search, 0, fourth=True),
-    "a fourth where the loss falls on, second draw": lambda search: by_trials(search, 1, fourth=True),
-    "all nine trials, first draw": lambda search: lowest(*trial_ends(search, 0)),
-    "all nine trials, second draw": lambda search: lowest(*trial_ends(search, 1)),
+    "range test, 8 rows a step": lambda search: rate_below(search["limits"]["8"][0]),
+    "range test, 4 rows a step": lambda search: rate_below(search["limits"]["4"][0]),
+    "three trials, 12 steps of 16 rows": lambda search: three_trials(search, "12x16"),
+    "a fourth beyond": lambda search: four_trials(search, "12x16"),
+    "three trials, 48 steps of 4 rows": lambda search: three_trials(search, "48x4"),
+    "a fourth beyond, 48 steps of 4 rows": lambda search: four_trials(search, "48x4"),
+    "the same, by the loss at the start": lambda search: by_form(search, "48x4"),
 }
 
 

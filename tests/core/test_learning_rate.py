@@ -12,6 +12,7 @@ from gora.core.learning_rate import (
     divergence,
     lowest,
     rate_below,
+    rate_of_trials,
     rising_rates,
     smoothed,
 )
@@ -133,3 +134,10 @@ def test_a_trial_rises_to_its_rate_and_comes_down_to_nearly_nothing():
         assert all(before < after for before, after in pairwise(shares[: peak + 1]))
         assert all(before >= after for before, after in pairwise(shares[peak:]))
         assert 0 < shares[-1] <= 1.0 / (steps - peak - 1)
+
+
+def test_rows_of_an_unknown_form_get_a_lower_rate_than_trials_say():
+    rates, ends = [1e-3, 2e-3, 4e-3], [2.0, 1.0, 2.0]
+    known = rate_of_trials(rates, ends, 0.8)
+    assert known == rate_of_trials(rates, ends, 1.6) == pytest.approx(2e-3 / 0.65)
+    assert rate_of_trials(rates, ends, 6.4) == pytest.approx(known / 2)

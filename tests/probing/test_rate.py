@@ -133,6 +133,7 @@ def opened(tmp_path):
 def test_any_method_is_tried_and_left_as_it_was(opened, method, monkeypatch):
     monkeypatch.setattr(module.ranging, "STEPS", 15)
     monkeypatch.setattr(module.trials, "STEPS", 3)
+    monkeypatch.setattr(module.trials, "FEWEST", 3)
     settings = ("adapter.method=lora", "adapter.dora=true") if method == "dora" else (f"adapter.method={method}",)
     context, model = opened(*settings, "train.max_steps=2000")
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -202,10 +203,32 @@ def test_trials_end_where_training_falls_apart_and_the_lowest_is_told(opened):
     assert apart == pytest.approx(2 * start)
 
 
-@pytest.mark.parametrize(("ends", "tried"), [([3.0, 2.0, 1.4], 4), ([3.0, 2.0, 1.6], 3), ([3.0, 2.0, 2.5], 3)])
-def test_a_fourth_trial_is_made_where_the_third_gained_nearly_as_much_as_the_second(monkeypatch, ends, tried):
-    left = [*ends, 9.0]
-    monkeypatch.setattr(module.trials, "try_rates", lambda _, rates, __: [left.pop(0) for _ in rates])
+@pytest.mark.parametrize(
+    ("ends", "beyond"), [([3.0, 2.0, 1.9], 4e-3), ([3.0, 2.0, 2.5], None), ([1.9, 2.0, 2.5], 2.5e-4)]
+)
+def test_a_fourth_trial_goes_beyond_the_best_where_that_is_the_lowest_or_the_highest(monkeypatch, ends, beyond):
+    known = {5e-4: ends[0], 1e-3: ends[1], 2e-3: ends[2], beyond: 9.0}
+    monkeypatch.setattr(module.trials, "try_rates", lambda _, rates, __: [known[rate] for rate in rates])
     rates, found = module.trials.try_around(None, 1e-3, [])
-    assert rates == [5e-4, 1e-3, 2e-3, 4e-3][:tried]
-    assert found == [*ends, 9.0][:tried]
+    assert rates == sorted(rate for rate in known if rate)
+    assert found == [known[rate] for rate in rates]
+
+
+@pytest.mark.parametrize(("micro_batch", "rows", "trial_steps"), [(16, 4, 45), (8, 2, 22), (5, 1, 14), (4, 4, 0)])
+def test_fewer_rows_make_shorter_trials_and_too_few_a_better_range_test_alone(
+    opened, monkeypatch, micro_batch, rows, trial_steps
+):
+    context, model = opened(
+        f"train.micro_batch_size={micro_batch}", "train.batch_size=80", "train.max_steps=2", "data.train.max_rows=64"
+    )
+    seen = {}
+
+    def tested(rehearsal, batches, *, whole_weights):
+        seen["rows"] = len(batches[0])
+        return module.ranging.RangeTest(rates=[1e-3, 1e-1], losses=[2.0, 9.0], before=[2.0, 2.0])
+
+    monkeypatch.setattr(module.ranging, "range_test", tested)
+    monkeypatch.setattr(module.trials, "try_rates", lambda _, rates, batches: [len(batches) for _ in rates])
+    decision = module.decide(context, model, 1.0, steps=2)
+    assert seen["rows"] == rows
+    assert (f"{trial_steps} steps, annealed" in decision.why) == (trial_steps > 0)

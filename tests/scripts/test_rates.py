@@ -3,30 +3,66 @@
 import json
 from statistics import mean, median
 
+import pytest
+
+from gora.core.learning_rate import rate_of_trials
 from scripts.rates.choose import WAYS, above_best, judged, language_models
-from scripts.rates.table import best_between, rows
+from scripts.rates.table import JUDGED_WITH, above_with_what_ships, best_between, rows
 from tests.conftest import ROOT
+
+TEXTS = ("math", "code", "instruction")
 
 
 def page_on_rates():
     return (ROOT / "docs" / "learning-rate.md").read_text().replace("\n", " ")
 
 
-def test_the_page_says_what_the_runs_say():
+@pytest.fixture(scope="module")
+def combinations():
+    return rows(json.loads((ROOT / "docs" / "data" / "rate-judged.json").read_text()))
+
+
+def near(above, limit=0.01):
+    return sum(each <= limit for each in above)
+
+
+def test_the_page_says_what_the_runs_say(combinations):
     page = page_on_rates()
-    judged = rows(json.loads((ROOT / "docs" / "data" / "rate-judged.json").read_text()))
-    above = [row["above the best of the grid"] for row in judged]
-    within = [sum(each <= limit for each in above) for limit in (0.01, 0.02)]
-    assert all(row["loss"] < row["base"] for row in judged)
+    above = [row["above the best of the grid"] for row in combinations]
+    assert all(row["loss"] < row["base"] for row in combinations)
     assert (
-        f"**{within[0]} of {len(judged)} end within 1 % of the best of their grid, {within[1]} within 2 %; "
+        f"**{near(above)} of {len(above)} end within 1 % of the best of their grid, {near(above, 0.02)} within 2 %; "
         f"in the middle {100 * median(above):.2f} % above it, on average {100 * mean(above):.1f} %; "
         "none above the base model.**"
     ) in page
-    large = [row["above the best of the grid"] for row in judged if row["model"] == "smollm2"]
-    near = sum(each <= 0.01 for each in large)
-    assert f"{near} of {len(large)}, and three more by a tenth of a percent" in page
-    assert sum(0.01 < each <= 0.012 for each in large) == 3
+    texts = [row["above the best of the grid"] for row in combinations if row["set"] in TEXTS]
+    assert f"{near(texts)} of {len(texts)}, {near(texts, 0.02)} within 2 %, {100 * max(texts):.1f} % at worst" in page
+    encoder = [row for row in combinations if row["model"] == "minilm"]
+    assert {row["seeds"] for row in encoder} == {3}
+    assert near(row["above the best of the grid"] for row in encoder) == len(encoder) / 2 == 4
+
+
+def test_the_page_says_what_earlier_rules_did():
+    page = page_on_rates()
+    for name, text in (("range-test", "in {}, and {:.1f} % above it on average"), ("short-trials", "{}, and {:.1f} %")):
+        judged = rows(json.loads((ROOT / "docs" / "data" / f"rate-judged-{name}.json").read_text()))
+        above = [row["above the best of the grid"] for row in judged]
+        assert text.format(near(above), 100 * mean(above)) in page
+
+
+def test_the_page_says_where_the_rule_that_ships_would_end(combinations):
+    models = [row for row in combinations if row["model"] != "minilm"]
+    above = [above_with_what_ships(row) for row in models]
+    texts = [above_with_what_ships(row) for row in models if row["set"] in TEXTS]
+    assert (
+        f"within 1 % in {near(above)} of {len(above)} language models, on texts in {near(texts)} of {len(texts)}"
+    ) in page_on_rates()
+
+
+def test_what_ships_is_the_rule_of_the_trials(combinations):
+    row = next(row for row in combinations if row["model"] == "smollm2" and row["set"] == "instruction")
+    found = row["rates"][0] * JUDGED_WITH  # the rate that ended lowest in trials
+    assert above_with_what_ships(row) == above_best(row["grid"], rate_of_trials([found], [1.0], row["base"]))
 
 
 def test_the_page_has_the_table_of_the_trials():
