@@ -21,10 +21,11 @@ test-fast:
 test-slow:
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow
 
+# Also where a test fails, the lines are counted. Processes that tests kill leave data that cannot be read.
 coverage:
 	EXTRAS=test,coverage bash -c 'source scripts/install.sh' && rm -f .coverage*
-	OMP_NUM_THREADS=1 $(PY) -m coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-	$(PY) -m coverage combine --quiet && $(PY) -m coverage report
+	OMP_NUM_THREADS=1 $(PY) -m coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	$(PY) -W ignore -m coverage combine --quiet && rm -f .coverage.* && $(PY) -m coverage report && exit $$tests
 
 schema:
 	$(PY) -m gora recipes schema > configs/recipe.schema.json && $(PY) scripts/docs/recipe_page.py

@@ -2,7 +2,7 @@
 # Installs gora with the extras of tests and checks into .venv, then checks style, types and behaviour.
 EXTRAS=test,check
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
-# DeepSpeed compiles two extensions for CPUs where they are first used, which takes minutes: beside the checks, here.
+# DeepSpeed compiles an extension for CPUs where it is first used, which takes minutes: beside the checks, here.
 "$VENV"/bin/python scripts/compile_extensions.py &> /dev/null &
 "$VENV"/bin/ruff check .
 "$VENV"/bin/ruff format --check .

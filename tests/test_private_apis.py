@@ -499,6 +499,14 @@ def deepspeed_builds_its_optimizer() -> bool:
     return takes(CPUAdamBuilder.load, "verbose") and takes(DeepSpeedCPUAdam, "adamw_mode")
 
 
+def deepspeed_asks_what_it_can_build() -> bool:
+    from deepspeed import ops
+    from deepspeed.comm.torch import build_shm_op
+    from deepspeed.ops.op_builder import ShareMemCommBuilder
+
+    return ShareMemCommBuilder.NAME in ops.__compatible_ops__ and says(build_shm_op, "__compatible_ops__")
+
+
 # --- Python -----------------------------------------------------------------------------------------------------------
 
 
@@ -783,6 +791,11 @@ PRIVATE = [
         "DeepSpeed CPUAdamBuilder.load",
         deepspeed_builds_its_optimizer,
         "zero2-offload falls back to torch's AdamW",
+    ),
+    Private(
+        "DeepSpeed ops.__compatible_ops__, of deepspeed_shm_comm",
+        deepspeed_asks_what_it_can_build,
+        "the first training under ZeRO on CPUs compiles for a minute, or fails without a compiler",
     ),
     Private(
         "Python atexit._run_exitfuncs",

@@ -50,6 +50,12 @@ _NOT_PLAIN = {
 }
 
 
+_WITHOUT_ADAPTER = {
+    False: "{} is a run that has no adapter yet. Finish it with `gora run --resume`.",
+    True: "{0} is a run that trained whole weights: {0}/model is a model already, and there is no adapter.",
+}
+
+
 def find_adapter(path: Path | str) -> Path:
     """The adapter folder: the path itself, or `adapter` in a run folder; else that of an adapter on the hub.
 
@@ -65,6 +71,8 @@ def find_adapter(path: Path | str) -> Path:
         folder = fetch_adapter(name)
         verify_files(folder)
         return folder
+    if (path / "recipe.yaml").is_file():
+        raise InputError(_WITHOUT_ADAPTER[(path / "model").is_dir()].format(path))
     raise InputError(f"{path} is not an adapter folder: no adapter_config.json in it or in {path / 'adapter'}.")
 
 

@@ -14,6 +14,7 @@ from gora.disk import size_text
 from gora.errors import GoraError
 from gora.estimate.memory import Memory
 from gora.estimate.sizes import next_smaller
+from gora.methods import METHODS
 from gora.planning.workload import Workload, sharing_of, workload_of
 from gora.recipe.derived import micro_batch_size, recomputes_activations, training_micro_batch_size
 from gora.runs.context import RunContext
@@ -22,6 +23,8 @@ from gora.runtime.out_of_memory import is_out_of_memory, release_memory
 
 Stage = Literal["gradients", "training"]
 _NAMED, _WORTH_IT = 3, 0.01
+# A rank is worth naming where it takes most of the memory, as a slip does.
+_MUCH = 0.25
 # Bytes of a weight in nf4, with its scales.
 _NF4 = 0.516
 
@@ -93,6 +96,11 @@ def _changes(context: RunContext, work: Workload, stage: Stage, before: int) -> 
         for name, cost in (("zero2", "states shared out"), ("zero3", "base weights shared out, slower")):
             shared = work.under(sharing_of(Engine.of(name), context.processes))
             yield Change(setting=f"distributed={name}", cost=cost, saved=saved(shared))
+    rank = recipe.adapter.rank
+    if training and isinstance(rank, int) and rank > 1 and METHODS[recipe.adapter.method].saved_as == "adapter":
+        fewer = replace(work, trained=work.trained // 2, rank=work.rank / 2)
+        if (gain := saved(fewer)) > _MUCH * before:
+            yield Change(setting=f"adapter.rank={rank // 2}", cost="half as many values are trained", saved=gain)
     longest = work.lengths[0]
     if context.inputs.of_text:
         shorter = replace(work, lengths=tuple(min(length, longest // 2) for length in work.lengths))

@@ -41,9 +41,20 @@ def plan_adapter(
 
     Args:
         gradients: what `mean_gradients` returned; the model it was collected from is still there.
-        rank, alpha, dropout: as `adapter` in a recipe.
-        gamma, init_a, step, scale, balance, importance, allocation, temperature, budget, rank_min, rank_max: as `gora`
-            in a recipe.
+        rank: as `adapter.rank` in a recipe: the reference rank, whose budget is shared out.
+        alpha: as `adapter.alpha`: numerator of the scaling.
+        dropout: as `adapter.dropout`.
+        gamma: as `gora.gamma`: size of the first step that the adapter starts with.
+        init_a: as `gora.init_a`.
+        step: as `gora.step`.
+        scale: as `gora.scale`.
+        balance: as `gora.balance`.
+        importance: as `gora.importance`.
+        allocation: as `gora.allocation`.
+        temperature: as `gora.temperature`.
+        budget: as `gora.budget`.
+        rank_min: as `gora.rank_min`.
+        rank_max: as `gora.rank_max`.
         seed: of the random A.
 
     Returns:

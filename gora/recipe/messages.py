@@ -1,5 +1,6 @@
 """What pydantic found wrong, told in sentences that name what was expected and what was probably meant."""
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -195,11 +196,22 @@ def _hint(schema: dict[str, Any], value: Any) -> str:
         return f"; did you mean {near[0]!r}?"
     if isinstance(value, str) and "number" in words and _is_number(value.replace("_", "")):
         return "; write a number without quotes and underscores"
+    if isinstance(value, str) and "number" in words and (slip := _slip_in_number(value)):
+        return f"; {slip}"
     if "text" in words and isinstance(value, int | float):
         return "; put quotes around text that looks like a number, true or false"
     if "text" in words and isinstance(value, dict):
         return "; put quotes around text with braces or with a colon and a space"
     return ""
+
+
+def _slip_in_number(text: str) -> str | None:
+    """What makes a text no number that looks like one; None where nothing of it does."""
+    if not any(character.isdigit() for character in text):
+        return None
+    if odd := next((character for character in text if not character.isascii()), None):
+        return f"{odd!r} in it is {unicodedata.name(odd, 'a character')}, which no number has: type it again"
+    return "write a decimal point instead of the comma" if _is_number(text.replace(",", ".")) else None
 
 
 def _is_number(text: str) -> bool:

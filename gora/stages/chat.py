@@ -192,6 +192,8 @@ def _read(file: Path) -> list[str]:
     except ValueError:
         raise InputError(f"--file {file} is not UTF-8 text. Save it as UTF-8.") from None
     written = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not written:
+        raise InputError(f"--file {file} holds no prompts. Write one in each line.")
     return [_prompt(file, *place) if file.suffix == ".jsonl" else place[1] for place in written]
 
 

@@ -63,7 +63,13 @@ def engine_arguments(engine: Engine, device: torch.device, *, all_used: bool) ->
 
 
 def _deepspeed_on_cpus() -> dict[str, Any]:
-    """Without a GPU, Accelerate sees a single process unless it is told beforehand how several talk to each other."""
+    """Without a GPU, Accelerate sees a single process unless it is told beforehand how several talk to each other.
+
+    DeepSpeed would compile kernels of its own for that, for a minute, which only its inference calls.
+    """
+    from deepspeed import ops
+
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
     AcceleratorState._reset_state(reset_partial_state=True)
     with patch_environment(ACCELERATE_USE_DEEPSPEED="true"):
         PartialState(backend="gloo")

@@ -45,7 +45,7 @@ def support() -> str:
         "rows": f"{_quoted(get_args(RowFormat))}, from JSONL, JSON, CSV, TSV, Parquet, folders and the hub "
         "([data](docs/data.md))",
         "methods": f"{_quoted(METHODS)} ([methods](docs/methods.md))",
-        "bases in few bits": f"{_quoted(TRAINABLE)} ([models](docs/models.md))",
+        "quantized bases": f"{_quoted(TRAINABLE)} ([models](docs/models.md))",
         "engines": f"{_quoted(NAMES)}, or a file of Accelerate or DeepSpeed ([distributed](docs/distributed.md))",
         "tasks": f"{_quoted(_grouped(TASKS))} ([evaluation](docs/evaluation.md))",
         "runtimes": f"{_quoted(RUNTIMES)} ([serving](docs/serving.md))",

@@ -44,7 +44,7 @@ SETTINGS = (
     "gora.micro_batch_size=2",
     "train.micro_batch_size=2",
     "train.batch_size=8",
-    "train.max_steps=20",
+    "train.max_steps=12",
     "train.log_steps=1",
     "train.save_steps=null",
 )
@@ -393,6 +393,8 @@ def one_after_the_other(folder, scenarios):
 
 
 if __name__ == "__main__":
+    # As the command line does after its imports.
+    gc.freeze()
     of_engines = {name: partial(engine, name) for name in ENGINES}
     others = (
         directions,

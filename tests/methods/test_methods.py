@@ -35,7 +35,7 @@ SMALL = (
     "gora.micro_batch_size=2",
     "train.micro_batch_size=2",
     "train.batch_size=2",
-    "train.max_steps=12",
+    "train.max_steps=8",
     "train.log_steps=1",
     "train.learning_rate=1e-3",
 )
@@ -114,7 +114,7 @@ def test_every_method_sees_the_same_rows_in_the_same_steps(trained):
     for name, (folder, _, _) in trained.items():
         lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
         seen[name] = [(line["step"], line["tokens"], line["rows"]) for line in lines if "loss" in line]
-    assert len(seen["lora"]) == len({rows for _, _, rows in seen["lora"]}) == 12
+    assert len(seen["lora"]) == len({rows for _, _, rows in seen["lora"]}) == 8
     assert all(steps == seen["lora"] for steps in seen.values())
 
 

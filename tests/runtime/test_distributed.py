@@ -92,6 +92,40 @@ def two(scenarios):
     return lambda engine: scenarios(engine) / engine
 
 
+@pytest.fixture(scope="module")
+def uneven_alone(tmp_path_factory):
+    """Rows that two processes cannot share evenly, in one."""
+    folder = tmp_path_factory.mktemp("uneven-alone")
+    train(recipe(folder, *UNEVEN))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settled_alone(tmp_path_factory):
+    """A pass that ends when its gradients have settled, in one process."""
+    return precompute(recipe(tmp_path_factory.mktemp("settled-alone"), "gora.steps=auto", "gora.gamma=auto"))
+
+
+@pytest.fixture(scope="module")
+def poisoned_alone(tmp_path_factory):
+    """A pass with a micro-batch that cannot be used, in one process."""
+    folder = tmp_path_factory.mktemp("poisoned-alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes.MicroBatches, "__getitem__", processes.MicroBatches.__getitem__)
+        patch.setattr(processes.RunContext, "loss_of", processes.RunContext.loss_of)
+        processes.poison()
+        precompute(recipe(folder, "gora.steps=11"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def experts_alone(scenarios, tmp_path_factory):
+    """The mixture of the two processes, in one."""
+    folder = tmp_path_factory.mktemp("experts-alone")
+    run(processes.of_mixture(scenarios("experts") / "experts" / "mixture", folder))
+    return folder
+
+
 def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -133,7 +167,7 @@ def test_each_engine_really_runs_and_trains_as_one_process_does(one, two, engine
     assert line in (two(engine) / "log.txt").read_text()
     found, expected = lines(two(engine)), lines(one)
     assert [each["step"] for each in found] == [each["step"] for each in expected]
-    assert len(found) >= 20
+    assert len(found) >= 12
     for mine, other in zip(found, expected, strict=True):
         loss = "loss" if "loss" in other else "eval_loss"
         assert mine[loss] == pytest.approx(other[loss], rel=1e-3)
@@ -167,7 +201,7 @@ def test_what_zero3_has_trained_is_merged_by_the_same_run(two):
 def test_process_0_alone_writes_the_log(two):
     for engine in ENGINES:
         text = (two(engine) / "log.txt").read_text()
-        assert text.count("training 20/20") + text.count("adapter   gora") == 1
+        assert text.count("training 12/12") + text.count("adapter   gora") == 1
 
 
 @pytest.mark.parametrize("name", ["along whole", "along shared"])
@@ -185,8 +219,8 @@ def test_an_a_along_the_gradient_is_that_of_one_process(scenarios, one, tmp_path
 
 
 @pytest.mark.parametrize("name", ["settled whole", "settled shared"])
-def test_processes_agree_on_when_gradients_have_settled_and_on_the_first_step(scenarios, tmp_path, name):
-    alone = precompute(recipe(tmp_path / "one", "gora.steps=auto", "gora.gamma=auto"))
+def test_processes_agree_on_when_gradients_have_settled_and_on_the_first_step(scenarios, settled_alone, name):
+    alone = settled_alone
     plan = read_plan(scenarios("directions") / name / "plan.safetensors")
     assert plan.decisions["gora.steps"].origin == "measured"
     assert 0 <= plan.steps - alone.plan.steps <= 1
@@ -230,25 +264,18 @@ def test_the_figure_of_a_task_keeps_values_and_ends_training_as_in_one_process(s
 
 
 @pytest.mark.parametrize("name", ["whole", "shared"])
-def test_experts_get_the_plan_and_the_training_of_one_process(scenarios, name, tmp_path):
-    folder = scenarios("experts") / "experts"
-    run(processes.of_mixture(folder / "mixture", tmp_path / "one"))
-    assert_same_plan(folder / name, tmp_path / "one")
-    saved, expected = (
-        load_file(f / "adapter" / "adapter_model.safetensors") for f in (folder / name, tmp_path / "one")
-    )
+def test_experts_get_the_plan_and_the_training_of_one_process(scenarios, experts_alone, name):
+    folder = scenarios("experts") / "experts" / name
+    assert_same_plan(folder, experts_alone)
+    saved, expected = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (folder, experts_alone))
     assert saved.keys() == expected.keys()
     for key, value in expected.items():
         assert (saved[key] - value).norm() <= 1e-3 * value.norm(), key
 
 
 @pytest.mark.parametrize("name", ["whole", "shared"])
-def test_a_micro_batch_with_nan_in_one_process_is_left_out_in_all(scenarios, name, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes.MicroBatches, "__getitem__", processes.MicroBatches.__getitem__)
-    monkeypatch.setattr(processes.RunContext, "loss_of", processes.RunContext.loss_of)
-    processes.poison()
-    precompute(recipe(tmp_path / "one", "gora.steps=11"))
-    assert_same_plan(scenarios("nan") / name, tmp_path / "one")
+def test_a_micro_batch_with_nan_in_one_process_is_left_out_in_all(scenarios, poisoned_alone, name):
+    assert_same_plan(scenarios("nan") / name, poisoned_alone)
     log = (scenarios("nan") / name / "log.txt").read_text()
     assert "warning: micro-batch 3 is left out: its loss is nan" in log
     assert "gradients 10 micro-batches of 2 rows in 2 processes" in log
@@ -296,11 +323,10 @@ def test_a_gradient_pass_goes_on_as_it_began_whatever_memory_is_free_later(scena
     assert log.count("in each of 2 processes") == 2
 
 
-def test_a_last_step_that_leaves_a_process_without_rows_is_the_step_of_one_process(scenarios, tmp_path):
+def test_a_last_step_that_leaves_a_process_without_rows_is_the_step_of_one_process(scenarios, uneven_alone):
     """Also in a run that is taken up in the middle of its second epoch."""
-    train(recipe(tmp_path, *UNEVEN))
-    expected = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    steps = [(line["step"], line["loss"], line["tokens"]) for line in lines(tmp_path) if "loss" in line]
+    expected = load_file(uneven_alone / "adapter" / "adapter_model.safetensors")
+    steps = [(line["step"], line["loss"], line["tokens"]) for line in lines(uneven_alone) if "loss" in line]
     assert [step for step, _, _ in steps] == [1, 2, 3, 4]
     for name in ("ddp", "zero2", "again"):
         run = scenarios("uneven") / "uneven" / name
@@ -330,9 +356,8 @@ def test_processes_that_share_a_stream_take_the_steps_of_one_process(scenarios, 
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero2-offload", "zero3"])
-def test_rows_packed_in_several_processes_train_as_padded_ones_in_one(scenarios, tmp_path, engine):
-    train(recipe(tmp_path, *UNEVEN))
-    expected, run = lines(tmp_path), scenarios("uneven") / "uneven" / f"packed {engine}"
+def test_rows_packed_in_several_processes_train_as_padded_ones_in_one(scenarios, uneven_alone, engine):
+    expected, run = lines(uneven_alone), scenarios("uneven") / "uneven" / f"packed {engine}"
     assert "rows end to end" in (run / "log.txt").read_text()
     for mine, other in zip(lines(run), expected, strict=True):
         assert mine.get("loss", 0) == pytest.approx(other.get("loss", 0), rel=1e-4)
@@ -342,7 +367,7 @@ def test_rows_packed_in_several_processes_train_as_padded_ones_in_one(scenarios,
             other.get("tokens"),
         )
     saved = load_file(run / "adapter" / "adapter_model.safetensors")
-    for key, value in load_file(tmp_path / "adapter" / "adapter_model.safetensors").items():
+    for key, value in load_file(uneven_alone / "adapter" / "adapter_model.safetensors").items():
         assert (saved[key] - value).norm() <= 1e-3 * value.norm()
 
 
@@ -355,7 +380,7 @@ def test_a_stop_that_reaches_one_process_ends_all_after_the_same_step_and_any_nu
     train(recipe(runs / "ddp", "adapter.method=lora"), mode="resume")
     resumed, other = lines(runs / "ddp"), lines(runs / "zero2")
     assert [line["step"] for line in resumed] == [line["step"] for line in other]
-    assert [line["step"] for line in resumed if "loss" in line] == list(range(1, 21))
+    assert [line["step"] for line in resumed if "loss" in line] == list(range(1, 13))
     for mine, its in zip(resumed, other, strict=True):
         assert mine.get("loss", 0) == pytest.approx(its.get("loss", 0), rel=1e-3)
         assert mine.get("learning_rate_b") == its.get("learning_rate_b")
@@ -377,7 +402,7 @@ def test_each_process_holds_its_share_of_the_sums_only(scenarios):
     for rank in (0, 1):
         measured = json.loads((scenarios("memory") / f"memory-{rank}.json").read_text())
         assert measured["whole"] > 0.9 * measured["sums"]
-        assert measured["shared"] < 0.65 * measured["sums"]
+        assert measured["shared"] < 0.75 * measured["sums"]
 
 
 def start(*arguments, cwd, until, before=None, count=2):

@@ -130,9 +130,12 @@ def test_a_line_without_a_prompt_is_named(run, tmp_path, content):
         stage.generate(str(run), GREEDY, prompts=[], file=tmp_path / "prompts.jsonl")
 
 
-def test_what_cannot_be_asked_is_refused(run):
+def test_what_cannot_be_asked_is_refused(run, tmp_path):
     with pytest.raises(InputError, match="nothing to answer"):
         stage.generate(str(run), GREEDY, prompts=[])
+    (tmp_path / "blank.txt").write_text("\n \n")
+    with pytest.raises(InputError, match=r"blank\.txt holds no prompts\. Write one in each line"):
+        stage.generate(str(run), GREEDY, prompts=[], file=tmp_path / "blank.txt")
     with pytest.raises(InputError, match="no adapter that could be left out"):
         stage.generate("builtin:tiny-6m", GREEDY, prompts=["x"], beside_base=True)
     with pytest.raises(InputError, match="trained on no conversation"):

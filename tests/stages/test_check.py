@@ -115,6 +115,17 @@ def test_what_does_not_fit_is_a_problem_with_the_cheapest_changes_and_their_effe
     assert found.facts["memory"]["largest_micro_batch"]["training"] == 2
 
 
+def test_a_rank_that_takes_most_of_the_memory_is_the_change_that_helps(home, monkeypatch):
+    settings = ("adapter.method=lora", "adapter.rank=8000", "train.micro_batch_size=1")
+    needs = check(recipe(home, *settings)).facts["memory"]["peaks"]["training"]["total"]
+    monkeypatch.setattr(workload, "memory_limit", lambda context: needs - 1)
+    (problem,) = check(recipe(home, *settings)).problems
+    assert "--set adapter.rank=4000: " in problem and "half as many values are trained" in problem
+    halved = check(recipe(home, *settings[:1], "adapter.rank=4000", *settings[2:]))
+    assert halved.problems == []
+    assert halved.facts["memory"]["peaks"]["training"]["total"] < 0.75 * needs
+
+
 def test_every_problem_is_named_at_once(home):
     found = check(recipe(home, "train.batch_size=6", "train.micro_batch_size=2", "distributed=fsdp"), processes=2)
     assert found.exit_code == 2

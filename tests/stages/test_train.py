@@ -328,6 +328,13 @@ def test_merge_refuses_what_it_cannot_merge(trained, tmp_path):
     _, folder, _, _ = trained
     with pytest.raises(InputError, match=r"not an adapter folder: no adapter_config.json"):
         merge(tmp_path, tmp_path / "merged")
+    (begun := tmp_path / "begun").mkdir()
+    (begun / "recipe.yaml").write_text("")
+    with pytest.raises(InputError, match=r"begun is a run that has no adapter yet. Finish it with `gora run --resume`"):
+        merge(begun, tmp_path / "merged")
+    (begun / "model").mkdir()
+    with pytest.raises(InputError, match=r"begun/model is a model already, and there is no adapter"):
+        merge(begun, tmp_path / "merged")
     (tmp_path / "merged").mkdir()
     with pytest.raises(InputError, match="exists"):
         merge(folder, tmp_path / "merged")
