@@ -17,6 +17,8 @@ from gora.models.rows_apart import rows_of_pass
 
 Blocks = Callable[[Tensor, Tensor | None, tuple[int, ...]], Tensor]
 IGNORED = -100
+PREDICTING = "predicting"
+"""Key of a causal batch whose value is where a supervised token is predicted from: places in the flat batch, int64."""
 _BLOCKS = "gora_blocks"
 _LOGITS = 2**27
 """Logits held at a time, in float32: 512 MB."""
@@ -101,14 +103,28 @@ def _forward(
         hidden = blocks(inputs["input_ids"], inputs.get("position_ids"), rows)
     else:
         hidden = self.base_model(**inputs)[0]
-    targets = labels.roll(-1, dims=1)
-    targets[:, -1] = IGNORED
-    hidden, targets = hidden.flatten(0, 1), targets.flatten()
+    hidden, targets = hidden.flatten(0, 1), _targets(labels)
     if predicting is None:
-        predicting = (targets != IGNORED).nonzero().squeeze(1)
+        predicting = predicting_places(labels)
     head = self.get_output_embeddings()
     loss = mean_loss(head, hidden.index_select(0, predicting), targets[predicting])
     return CausalLMOutput(loss=loss)
+
+
+def predicting_places(labels: Tensor) -> Tensor:
+    """Where a supervised token is predicted from: places in the flat batch, int64.
+
+    Args:
+        labels: rows x tokens, -100 where a token is not supervised.
+    """
+    return (_targets(labels) != IGNORED).nonzero().squeeze(1)
+
+
+def _targets(labels: Tensor) -> Tensor:
+    """The label that each place of the flat batch predicts."""
+    targets = labels.roll(-1, dims=1)
+    targets[:, -1] = IGNORED
+    return targets.flatten()
 
 
 def logits_at_a_time(vocabulary: int) -> int:

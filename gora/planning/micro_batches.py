@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gora.data import draw_rows
 from gora.models.rows_apart import keeps_apart
+from gora.models.supervised_head import PREDICTING, has_supervised_head, predicting_places
 from gora.recipe.derived import gradient_steps, micro_batch_size
 from gora.runs.context import RunContext
 
@@ -93,5 +94,10 @@ class MicroBatches:
         return self._order[index * self.size : (index + 1) * self.size]
 
     def _on_device(self, rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-        batch = self._context.collate(self._model, rows) if self._model else self._context.collator(rows)
+        if self._model is None:
+            return self._context.move(self._context.collator(rows))
+        batch = self._context.collate(self._model, rows)
+        if has_supervised_head(self._model):
+            # Else the host waits in every pass for the device to find them.
+            batch[PREDICTING] = predicting_places(batch["labels"])
         return self._context.move(batch)
