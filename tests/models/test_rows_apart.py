@@ -21,6 +21,7 @@ from transformers import (
 
 from gora.data.collate import Collator
 from gora.models.checkpointing import recomputing_activations
+from gora.models.kernels import compile_blocks
 from gora.models.rows_apart import forward, keeps_apart, set_apart
 from scripts.families.small import small_config
 
@@ -97,6 +98,26 @@ def test_loss_and_gradients_are_those_of_the_padded_batch(apart, recompute):
     for (name, expected), actual in zip(plain.named_parameters(), model.parameters(), strict=True):
         scale = max(1e-3, expected.grad.abs().max().item())
         assert (actual.grad - expected.grad).abs().max().item() <= 1e-5 * scale + 1e-6, name
+
+
+def test_compiled_blocks_are_compiled_once_whatever_rows_come():
+    plain, model = built(FAMILIES["llama"]), built(FAMILIES["llama"])
+    assert set_apart(model, [row["input_ids"] for row in ROWS], nullcontext()) == ""
+    torch._dynamo.reset()
+    compile_blocks(model)
+    for block in model.model.layers:
+        # The real compiler takes a minute on a CPU; what is compiled how often is decided before it.
+        block.compile(dynamic=True, backend="eager")
+    compiled = []
+    for rows in (ROWS, [*ROWS, ROWS[1]], [ROWS[2], ROWS[0]], [*ROWS, *ROWS]):
+        batch = Collator(0).end_to_end(rows)
+        together = forward(model, batch)
+        together.loss.backward()
+        compiled.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        alone = [plain(input_ids=torch.tensor([row["input_ids"]])).logits[0] for row in rows]
+        torch.testing.assert_close(together.logits[0], torch.cat(alone), rtol=1e-4, atol=1e-5)
+    assert compiled[0] > 0
+    assert compiled[1:] == compiled[:1] * 3
 
 
 def test_padded_batches_and_generation_are_as_before(apart):

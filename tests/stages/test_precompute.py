@@ -19,6 +19,7 @@ from gora.gradients.checkpoint import NoCheckpoint
 from gora.gradients.collect import Collection, Pace
 from gora.gradients.sampled import SampledStatistics
 from gora.gradients.statistics import Start
+from gora.models import supervised_head
 from gora.models.targets import find_targets, weight_of, weight_shape
 from gora.plan import read_factors
 from gora.planning import gradient_pass as stage
@@ -64,6 +65,22 @@ def test_a_plan_from_kept_gradients_is_the_plan_of_the_pass(kept, tmp_path):
     assert again.plan == made.plan
     same(again, made)
     assert again.path.read_bytes() == made.path.read_bytes()
+
+
+def test_the_pass_says_beforehand_where_tokens_are_predicted(kept, tmp_path, monkeypatch):
+    def searched(labels):
+        raise AssertionError("the host would have to wait for a GPU to find them")
+
+    run = Collection.run
+
+    def watched(collection):
+        monkeypatch.setattr(supervised_head, "predicting_places", searched)
+        return run(collection)
+
+    monkeypatch.setattr(Collection, "run", watched)
+    made = precompute(recipe(tmp_path / "run", "train.kernels=fused", "data.packing=packed"))
+    assert [module.rank for module in made.plan.modules] == [module.rank for module in kept[1].plan.modules]
+    same(kept[1], made, tolerance=1e-4)
 
 
 @pytest.mark.parametrize(
