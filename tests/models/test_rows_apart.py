@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from gora.data.collate import Collator
+from gora.models import rows_apart
 from gora.models.checkpointing import recomputing_activations
 from gora.models.kernels import compile_blocks
 from gora.models.rows_apart import forward, keeps_apart, set_apart
@@ -82,6 +83,21 @@ def test_other_tokens_in_a_row_change_no_bit_of_its_neighbours(apart):
     before, after = (forward(model, Collator(0).end_to_end(rows)).logits[0] for rows in (ROWS, changed))
     assert not torch.equal(before[:9], after[:9])
     torch.testing.assert_close(before[9:], after[9:], rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel for rows of several lengths needs a GPU")
+def test_on_a_gpu_too_other_tokens_in_a_row_change_no_bit_of_its_neighbours(apart, monkeypatch):
+    used = []
+    by_kernel = rows_apart._by_varlen
+    monkeypatch.setattr(rows_apart, "_by_varlen", lambda *each: used.append(each) or by_kernel(*each))
+    model = deepcopy(apart[1]).to("cuda", torch.bfloat16)
+    changed = [{**ROWS[0], "input_ids": [11] * 9}, *ROWS[1:]]
+    batches = (Collator(0).end_to_end(rows) for rows in (ROWS, changed))
+    on_gpu = ({key: value.cuda() if key != "rows" else value for key, value in batch.items()} for batch in batches)
+    before, after = (forward(model, batch).logits[0] for batch in on_gpu)
+    assert used
+    assert not torch.equal(before[:9], after[:9])
+    assert torch.equal(before[9:], after[9:])
 
 
 @pytest.mark.parametrize("recompute", [False, True])
