@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
-from gora.core.importance import Importance, importance
+from gora.core.importance import Importance, importance_on_device
 from gora.core.settling import importances_settled, start_settled
 from gora.gradients.halves import Projection, above_noise, signal_share
 from gora.gradients.progress import Progress
@@ -150,12 +151,14 @@ class SettlingWatch:
         return ""
 
     def _importances(self, sums: Sums, counted: int) -> dict[str, float]:
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, key in self._gathered.keys.items():
             weight, total = self._weight_of(name), self._gathered.total(key, sums.read)
             if total is not None:
-                found[name] = importance(weight, total / counted, self._kind)
-        return self._gathered.merged(found)
+                found[name] = importance_on_device(weight, total / counted, self._kind)
+        # One wait for all of them.
+        values = torch.stack(list(found.values())).tolist() if found else []
+        return self._gathered.merged(dict(zip(found, values, strict=True)))
 
     def _moved(
         self, progress: Progress, sums: Sums, counted: int

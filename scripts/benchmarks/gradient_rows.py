@@ -51,6 +51,7 @@ WAYS = {
     "padded, kernels": {"data.packing": "none", "train.kernels": "auto"},
     "end to end, unrecorded": {"data.packing": "auto", "train.kernels": "auto"},
     "end to end": {"data.packing": "auto", "train.kernels": "auto"},
+    "end to end, until settled": {"data.packing": "auto", "train.kernels": "auto", "gora.steps": "auto"},
 }
 
 
@@ -107,9 +108,10 @@ def measure(
             if number == 0:
                 speed_up(context, model)
                 found["padding"] = padding(MicroBatches(context), rows)
-            seconds, rate, means = one_pass(context, model)
+            seconds, rate, micro_batches, means = one_pass(context, model)
             found["seconds"].append(seconds)
             found["rates"].append(rate)
+            found["micro_batches"] = micro_batches
         first.update({name: means[name] for name in means if name not in first})
         apart = [((means[name] - first[name]).norm() / first[name].norm()).item() for name in means]
         found["apart"] = sum(apart) / len(apart)
@@ -117,15 +119,16 @@ def measure(
     return found
 
 
-def one_pass(context: RunContext, model: LlamaForCausalLM) -> tuple[float, float, dict[str, torch.Tensor]]:
-    """Seconds, tokens per second, and the mean gradients of some layers."""
+def one_pass(context: RunContext, model: LlamaForCausalLM) -> tuple[float, float, int, dict[str, torch.Tensor]]:
+    """Seconds, tokens per second, micro-batches, and the mean gradients of some layers."""
     layers = {name: model.get_submodule(name) for name in context.chosen.layers}
     began = time.perf_counter()
     collected = collect_gradients(context, model, layers, IDENTITY, low_memory=False)
     finish()
     seconds = time.perf_counter() - began
     some = list(layers)[:: len(layers) // 8]
-    return seconds, collected.facts["tokens_per_second"], {name: collected.statistics.mean(name) for name in some}
+    means = {name: collected.statistics.mean(name) for name in some}
+    return seconds, collected.facts["tokens_per_second"], collected.counted, means
 
 
 @contextmanager
