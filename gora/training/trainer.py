@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback
 
-from gora.adapters.lean import make_lean
+from gora.adapters.lean import make_lean, values_at_rest
 from gora.methods import Method
 from gora.models.checkpointing import recompute_activations
 from gora.models.kernels import compile_blocks
@@ -227,7 +227,7 @@ class GoraTrainer(CheckpointTrainer):
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         total = torch.zeros((), device=self.args.device)
         recorded = self._recorded.step() if self._recorded is not None else nullcontext()
-        with reducing_once(model) if deepspeed else nullcontext(), recorded:
+        with reducing_once(model) if deepspeed else nullcontext(), recorded, values_at_rest():
             for place, (batch, supervised, whole) in enumerate(
                 zip(batches, inputs["supervised"], inputs["whole"], strict=True)
             ):

@@ -47,10 +47,13 @@ from gora.runs.context import RunContext
 
 IDENTITY = ModelIdentity(name="random", config="0" * 64, weights="0" * 64)
 WAYS = {
+    "padded, unrecorded": {"data.packing": "none", "train.kernels": "none"},
+    "padded, kernels, unrecorded": {"data.packing": "none", "train.kernels": "auto"},
     "padded": {"data.packing": "none", "train.kernels": "none"},
     "padded, kernels": {"data.packing": "none", "train.kernels": "auto"},
     "end to end, unrecorded": {"data.packing": "auto", "train.kernels": "auto"},
     "end to end": {"data.packing": "auto", "train.kernels": "auto"},
+    "end to end, 16 rows, unrecorded": {"data.packing": "auto", "train.kernels": "auto", "gora.micro_batch_size": 16},
     "end to end, until settled": {"data.packing": "auto", "train.kernels": "auto", "gora.steps": "auto"},
 }
 
