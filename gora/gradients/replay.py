@@ -25,6 +25,8 @@ MOST = 8192
 _WARM_UPS = 2
 _LAUNCHING = 0.7
 """Share of a pass that the host takes to launch it, from which on a recording is tried."""
+_LEAST = 0.25
+"""Share of the usual time that arithmetic alone may take for it."""
 
 
 def is_faster(
@@ -32,21 +34,26 @@ def is_faster(
     loss_of: Callable[[Mapping[str, Tensor]], Tensor],
     batch: Mapping[str, Tensor],
     padded: Mapping[str, Tensor],
+    least: float,
+    micro_batches: int = 1,
 ) -> bool:
     """Whether a recorded pass takes less time than a pass as usual; adds to no sum.
 
     Args:
         attachment: attached, with every layer tapped.
-        loss_of: mean loss of a micro-batch.
-        batch: a micro-batch as it is run as usual.
+        loss_of: mean loss of a micro-batch; of several, one for each.
+        batch: what is run as usual.
         padded: as it would be recorded.
+        least: seconds that a GPU takes for a recorded pass at least, by arithmetic; nothing is recorded to be tried
+            where that is not far below the time as usual.
+        micro_batches: how many there are in `batch`.
 
     Raises:
         RuntimeError: the model does something that cannot be recorded.
     """
     probe = attachment.receiver = Probe(next(iter(padded.values())).device)
-    launched, usual = _seconds(lambda: loss_of(batch).backward())
-    if launched < _LAUNCHING * usual:
+    launched, usual = (each / micro_batches for each in _seconds(lambda: loss_of(batch).sum().backward()))
+    if launched < _LAUNCHING * usual or least > _LEAST * usual:
         return False
     _, replayed = _seconds(partial(Replay(attachment, probe, loss_of, padded), padded))
     torch.cuda.empty_cache()

@@ -22,7 +22,11 @@ _LEAST_HALF = 2
 
 
 class Watch(Protocol):
-    """Is asked after every round."""
+    """Is asked after every pass."""
+
+    def due(self, rounds: int) -> bool:
+        """Whether it has to look after so many rounds."""
+        ...
 
     def look(self, progress: Progress, sums: Sums) -> str:
         """Note what is needed in the progress, and say why to stop; empty to continue."""
@@ -31,6 +35,10 @@ class Watch(Protocol):
 
 class NoWatch:
     """Looks at nothing."""
+
+    def due(self, rounds: int) -> bool:
+        """Never."""
+        return False
 
     def look(self, progress: Progress, sums: Sums) -> str:
         """Continue."""
@@ -92,11 +100,11 @@ class HalfWatch:
     """
 
     def __init__(self, projection: Projection, due: Callable[[int], bool]) -> None:
-        self._projection, self._due = projection, due
+        self._projection, self.due = projection, due
 
     def look(self, progress: Progress, sums: Sums) -> str:
         """See `Watch`."""
-        if self._due(progress.cursor):
+        if self.due(progress.cursor):
             progress.half = self._projection.of_all(sums)
             progress.half_counted = progress.counted
         return ""
@@ -129,6 +137,10 @@ class SettlingWatch:
     ) -> None:
         self._halves, self._projection, self._gathered, self._weight_of = halves, projection, gathered, weight_of
         self._kind, self._rule, self._tolerance, self._ranks_of = kind, rule, tolerance, ranks_of
+
+    def due(self, rounds: int) -> bool:
+        """Always."""
+        return True
 
     def look(self, progress: Progress, sums: Sums) -> str:
         """See `Watch`."""

@@ -172,6 +172,8 @@ def _run(
             watch=watch,
         )
         run.recorder = recorder_of(context, attachment, batches, sums, loss_of)
+        if batches.share_passes and pace.rounds == len(batches.indices) and pace.agree is bool:
+            run.together, run.ends = batches.together, batches.ends(batches.indices, watch.due)
         progress = run.run()
         return progress, context.world.total(meter.tokens_per_second)
 

@@ -18,6 +18,8 @@ from gora.recipe.derived import recomputes_activations
 from gora.runs.context import RunContext
 from gora.runtime.console import output
 
+_PEAK = 1e15
+"""Operations of a fast GPU in a second."""
 _LOGIT_BYTES = 12
 """Of a logit: in bfloat16 and in float32, and its gradient in both."""
 
@@ -43,8 +45,13 @@ def recorder_of(
 
     def replay() -> Replay:
         _check_padding_changes_nothing(batches, loss_of)
-        if batches.most_tokens > LONGEST and not is_faster(attachment, loss_of, batches[0], batches.fixed(0)):
-            raise RuntimeError("it would not be faster")
+        if batches.most_tokens > LONGEST:
+            # Two products for each weight and token in both passes.
+            least = 4 * batches.most_tokens * sum(value.numel() for value in attachment.model.parameters()) / _PEAK
+            first = batches.indices[: batches.ends(batches.indices)[0]] if batches.share_passes else [0]
+            usual = batches.together(first) if len(first) > 1 else batches[0]
+            if not is_faster(attachment, loss_of, usual, batches.fixed(0), least, len(first)):
+                raise RuntimeError("it would not be faster")
         return Replay(attachment, sums, loss_of, batches.fixed(0))
 
     def record() -> Callable[[int], Tensor]:

@@ -46,16 +46,19 @@ from gora.runs.base_model import speed_up
 from gora.runs.context import RunContext
 
 IDENTITY = ModelIdentity(name="random", config="0" * 64, weights="0" * 64)
-WAYS = {
-    "padded, unrecorded": {"data.packing": "none", "train.kernels": "none"},
-    "padded, kernels, unrecorded": {"data.packing": "none", "train.kernels": "auto"},
-    "padded": {"data.packing": "none", "train.kernels": "none"},
-    "padded, kernels": {"data.packing": "none", "train.kernels": "auto"},
-    "end to end, unrecorded": {"data.packing": "auto", "train.kernels": "auto"},
-    "end to end": {"data.packing": "auto", "train.kernels": "auto"},
-    "end to end, 16 rows, unrecorded": {"data.packing": "auto", "train.kernels": "auto", "gora.micro_batch_size": 16},
-    "end to end, until settled": {"data.packing": "auto", "train.kernels": "auto", "gora.steps": "auto"},
+PADDED, KERNELS = {"data.packing": "none", "train.kernels": "none"}, {"data.packing": "none"}
+WAYS: dict[str, dict[str, Any]] = {
+    "padded, unrecorded": PADDED,
+    "padded, kernels, unrecorded": KERNELS,
+    "padded": PADDED,
+    "padded, kernels": KERNELS,
+    "end to end, each alone, unrecorded": {},
+    "end to end, unrecorded": {},
+    "end to end": {},
+    "end to end, 16 rows, unrecorded": {"gora.micro_batch_size": 16},
+    "end to end, until settled": {"gora.steps": "auto"},
 }
+"""Settings by name; which passes are recorded and whether micro-batches share passes is in the name."""
 
 
 def main() -> None:
@@ -101,11 +104,13 @@ def measure(
         "gora.steps": steps,
         "gora.micro_batch_size": 8,
         "gora.offload": "none",
+        "data.packing": "auto",
+        "train.kernels": "auto",
         **WAYS[way],
     }
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    with tempfile.TemporaryDirectory() as folder, logging_into(found["log"]), recording("unrecorded" not in way):
+    with tempfile.TemporaryDirectory() as folder, logging_into(found["log"]), passes(way):
         for number in range(2):
             context = context_of(model, rows, settings, Path(folder) / str(number))
             if number == 0:
@@ -135,15 +140,17 @@ def one_pass(context: RunContext, model: LlamaForCausalLM) -> tuple[float, float
 
 
 @contextmanager
-def recording(allowed: bool) -> Iterator[None]:
-    """Inside the block, whether passes may be recorded."""
-    own = gradient_pass.recorder_of
-    if not allowed:
+def passes(way: str) -> Iterator[None]:
+    """Inside the block, whether passes are recorded and shared as the name says."""
+    own, shared = gradient_pass.recorder_of, MicroBatches.share_passes
+    if "unrecorded" in way:
         gradient_pass.recorder_of = lambda *arguments: None
+    if "alone" in way:
+        MicroBatches.share_passes = False  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
-        gradient_pass.recorder_of = own
+        gradient_pass.recorder_of, MicroBatches.share_passes = own, shared  # type: ignore[method-assign]
 
 
 def padding(batches: MicroBatches, rows: Examples) -> float:

@@ -689,11 +689,21 @@ def test_replayed_micro_batches_add_what_eager_ones_add(llama, dtype):
 
 
 @pytest.mark.parametrize(
-    ("launched", "usual", "recorded", "faster"),
-    [(0.09, 0.1, 0.02, True), (0.09, 0.1, 0.15, False), (0.03, 0.1, None, False)],
-    ids=["the GPU waits", "padding costs more than launches", "the GPU does not wait, and nothing is recorded"],
+    ("launched", "usual", "least", "recorded", "faster"),
+    [
+        (0.09, 0.1, 0.01, 0.02, True),
+        (0.09, 0.1, 0.01, 0.15, False),
+        (0.03, 0.1, 0.01, None, False),
+        (0.09, 0.1, 0.05, None, False),
+    ],
+    ids=[
+        "the GPU waits",
+        "padding costs more than launches",
+        "the GPU does not wait, and nothing is recorded",
+        "the model is large, and nothing is recorded",
+    ],
 )
-def test_a_larger_micro_batch_is_recorded_where_that_is_faster(monkeypatch, launched, usual, recorded, faster):
+def test_a_larger_micro_batch_is_recorded_where_that_is_faster(monkeypatch, launched, usual, least, recorded, faster):
     from gora.gradients import replay
 
     seconds = iter([(launched, usual), (0.0, recorded)])
@@ -702,5 +712,5 @@ def test_a_larger_micro_batch_is_recorded_where_that_is_faster(monkeypatch, laun
     monkeypatch.setattr(replay, "Replay", lambda *arguments: made.append(arguments) or (lambda batch: None))
     attachment = SimpleNamespace(receiver=None)
     batch = {"input_ids": torch.zeros(1, 4)}
-    assert replay.is_faster(attachment, None, batch, batch) is faster
+    assert replay.is_faster(attachment, None, batch, batch, least) is faster
     assert len(made) == (recorded is not None)
