@@ -6,6 +6,8 @@ four bytes a number, kept for the backward pass, where the input itself lies the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any, cast
 
@@ -69,11 +71,39 @@ def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # It fuses the sums by itself.
         a, b = _narrow(_a(self), _b(self), scaling, x.dtype)
         return linear(x, base.weight, base.bias) + linear(linear(x, a), b)
-    result: Tensor = _LowRank.apply(x, base.weight, base.bias, _a(self), _b(self), scaling)
+    narrow = _kept_narrow(self, scaling, x.dtype)
+    result: Tensor = _LowRank.apply(x, base.weight, base.bias, _a(self), _b(self), scaling, narrow)
     return result
 
 
-def _narrow(a: Tensor, b: Tensor, scaling: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+Narrow = tuple[Tensor, Tensor]
+_kept: dict[Linear, Narrow] | None = None
+
+
+@contextmanager
+def values_at_rest() -> Iterator[None]:
+    """Inside the block, in which nothing changes the values of adapters, those that are multiplied are made once for
+    each layer: an optimizer step has many micro-batches."""
+    global _kept
+    before, _kept = _kept, {}
+    try:
+        yield
+    finally:
+        _kept = before
+
+
+@torch.no_grad()
+def _kept_narrow(layer: Linear, scaling: float, dtype: torch.dtype) -> Narrow:
+    # What is recorded has to see the values of every replay.
+    recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    if _kept is None or recording:
+        return _narrow(_a(layer), _b(layer), scaling, dtype)
+    if layer not in _kept:
+        _kept[layer] = _narrow(_a(layer), _b(layer), scaling, dtype)
+    return _kept[layer]
+
+
+def _narrow(a: Tensor, b: Tensor, scaling: float, dtype: torch.dtype) -> Narrow:
     """A and s B as they are multiplied."""
     missing = -len(a) % _MULTIPLE
     a, b = a.to(dtype), (b * scaling).to(dtype)
@@ -85,9 +115,16 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scaling: float,
+        narrow: Narrow | None = None,
     ) -> Tensor:
-        flat, (narrow_a, narrow_b) = x.reshape(-1, x.shape[-1]), _narrow(a, b, scaling, x.dtype)
+        flat, (narrow_a, narrow_b) = x.reshape(-1, x.shape[-1]), narrow or _narrow(a, b, scaling, x.dtype)
         result = linear(flat, weight, bias)
         within = flat @ narrow_a.T
         result.addmm_(within, narrow_b.T)
@@ -108,7 +145,7 @@ class _LowRank(torch.autograd.Function):
             of_a = _outer_product(inner, flat)[: ctx.rank]
         if ctx.needs_input_grad[4]:
             of_b = _outer_product(outer, within)[:, : ctx.rank] * ctx.scaling
-        return of_x, None, None, of_a, of_b, None
+        return of_x, None, None, of_a, of_b, None, None
 
 
 def _outer_product(one: Tensor, other: Tensor) -> Tensor:

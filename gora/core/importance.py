@@ -22,20 +22,23 @@ def importance(weight: Tensor, gradient: Tensor, kind: Importance = "sensitivity
     Returns:
         A number that is zero or greater; NaN or infinity in the input is passed on.
     """
+    return importance_on_device(weight, gradient, kind).item()
+
+
+def importance_on_device(weight: Tensor, gradient: Tensor, kind: Importance) -> Tensor:
+    """The same as a scalar on the device, for which the host does not have to wait."""
     gradient = gradient.float()
     if kind == "nuclear-gradient":
-        return matrix_norm(gradient, ord="nuc").item()
+        return matrix_norm(gradient, ord="nuc")
     if kind == "effective-rank":
         return _effective_rank(svdvals(gradient).double())
     product = weight.float() * gradient
     if kind == "nuclear-product":
-        return matrix_norm(product, ord="nuc").item()
-    return product.abs_().mean().item()
+        return matrix_norm(product, ord="nuc")
+    return product.abs_().mean()
 
 
-def _effective_rank(values: Tensor) -> float:
+def _effective_rank(values: Tensor) -> Tensor:
     total = values.sum()
-    if not total:
-        return 0.0
-    shares = values / total
-    return torch.special.entr(shares).sum().exp().item()
+    directions = torch.special.entr(values / total).sum().exp()
+    return directions.where(total != 0, 0.0)

@@ -86,14 +86,16 @@ class Collection:
         attachment: connects the model's layers.
         sums: where contributions are added up.
         batch_of: the micro-batch of an index, on the model's device; the same at every call.
-        loss_of: mean loss of a micro-batch, a scalar with a graph.
+        loss_of: mean loss of a micro-batch, a scalar with a graph; of several, one for each.
         pace: which micro-batches are run, and how far in step with other processes.
         checkpoint: saves on the way.
         on_step: told of every micro-batch once its loss is known.
         rows_of: names the rows of a micro-batch, for messages.
         recorder: records a faster way to run the micro-batch of an index, which adds it and gives its loss. May fail
             with a RuntimeError; None where there is no such way.
-        watch: is asked after every round whether to stop.
+        watch: is asked after every pass whether to stop.
+        ends: rounds after which a pass ends, where micro-batches share passes; without any, each has its own.
+        together: several micro-batches in one batch, by their indices; asked for where they share passes.
     """
 
     attachment: Attachment
@@ -106,6 +108,8 @@ class Collection:
     rows_of: Callable[[int], str] = "micro-batch {}".format
     recorder: Callable[[], Callable[[int], Tensor]] | None = None
     watch: Watch = field(default_factory=NoWatch)
+    ends: Sequence[int] = ()
+    together: Callable[[Sequence[int]], Batch] | None = None
 
     def run(self) -> Progress:
         """Collect over all micro-batches.
@@ -131,15 +135,15 @@ class Collection:
         start = progress.cursor
         replay = self._record()
         while progress.cursor < self.pace.rounds:
-            first = progress.cursor == start
-            self._round(progress, losses, replay)
+            first, rounds = progress.cursor == start, 1 if replay else self._rounds(progress)
+            self._round(progress, losses, replay, rounds)
             has_one = self._index(progress) is not None
             if first and self.pace.agree(has_one and self.attachment.adopt_silent()):
                 self._refuse_passing_by()
                 # Layers that were passed by are now left to autograd; the first micro-batch is run again for them.
                 progress, replay = self.checkpoint.restore(self.sums), None
-                self._round(progress, Losses(), None)
-            progress.cursor += 1
+                self._round(progress, Losses(), None, rounds)
+            progress.cursor += rounds
             self.sums.settle()
             self._refuse_not_finite(not self._tell(losses.ready()))
             if self._enough(progress):
@@ -170,8 +174,14 @@ class Collection:
             # Some models look at values on the host, which cannot be recorded; running them one by one always works.
             return None
 
-    def _round(self, progress: Progress, losses: Losses, replay: Callable[[int], Tensor] | None) -> None:
-        """Add the micro-batch whose turn it is, if there is one for this process."""
+    def _rounds(self, progress: Progress) -> int:
+        """How many rounds the pass makes whose turn it is."""
+        return next((end - progress.cursor for end in self.ends if end > progress.cursor), 1)
+
+    def _round(
+        self, progress: Progress, losses: Losses, replay: Callable[[int], Tensor] | None, rounds: int = 1
+    ) -> None:
+        """Add the micro-batches whose turn it is, if there is one for this process."""
         index = self._index(progress)
         if index is None:
             progress.idle += 1
@@ -179,19 +189,21 @@ class Collection:
         elif replay is not None:
             losses.put(index, replay(index))
         else:
-            self._add(index, losses)
+            self._add(self.pace.indices[progress.cursor : progress.cursor + rounds], losses)
 
     def _index(self, progress: Progress) -> int | None:
         indices = self.pace.indices
         return indices[progress.cursor] if progress.cursor < len(indices) else None
 
-    def _add(self, index: int, losses: Losses) -> None:
+    def _add(self, indices: Sequence[int], losses: Losses) -> None:
         self.attachment.receiver = self.sums
-        loss = self.loss_of(self.batch_of(index))
-        if not loss.requires_grad:
+        shared = self.together is not None and len(indices) > 1
+        means = self.loss_of(self.together(indices) if shared else self.batch_of(indices[0]))  # type: ignore[misc]
+        if not means.requires_grad:
             raise GoraError("No target layer takes part in the loss: no gradient can be collected.")
-        loss.backward()
-        losses.put(index, loss.detach())
+        (means.sum() if shared else means).backward()
+        for index, loss in zip(indices, means.detach().view(-1), strict=True):
+            losses.put(index, loss)
 
     def _keep_company(self) -> None:
         """A pass that counts for nothing, where the others cannot do theirs without this process."""
@@ -230,7 +242,7 @@ class Collection:
                 refuse_too_many(progress.left_out, self.pace.total)
                 self._keep_company()
             else:
-                self._add(index, Losses())
+                self._add([index], Losses())
             progress.cursor += 1
             self.sums.settle()
             if self._enough(progress):

@@ -51,12 +51,15 @@ class Projection:
 
     def __init__(self, shapes: Mapping[str, Shape], seed: int, device: torch.device) -> None:
         self._shapes, self._seed, self._device = shapes, seed, device
+        self._drawn: dict[str, Tensor] = {}
 
     def __call__(self, key: str, total: Tensor) -> Tensor:
         """The projected sum of one key, float32."""
-        shape = self._shapes[key]
-        drawn = draw_a(key, min(_WIDTH, *shape), shape[1], self._seed).to(self._device)
-        return total.float() @ drawn.T
+        if key not in self._drawn:
+            shape = self._shapes[key]
+            # Kept on the host: drawing takes longer than bringing them over, again at every look.
+            self._drawn[key] = draw_a(key, min(_WIDTH, *shape), shape[1], self._seed)
+        return total.float() @ self._drawn[key].to(self._device).T
 
     def in_features(self, key: str) -> int:
         """Inputs of the layer of a key."""

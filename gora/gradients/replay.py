@@ -6,7 +6,9 @@ the GPU needs to run them. Replayed as one CUDA graph they follow each other wit
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,9 +18,60 @@ from gora.gradients.probe import Probe
 from gora.runtime.cuda_graphs import recorded_into
 
 LONGEST = 1024
-"""Most tokens of a micro-batch that is worth it: above, the GPU is busy anyway."""
+"""Most tokens of a micro-batch that is worth it for any model: with more, large ones keep a GPU busy anyway."""
+MOST = 8192
+"""Most tokens of a micro-batch for which it is tried out whether it is worth it."""
 
 _WARM_UPS = 2
+_LAUNCHING = 0.7
+"""Share of a pass that the host takes to launch it, from which on a recording is tried."""
+_LEAST = 0.25
+"""Share of the usual time that arithmetic alone may take for it."""
+
+
+def is_faster(
+    attachment: Attachment,
+    loss_of: Callable[[Mapping[str, Tensor]], Tensor],
+    batch: Mapping[str, Tensor],
+    padded: Mapping[str, Tensor],
+    least: float,
+    micro_batches: int = 1,
+) -> bool:
+    """Whether a recorded pass takes less time than a pass as usual; adds to no sum.
+
+    Args:
+        attachment: attached, with every layer tapped.
+        loss_of: mean loss of a micro-batch; of several, one for each.
+        batch: what is run as usual.
+        padded: as it would be recorded.
+        least: seconds that a GPU takes for a recorded pass at least, by arithmetic; nothing is recorded to be tried
+            where that is not far below the time as usual.
+        micro_batches: how many there are in `batch`.
+
+    Raises:
+        RuntimeError: the model does something that cannot be recorded.
+    """
+    probe = attachment.receiver = Probe(next(iter(padded.values())).device)
+    launched, usual = (each / micro_batches for each in _seconds(lambda: loss_of(batch).sum().backward()))
+    if launched < _LAUNCHING * usual or least > _LEAST * usual:
+        return False
+    _, replayed = _seconds(partial(Replay(attachment, probe, loss_of, padded), padded))
+    torch.cuda.empty_cache()
+    return replayed < usual
+
+
+def _seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """Until the host has launched it, and until it is done; of two times the shorter one."""
+    times = []
+    for _ in range(2):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        work()
+        launched = time.perf_counter() - began
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - began, launched))
+    done, launched = min(times)
+    return launched, done
 
 
 class Replay:

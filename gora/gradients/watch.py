@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
-from gora.core.importance import Importance, importance
+from gora.core.importance import Importance, importance_on_device
 from gora.core.settling import importances_settled, start_settled
 from gora.gradients.halves import Projection, above_noise, signal_share
 from gora.gradients.progress import Progress
@@ -21,7 +22,11 @@ _LEAST_HALF = 2
 
 
 class Watch(Protocol):
-    """Is asked after every round."""
+    """Is asked after every pass."""
+
+    def due(self, rounds: int) -> bool:
+        """Whether it has to look after so many rounds."""
+        ...
 
     def look(self, progress: Progress, sums: Sums) -> str:
         """Note what is needed in the progress, and say why to stop; empty to continue."""
@@ -30,6 +35,10 @@ class Watch(Protocol):
 
 class NoWatch:
     """Looks at nothing."""
+
+    def due(self, rounds: int) -> bool:
+        """Never."""
+        return False
 
     def look(self, progress: Progress, sums: Sums) -> str:
         """Continue."""
@@ -91,11 +100,11 @@ class HalfWatch:
     """
 
     def __init__(self, projection: Projection, due: Callable[[int], bool]) -> None:
-        self._projection, self._due = projection, due
+        self._projection, self.due = projection, due
 
     def look(self, progress: Progress, sums: Sums) -> str:
         """See `Watch`."""
-        if self._due(progress.cursor):
+        if self.due(progress.cursor):
             progress.half = self._projection.of_all(sums)
             progress.half_counted = progress.counted
         return ""
@@ -129,6 +138,10 @@ class SettlingWatch:
         self._halves, self._projection, self._gathered, self._weight_of = halves, projection, gathered, weight_of
         self._kind, self._rule, self._tolerance, self._ranks_of = kind, rule, tolerance, ranks_of
 
+    def due(self, rounds: int) -> bool:
+        """Always."""
+        return True
+
     def look(self, progress: Progress, sums: Sums) -> str:
         """See `Watch`."""
         reason = self._reason(progress, sums)
@@ -150,12 +163,14 @@ class SettlingWatch:
         return ""
 
     def _importances(self, sums: Sums, counted: int) -> dict[str, float]:
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, key in self._gathered.keys.items():
             weight, total = self._weight_of(name), self._gathered.total(key, sums.read)
             if total is not None:
-                found[name] = importance(weight, total / counted, self._kind)
-        return self._gathered.merged(found)
+                found[name] = importance_on_device(weight, total / counted, self._kind)
+        # One wait for all of them.
+        values = torch.stack(list(found.values())).tolist() if found else []
+        return self._gathered.merged(dict(zip(found, values, strict=True)))
 
     def _moved(
         self, progress: Progress, sums: Sums, counted: int

@@ -35,8 +35,9 @@ ROWS = "rows"
 _MORE_THAN_CAUSAL = ("softcap", "s_aux", "position_bias")
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Rows:
+    # Not frozen: torch.compile looks into what is, and would compile again for every other number of rows.
     lengths: tuple[int, ...]
     """Empty where only the bounds are known, on the device."""
     bounds: Tensor
@@ -222,18 +223,25 @@ def _attention(
     Returns:
         1 x tokens x heads x width, and None.
     """
-    rows = _current
-    if rows is None:
+    if _current is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **more
         )
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if not causal or any(more.get(name) is not None for name in _MORE_THAN_CAUSAL):
         raise NotImplementedError("attention that is more than causal")
-    window = more.get("sliding_window")
+    return _within_rows(query, key, value, dropout, scaling, more.get("sliding_window")), None
+
+
+@torch.compiler.disable
+def _within_rows(
+    query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None, window: int | None
+) -> Tensor:
+    """Attention of the rows of the pass. Compiled blocks leave it to itself: what is compiled holds for all rows."""
+    assert _current is not None
     if _varlen_serves(query, dropout, window):
-        return _by_varlen(query, key, value, rows, scaling, window), None
-    return _row_by_row(query, key, value, rows, dropout, scaling, window), None
+        return _by_varlen(query, key, value, _current, scaling, window)
+    return _row_by_row(query, key, value, _current, dropout, scaling, window)
 
 
 def _mask(*args: Any, **kwargs: Any) -> Any:

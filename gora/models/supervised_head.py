@@ -17,6 +17,11 @@ from gora.models.rows_apart import rows_of_pass
 
 Blocks = Callable[[Tensor, Tensor | None, tuple[int, ...]], Tensor]
 IGNORED = -100
+PREDICTING = "predicting"
+"""Key of a causal batch whose value is where a supervised token is predicted from: places in the flat batch, int64."""
+PARTS = "parts"
+"""Key of a batch that several micro-batches share: how many supervised tokens each has, a tuple of int. Its loss is the
+mean of each."""
 _BLOCKS = "gora_blocks"
 _LOGITS = 2**27
 """Logits held at a time, in float32: 512 MB."""
@@ -84,12 +89,17 @@ def with_blocks(model: nn.Module, blocks: Blocks) -> Iterator[None]:
 
 
 def _forward(
-    self: PreTrainedModel, *args: Any, labels: Tensor | None = None, predicting: Tensor | None = None, **inputs: Any
+    self: PreTrainedModel,
+    *args: Any,
+    labels: Tensor | None = None,
+    predicting: Tensor | None = None,
+    parts: tuple[int, ...] = (),
+    **inputs: Any,
 ) -> Any:
     """In place of a causal model's `forward`: with labels, the loss alone.
 
     `predicting` has the places, of all tokens of the batch, from which a supervised token is predicted. Without it the
-    host waits for the device to find them.
+    host waits for the device to find them. `parts`: see `PARTS`.
     """
     recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
     if labels is None or args or recording:
@@ -101,14 +111,29 @@ def _forward(
         hidden = blocks(inputs["input_ids"], inputs.get("position_ids"), rows)
     else:
         hidden = self.base_model(**inputs)[0]
+    hidden, targets = hidden.flatten(0, 1), _targets(labels)
+    if predicting is None:
+        predicting = predicting_places(labels)
+    head = self.get_output_embeddings()
+    losses = token_losses(head, hidden.index_select(0, predicting), targets[predicting])
+    loss = torch.stack([_mean(part) for part in losses.split(parts)]) if parts else _mean(losses)
+    return CausalLMOutput(loss=loss)
+
+
+def predicting_places(labels: Tensor) -> Tensor:
+    """Where a supervised token is predicted from: places in the flat batch, int64.
+
+    Args:
+        labels: rows x tokens, -100 where a token is not supervised.
+    """
+    return (_targets(labels) != IGNORED).nonzero().squeeze(1)
+
+
+def _targets(labels: Tensor) -> Tensor:
+    """The label that each place of the flat batch predicts."""
     targets = labels.roll(-1, dims=1)
     targets[:, -1] = IGNORED
-    hidden, targets = hidden.flatten(0, 1), targets.flatten()
-    if predicting is None:
-        predicting = (targets != IGNORED).nonzero().squeeze(1)
-    head = self.get_output_embeddings()
-    loss = mean_loss(head, hidden.index_select(0, predicting), targets[predicting])
-    return CausalLMOutput(loss=loss)
+    return targets.flatten()
 
 
 def logits_at_a_time(vocabulary: int) -> int:
@@ -116,37 +141,40 @@ def logits_at_a_time(vocabulary: int) -> int:
     return max(_LEAST, _LOGITS // max(vocabulary, 1))
 
 
-def mean_loss(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy, a float32 scalar; 0 without tokens.
+def token_losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each token, float32.
 
     Args:
         head: the output layer.
         hidden: tokens x width.
         targets: ids, tokens.
     """
-    if not len(targets):
-        return hidden.float().sum() * 0.0
     if type(head) is not nn.Linear or head.weight.requires_grad or head.weight.dtype != hidden.dtype:
         # It is trained, adapted or computed in another type: autograd sees to all of it.
-        return cross_entropy(head(hidden).float(), targets)
-    total: Tensor = _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets)
-    return total / len(targets)
+        return cross_entropy(head(hidden).float(), targets, reduction="none")
+    losses: Tensor = _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets)
+    return losses
+
+
+def _mean(losses: Tensor) -> Tensor:
+    """The mean, a scalar; 0 without tokens."""
+    return losses.sum() / max(1, len(losses))
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """Sum of the cross-entropies of a frozen output layer; the gradient is taken in the same sweep over its logits."""
+    """Cross-entropies of a frozen output layer; the gradient is taken in the same sweep over its logits."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         wants_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wants_gradient else None
-        total = hidden.new_zeros((), dtype=torch.float32)
+        losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         size = logits_at_a_time(len(weight))
         for start in range(0, len(hidden), size):
             part, ids = hidden[start : start + size], targets[start : start + size, None]
             logits = linear(part, weight, bias).float()
             norm = logits.logsumexp(1, keepdim=True)
-            total += (norm - logits.gather(1, ids)).sum()
+            losses[start : start + size] = (norm - logits.gather(1, ids))[:, 0]
             if gradient is not None:
                 # d loss / d logits = softmax - 1 at the target
                 logits.sub_(norm).exp_()
@@ -154,9 +182,9 @@ class _FrozenHeadLoss(torch.autograd.Function):
                 torch.mm(logits.to(weight.dtype), weight, out=gradient[start : start + size])
         if gradient is not None:
             ctx.save_for_backward(gradient)
-        return total
+        return losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grads[0].to(gradient.dtype), None, None, None
+        return gradient * grads[0].to(gradient.dtype)[:, None], None, None, None

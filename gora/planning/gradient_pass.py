@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch import no_grad as without_gradients
 
 from gora.errors import InputError
 from gora.gradients.attach import Attachment
@@ -18,11 +16,10 @@ from gora.gradients.collect import Collection, Pace, Step, refuse_too_many
 from gora.gradients.distributed_statistics import DistributedStatistics
 from gora.gradients.halves import Projection, at_half, at_power
 from gora.gradients.progress import Progress
-from gora.gradients.replay import LONGEST, Replay
 from gora.gradients.sampled import SampledStatistics
 from gora.gradients.sharded import reduce_to_owners
 from gora.gradients.statistics import SummedStatistics
-from gora.gradients.sums import DeviceSums, Sums
+from gora.gradients.sums import Sums
 from gora.gradients.watch import Gathered, HalfWatch, NoWatch, SettlingWatch, Signal, Watch, signal_of
 from gora.models.checkpointing import recomputing_activations
 from gora.models.experts import Matrix, Target, matrices_of
@@ -32,6 +29,7 @@ from gora.planning.checkpoint import pass_checkpoint, saved_as_shards
 from gora.planning.decisions import choose_ranks
 from gora.planning.micro_batches import MicroBatches
 from gora.planning.placement import SumsPlacement, make_sampled_sums, make_sums
+from gora.planning.recorded_pass import recorder_of
 from gora.recipe.derived import recomputes_activations
 from gora.runs.context import RunContext
 from gora.runtime.console import output
@@ -173,7 +171,9 @@ def _run(
             rows_of=batches.where,
             watch=watch,
         )
-        run.recorder = _recorder(context, attachment, batches, sums, loss_of)
+        run.recorder = recorder_of(context, attachment, batches, sums, loss_of)
+        if batches.share_passes and pace.rounds == len(batches.indices) and pace.agree is bool:
+            run.together, run.ends = batches.together, batches.ends(batches.indices, watch.due)
         progress = run.run()
         return progress, context.world.total(meter.tokens_per_second)
 
@@ -257,37 +257,3 @@ def _statistics(
     owners = {name: placed.owners[key] for name, key in attachment.keys.items()}
     shapes = {name: weight_shape(module) for name, module in targets.items()}
     return DistributedStatistics(own, shapes, owners, weight, context.world, context.device)
-
-
-def _recorder(
-    context: RunContext,
-    attachment: Attachment,
-    batches: MicroBatches,
-    sums: Sums,
-    loss_of: Callable[[Mapping[str, Tensor]], Tensor],
-) -> Callable[[], Callable[[int], Tensor]] | None:
-    """How to record the passes of a small micro-batch on a GPU, where that is possible and of use."""
-    possible = (
-        context.device.type == "cuda"
-        and isinstance(sums, DeviceSums)
-        and attachment.all_tapped
-        and context.source.causal
-        and not recomputes_activations(context.recipe.train)
-        and not context.engine.shards_weights
-    )
-    if not possible or batches.most_tokens > LONGEST:
-        return None
-
-    def record() -> Callable[[int], Tensor]:
-        _check_padding_changes_nothing(batches, loss_of)
-        replay = Replay(attachment, sums, loss_of, batches.fixed(0))
-        return lambda index: replay(batches.fixed(index))
-
-    return record
-
-
-def _check_padding_changes_nothing(batches: MicroBatches, loss_of: Callable[[Mapping[str, Tensor]], Tensor]) -> None:
-    with without_gradients():
-        masked, padded = loss_of(batches[0]).item(), loss_of(batches.fixed(0)).item()
-    if not math.isclose(masked, padded, rel_tol=5e-3):
-        raise RuntimeError(f"padding changes the loss from {masked} to {padded}")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
 from gora.data import draw_rows
 from gora.models.rows_apart import keeps_apart
+from gora.models.supervised_head import IGNORED, PARTS, PREDICTING, has_supervised_head, predicting_places
 from gora.recipe.derived import gradient_steps, micro_batch_size
 from gora.runs.context import RunContext
 
+ENOUGH_TOKENS = 8192
+"""Tokens of a pass from which on more would not make a GPU faster."""
 HELD_BACK = 4
 """Micro-batches that the gradients do not see, to try the first step on."""
 
@@ -36,6 +42,47 @@ class MicroBatches:
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """One micro-batch on the device."""
         return self._on_device(self._context.data.train.take(self._rows(index)))
+
+    @property
+    def share_passes(self) -> bool:
+        """Whether several micro-batches may share a pass, each with a loss of its own: a GPU is given enough to do."""
+        model = self._model
+        if model is None or self._context.device.type != "cuda" or self._context.recipe.gora.steps == "auto":
+            return False
+        return keeps_apart(model) and has_supervised_head(model)
+
+    def together(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Several micro-batches on the device, end to end."""
+        assert self._model is not None
+        rows = [row for index in indices for row in self._rows(index)]
+        batch = self._context.collate(self._model, self._context.data.train.take(rows))
+        supervised = (batch["labels"][0] != IGNORED).split([self.tokens(index) for index in indices])
+        batch |= {PREDICTING: predicting_places(batch["labels"]), PARTS: tuple(int(each.sum()) for each in supervised)}
+        return self._context.move(batch)
+
+    def ends(self, indices: Sequence[int], due: Callable[[int], bool] = lambda rounds: False) -> list[int]:
+        """After how many rounds a pass ends: it has no more tokens than a micro-batch of longest rows.
+
+        Args:
+            indices: the micro-batches, one a round.
+            due: whether a pass has to end after so many rounds.
+        """
+        budget, held, ends = min(self.most_tokens, ENOUGH_TOKENS), 0, []
+        for rounds, index in enumerate(indices):
+            tokens = self.tokens(index)
+            if rounds and (held + tokens > budget or due(rounds)):
+                ends.append(rounds)
+                held = 0
+            held += tokens
+        return [*ends, len(indices)]
+
+    def heaviest(self) -> dict[str, Any]:
+        """The pass that takes most memory, on the device."""
+        if not self.share_passes:
+            return self[self.longest()]
+        ends = self.ends(self.indices)
+        passes = [self.indices[first:end] for first, end in pairwise([0, *ends]) if end > first]
+        return self.together(max(passes, key=lambda each: sum(map(self.tokens, each))))
 
     def fixed(self, index: int) -> dict[str, Tensor]:
         """One micro-batch padded to the longest of all, without a mask.
@@ -93,5 +140,10 @@ class MicroBatches:
         return self._order[index * self.size : (index + 1) * self.size]
 
     def _on_device(self, rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-        batch = self._context.collate(self._model, rows) if self._model else self._context.collator(rows)
+        if self._model is None:
+            return self._context.move(self._context.collator(rows))
+        batch = self._context.collate(self._model, rows)
+        if has_supervised_head(self._model):
+            # Else the host waits in every pass for the device to find them.
+            batch[PREDICTING] = predicting_places(batch["labels"])
         return self._context.move(batch)

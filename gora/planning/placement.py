@@ -164,7 +164,7 @@ class _Free:
         torch.cuda.reset_peak_memory_stats(device)
         self._attachment.receiver = Probe(device)
         with self._attachment.attached():
-            self._context.loss_of(self._attachment.model)(self._batches[self._batches.longest()]).backward()
+            self._context.loss_of(self._attachment.model)(self._batches.heaviest()).sum().backward()
         peak = torch.cuda.max_memory_reserved(device)
         free, total = torch.cuda.mem_get_info(device)
         others = total - free - torch.cuda.memory_reserved(device)

@@ -45,7 +45,7 @@ def try_gradient_pass(context: RunContext, model: nn.Module, targets: Mapping[st
         batches, attachment = MicroBatches(context, model), Attachment(model, matrices_of(targets))
         attachment.receiver = Probe(context.device)
         with recomputing_activations(model, recomputes_activations(context.recipe.train)), attachment.attached():
-            context.loss_of(model)(batches[batches.longest()]).backward()
+            context.loss_of(model)(batches.heaviest()).sum().backward()
 
     return fits(attempt, context.device)
 

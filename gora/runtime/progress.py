@@ -77,10 +77,12 @@ class Meter:
             return
         if self._bar.disable and (now - self._last_line > _SECONDS_BETWEEN_LINES or self._steps == self._total):
             self._last_line = now
-            parts = (f"{self._title} {self._steps}/{self._total}", facts, f"{self._time_left()} left")
+            parts = (f"{self._title} {self._steps}/{self._total}", facts, f"{self.time_left} left")
             self._output.terminal.print("  ".join(part for part in parts if part), soft_wrap=True)
 
-    def _time_left(self) -> str:
+    @property
+    def time_left(self) -> str:
+        """What the rest takes at the mean rate so far, in words."""
         rate = (self._steps - self._first) / max(self.seconds, 1e-9)
         return clock((self._total - self._steps) / max(rate, 1e-9))
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from gora.data import Collator, ImageCollator, LabelCollator
@@ -14,13 +13,12 @@ from gora.data.collate import tokens_in
 from gora.data.encode import IGNORED
 from gora.data.examples import Examples
 from gora.errors import GoraError
+from gora.models.supervised_head import PREDICTING, predicting_places
 from gora.training.layout import StepLayout
 from gora.training.rows_checksum import rows_checksum
 from gora.training.step_rows import RunSteps
 
 Row = dict[str, list[int]]
-PREDICTING = "predicting"
-"""Key of a causal batch whose value is where a supervised token is predicted from: places in the flat batch, int64."""
 
 
 class StepNumbers(Sampler[list[int]]):
@@ -175,7 +173,7 @@ class StepCollator:
         supervised = [int(self.collator.supervised(batch["labels"])) for batch in batches]
         if isinstance(self.collator, Collator) and not self.collator.encoder_decoder:
             for batch in batches:
-                batch[PREDICTING] = _predicting(batch["labels"])
+                batch[PREDICTING] = predicting_places(batch["labels"])
         counts = [tokens_in(batch) for batch in batches]
         return {
             "micro_batches": batches,
@@ -186,9 +184,3 @@ class StepCollator:
             "computed": sum(computed for _, computed in counts),
             "checksum": sum(rows_checksum(self.collator.identity(rows)) for rows in micro_batches),
         }
-
-
-def _predicting(labels: Tensor) -> Tensor:
-    targets = labels.roll(-1, dims=1)
-    targets[:, -1] = IGNORED
-    return (targets.flatten() != IGNORED).nonzero().squeeze(1)

@@ -90,7 +90,8 @@ class Report(TrainerCallback):
             rate = self.lap() if self.lap is not None else {}
             rows = {"rows": logs["rows"]} if "rows" in logs else {}
             self._metrics.add(state.global_step, **values, **rows, tokens=int(state.num_input_tokens_seen), **rate)
-            self._output.log(f"step {state.global_step}: loss {logs['loss']:.4f}  {pace_text(rate, self.unit)}")
+            pace = ", ".join(part for part in (pace_text(rate, self.unit), f"{self._meter.time_left} left") if part)
+            self._output.log(f"step {state.global_step}: loss {logs['loss']:.4f}  {pace}")
         elif "eval_loss" in logs:
             of_each = {key.removeprefix(OF_SOURCE): value for key, value in logs.items() if key.startswith(OF_SOURCE)}
             loss, more = EvaluationLoss(logs["eval_loss"], of_each), {"eval_loss_by_source": of_each} if of_each else {}

@@ -14,19 +14,19 @@ from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback
 
-from gora.adapters.lean import make_lean
+from gora.adapters.lean import make_lean, values_at_rest
 from gora.methods import Method
 from gora.models.checkpointing import recompute_activations
 from gora.models.kernels import compile_blocks
 from gora.models.rows_apart import forward
-from gora.models.supervised_head import has_supervised_head
+from gora.models.supervised_head import PREDICTING, has_supervised_head
 from gora.recipe.derived import recomputes_activations
 from gora.runs.context import RunContext
 from gora.runs.loss import EvaluationLoss
 from gora.runtime.console import output
 from gora.runtime.precision import autocast
 from gora.training.arguments import trainer_arguments
-from gora.training.batches import PREDICTING, Padding, StepBatches, StepCollator, StepNumbers
+from gora.training.batches import Padding, StepBatches, StepCollator, StepNumbers
 from gora.training.callbacks import OF_SOURCE
 from gora.training.checkpoints import CheckpointTrainer, Kept
 from gora.training.course import Course, SinceLastLog
@@ -227,7 +227,7 @@ class GoraTrainer(CheckpointTrainer):
         deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
         total = torch.zeros((), device=self.args.device)
         recorded = self._recorded.step() if self._recorded is not None else nullcontext()
-        with reducing_once(model) if deepspeed else nullcontext(), recorded:
+        with reducing_once(model) if deepspeed else nullcontext(), recorded, values_at_rest():
             for place, (batch, supervised, whole) in enumerate(
                 zip(batches, inputs["supervised"], inputs["whole"], strict=True)
             ):

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from in_memory import card, versions
 from torch import Tensor
 from torch.nn.functional import linear, pad
-from training import card, versions
 
 from gora.adapters.lean import _LowRank
 

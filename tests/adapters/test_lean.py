@@ -5,7 +5,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gora.adapters.lean import _LowRank, make_lean
+from gora.adapters import lean
+from gora.adapters.lean import _LowRank, make_lean, values_at_rest
 
 CONFIG = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 
@@ -54,6 +55,29 @@ def test_layers_that_are_more_than_lora_stay_with_peft(settings):
 
 def test_a_float32_base_stays_with_peft():
     assert not make_lean(adapted(torch.float32))
+
+
+def test_micro_batches_of_a_step_share_what_is_multiplied_and_the_next_step_has_its_own(monkeypatch):
+    made = []
+    narrow = lean._narrow
+    monkeypatch.setattr(lean, "_narrow", lambda *each: made.append(each) or narrow(*each))
+    alone, model = adapted(), adapted()
+    assert make_lean(alone)
+    assert make_lean(model)
+    layers = 2 * CONFIG["num_hidden_layers"]
+    for _ in range(2):
+        expected = [outcome(alone, cast=False)[0] for _ in range(3)]
+        made.clear()
+        with values_at_rest():
+            losses = [outcome(model, cast=False)[0] for _ in range(3)]
+        assert len(made) == layers
+        assert torch.equal(torch.stack(losses), torch.stack(expected))
+        for one, other in zip(model.parameters(), alone.parameters(), strict=True):
+            if one.grad is not None:
+                assert torch.equal(one.grad, other.grad)
+                for value in (one, other):
+                    value.data -= 10.0 * value.grad  # as some engines do, behind the back of autograd
+                    value.grad = None
 
 
 def test_switching_the_adapter_off_gives_the_base():

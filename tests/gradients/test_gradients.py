@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -685,3 +686,31 @@ def test_replayed_micro_batches_add_what_eager_ones_add(llama, dtype):
     assert recorded
     found = {name: sums.read(attachment.keys[name]).double().cpu() / 4 for name in targets}
     assert_equal(found, {name: mean.double() for name, mean in expected.items()}, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("launched", "usual", "least", "recorded", "faster"),
+    [
+        (0.09, 0.1, 0.01, 0.02, True),
+        (0.09, 0.1, 0.01, 0.15, False),
+        (0.03, 0.1, 0.01, None, False),
+        (0.09, 0.1, 0.05, None, False),
+    ],
+    ids=[
+        "the GPU waits",
+        "padding costs more than launches",
+        "the GPU does not wait, and nothing is recorded",
+        "the model is large, and nothing is recorded",
+    ],
+)
+def test_a_larger_micro_batch_is_recorded_where_that_is_faster(monkeypatch, launched, usual, least, recorded, faster):
+    from gora.gradients import replay
+
+    seconds = iter([(launched, usual), (0.0, recorded)])
+    monkeypatch.setattr(replay, "_seconds", lambda work: next(seconds))
+    made = []
+    monkeypatch.setattr(replay, "Replay", lambda *arguments: made.append(arguments) or (lambda batch: None))
+    attachment = SimpleNamespace(receiver=None)
+    batch = {"input_ids": torch.zeros(1, 4)}
+    assert replay.is_faster(attachment, None, batch, batch, least) is faster
+    assert len(made) == (recorded is not None)

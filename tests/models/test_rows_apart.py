@@ -20,7 +20,9 @@ from transformers import (
 )
 
 from gora.data.collate import Collator
+from gora.models import rows_apart
 from gora.models.checkpointing import recomputing_activations
+from gora.models.kernels import compile_blocks
 from gora.models.rows_apart import forward, keeps_apart, set_apart
 from scripts.families.small import small_config
 
@@ -83,6 +85,21 @@ def test_other_tokens_in_a_row_change_no_bit_of_its_neighbours(apart):
     torch.testing.assert_close(before[9:], after[9:], rtol=0, atol=1e-6)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel for rows of several lengths needs a GPU")
+def test_on_a_gpu_too_other_tokens_in_a_row_change_no_bit_of_its_neighbours(apart, monkeypatch):
+    used = []
+    by_kernel = rows_apart._by_varlen
+    monkeypatch.setattr(rows_apart, "_by_varlen", lambda *each: used.append(each) or by_kernel(*each))
+    model = deepcopy(apart[1]).to("cuda", torch.bfloat16)
+    changed = [{**ROWS[0], "input_ids": [11] * 9}, *ROWS[1:]]
+    batches = (Collator(0).end_to_end(rows) for rows in (ROWS, changed))
+    on_gpu = ({key: value.cuda() if key != "rows" else value for key, value in batch.items()} for batch in batches)
+    before, after = (forward(model, batch).logits[0] for batch in on_gpu)
+    assert used
+    assert not torch.equal(before[:9], after[:9])
+    assert torch.equal(before[9:], after[9:])
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_loss_and_gradients_are_those_of_the_padded_batch(apart, recompute):
     plain, model = apart
@@ -97,6 +114,26 @@ def test_loss_and_gradients_are_those_of_the_padded_batch(apart, recompute):
     for (name, expected), actual in zip(plain.named_parameters(), model.parameters(), strict=True):
         scale = max(1e-3, expected.grad.abs().max().item())
         assert (actual.grad - expected.grad).abs().max().item() <= 1e-5 * scale + 1e-6, name
+
+
+def test_compiled_blocks_are_compiled_once_whatever_rows_come():
+    plain, model = built(FAMILIES["llama"]), built(FAMILIES["llama"])
+    assert set_apart(model, [row["input_ids"] for row in ROWS], nullcontext()) == ""
+    torch._dynamo.reset()
+    compile_blocks(model)
+    for block in model.model.layers:
+        # The real compiler takes a minute on a CPU; what is compiled how often is decided before it.
+        block.compile(dynamic=True, backend="eager")
+    compiled = []
+    for rows in (ROWS, [*ROWS, ROWS[1]], [ROWS[2], ROWS[0]], [*ROWS, *ROWS]):
+        batch = Collator(0).end_to_end(rows)
+        together = forward(model, batch)
+        together.loss.backward()
+        compiled.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        alone = [plain(input_ids=torch.tensor([row["input_ids"]])).logits[0] for row in rows]
+        torch.testing.assert_close(together.logits[0], torch.cat(alone), rtol=1e-4, atol=1e-5)
+    assert compiled[0] > 0
+    assert compiled[1:] == compiled[:1] * 3
 
 
 def test_padded_batches_and_generation_are_as_before(apart):

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, Llam
 
 from gora.data.collate import Collator
 from gora.models import supervised_head
-from gora.models.supervised_head import mean_loss, use_supervised_head
+from gora.models.supervised_head import PARTS, token_losses, use_supervised_head
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -80,7 +80,7 @@ def test_the_gradient_agrees_with_float64():
     torch.manual_seed(0)
     head = torch.nn.Linear(16, 50, bias=True).requires_grad_(False)
     hidden, targets = torch.randn(30, 16, requires_grad=True), torch.randint(0, 50, (30,))
-    mean_loss(head, hidden, targets).backward()
+    token_losses(head, hidden, targets).mean().backward()
     exact = hidden.detach().double().requires_grad_()
     logits = exact @ head.weight.double().T + head.bias.double()
     torch.nn.functional.cross_entropy(logits, targets).backward()
@@ -88,7 +88,24 @@ def test_the_gradient_agrees_with_float64():
 
 
 def test_no_supervised_token_is_a_loss_of_zero_with_a_graph():
-    head, hidden = torch.nn.Linear(4, 9).requires_grad_(False), torch.randn(0, 4, requires_grad=True)
-    loss = mean_loss(head, hidden, torch.zeros(0, dtype=torch.int64))
+    model = built(LlamaConfig(**SIZES, **HEADS))
+    assert use_supervised_head(model, IDS, nullcontext()) == ""
+    batch = Collator(0)([{**row, "labels": [-100] * len(row["labels"])} for row in ROWS])
+    loss = model(**batch).loss
     loss.backward()
     assert loss.item() == 0
+
+
+def test_micro_batches_that_share_a_pass_have_a_mean_each():
+    model = built(LlamaConfig(**SIZES, **HEADS))
+    assert use_supervised_head(model, IDS, nullcontext()) == ""
+    silent = {**ROWS[1], "labels": [-100] * len(ROWS[1]["labels"])}
+    batches = [ROWS[:2], [silent], ROWS[2:]]
+    alone = [model(**Collator(0)(rows)) for rows in batches]
+    counts = tuple(int((Collator(0)(rows)["labels"][:, 1:] != -100).sum()) for rows in batches)
+    shared = model(**Collator(0)([row for rows in batches for row in rows]), **{PARTS: counts})
+    torch.testing.assert_close(shared.loss, torch.stack([each.loss for each in alone]))
+    torch.testing.assert_close(
+        torch.autograd.grad(shared.loss.sum(), model.model.embed_tokens.weight)[0],
+        torch.autograd.grad(sum(each.loss for each in alone), model.model.embed_tokens.weight)[0],
+    )

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from gora.disk import size_text
 from gora.recipe.schema import Recipe
 from gora.runs import engine_choice
 from gora.runs.engine_choice import choose_engine
@@ -28,9 +29,11 @@ def gpus_of(monkeypatch, total):
 
 
 @pytest.mark.parametrize(("total", "engine"), [(1000, "ddp"), (999, "fsdp")])
-def test_weights_are_shared_out_where_they_leave_no_room(recipe, monkeypatch, total, engine):
+def test_weights_are_shared_out_where_they_leave_no_room(recipe, monkeypatch, capsys, total, engine):
     gpus_of(monkeypatch, total)
     assert chosen(recipe) == engine
+    said = f"engine    {engine} (auto): the weights take {size_text(700)} of a GPU's {size_text(total)}"
+    assert said in capsys.readouterr().out
 
 
 def test_one_process_and_cpus_keep_whole_weights(recipe, monkeypatch):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import statistics
 import sys
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts" / "vision"))
+sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
 
+import methods
 import study
 
 DATA = ROOT / "docs" / "data"
@@ -54,6 +57,55 @@ def test_the_table_of_memory_is_that_of_the_runs():
         measured, estimate = f"{row['measured'] / 1e9:.2f}", f"{row['estimate']['total'] / 1e9:.2f}"
         assert f"| {measured} | {estimate} | {off} | {row['reserved'] / row['measured']:.2f} |" in PERFORMANCE
     assert max(abs(row["error_share"]) for row in rows) < 0.019
+
+
+def test_the_table_of_the_time_of_methods_is_that_of_the_steps():
+    found = data("training-table8-h200.json")
+    ways = {way: methods.Measured(**facts) for way, facts in found["ways"].items()}
+    for line in methods.table(ways, found["whole"]).splitlines():
+        assert line in PERFORMANCE
+    lora, gora = (ways[name].seconds[methods.WARM_UP :] for name in ("lora", "gora"))
+    assert statistics.median(mine / other for mine, other in zip(gora, lora, strict=True)) == pytest.approx(
+        1.02, abs=5e-4
+    )
+    share = ways["gora"].precompute / (found["whole"] * statistics.median(lora))
+    assert f"GoRA's precompute is {share:.2%} of a run".replace("%", " %") in PERFORMANCE
+    assert f"LoRA's own steps are from {min(lora):.3f} to {max(lora):.3f} s" in PERFORMANCE
+    low, _, high = found["gpu_during_steps"]["clock_mhz"]
+    assert f"its clock moves between {low:,.0f} and {high:,.0f} MHz" in PERFORMANCE
+
+
+def test_the_table_of_the_gradient_pass_on_mixed_lengths_is_that_of_the_passes():
+    rows = {row["way"]: row for row in data("gradient-rows-h200.json")["results"]}
+    padded, *_, alone, together = rows.values()
+    for row in rows.values():
+        first, second = row["rates"]
+        cells = [f"{first:,.0f}", f"{second:,.0f}", f"{second / padded['rates'][1]:.2f}"]
+        cells += [f"{1000 * row['seconds'][1] / row['micro_batches']:.0f}", f"{row['memory'] / 1e9:.1f} GB"]
+        assert f" | {' | '.join(cells)} |" in PERFORMANCE
+    assert together["seconds"][1] / alone["seconds"][1] == pytest.approx(1.18, abs=5e-3)
+    assert rows["padded, kernels, unrecorded"]["apart"] == pytest.approx(alone["apart"], rel=1e-3)
+    assert "by 12.39 %" in PERFORMANCE
+    assert alone["apart"] == pytest.approx(0.1239, abs=5e-5)
+
+
+def test_the_table_of_whole_sets_is_that_of_the_runs():
+    rows = data("training-full-sets-h200.json")["results"]
+    rates = {(row["setting"], row["way"]): row["rate"] for row in rows}
+    for row in rows:
+        peft, trl = (rates[row["setting"], way] for way in ("PEFT + Trainer", "TRL, packed"))
+        cells = [f"{row['rate']:,.0f}", f"{row['rate'] / peft:.2f}", f"{row['rate'] / trl:.2f}"]
+        assert f" | {' | '.join(cells)} | {row['memory'] / 1e9:.1f} GB |" in PERFORMANCE
+
+
+def test_seconds_of_a_checkpoint_are_those_of_the_saves():
+    found = data("saving.json")
+    for row in found["rows"]:
+        seconds = statistics.median(row["seconds"])
+        assert f"{seconds:.2f} s" in PERFORMANCE
+        assert f"{row['bytes'] / 1e6:.0f} MB" in PERFORMANCE
+        assert f"{100 * seconds / found['interval']:.2f} %" in PERFORMANCE
+        assert seconds / found["interval"] < 0.01
 
 
 def ran(results, losses, seed=0):

@@ -19,9 +19,11 @@ from gora.gradients.checkpoint import NoCheckpoint
 from gora.gradients.collect import Collection, Pace
 from gora.gradients.sampled import SampledStatistics
 from gora.gradients.statistics import Start
+from gora.models import supervised_head
 from gora.models.targets import find_targets, weight_of, weight_shape
 from gora.plan import read_factors
 from gora.planning import gradient_pass as stage
+from gora.planning.micro_batches import MicroBatches
 from gora.recipe import load_recipe
 from gora.runs.base_model import load_base_model
 from gora.runs.context import RunContext
@@ -64,6 +66,59 @@ def test_a_plan_from_kept_gradients_is_the_plan_of_the_pass(kept, tmp_path):
     assert again.plan == made.plan
     same(again, made)
     assert again.path.read_bytes() == made.path.read_bytes()
+
+
+def test_the_pass_says_beforehand_where_tokens_are_predicted(kept, tmp_path, monkeypatch):
+    def searched(labels):
+        raise AssertionError("the host would have to wait for a GPU to find them")
+
+    run = Collection.run
+
+    def watched(collection):
+        monkeypatch.setattr(supervised_head, "predicting_places", searched)
+        return run(collection)
+
+    monkeypatch.setattr(Collection, "run", watched)
+    made = precompute(recipe(tmp_path / "run", "train.kernels=fused", "data.packing=packed"))
+    assert [module.rank for module in made.plan.modules] == [module.rank for module in kept[1].plan.modules]
+    same(kept[1], made, tolerance=1e-4)
+
+
+def test_micro_batches_that_share_passes_make_the_plan_of_those_that_do_not(tmp_path, monkeypatch):
+    passes, told = [], []
+    get, tell = MicroBatches.together, Collection._tell
+    monkeypatch.setattr(
+        MicroBatches, "together", lambda self, indices: passes.append(list(indices)) or get(self, indices)
+    )
+
+    def telling(collection, losses):
+        tell_step = collection.on_step
+        collection.on_step = lambda step: told.append(step) or tell_step(step)
+        try:
+            return tell(collection, losses)
+        finally:
+            collection.on_step = tell_step
+
+    monkeypatch.setattr(Collection, "_tell", telling)
+    more = ("train.kernels=fused", "data.packing=packed", "gora.steps=8")
+    alone = precompute(recipe(tmp_path / "alone", *more))
+    losses = [step.loss for step in told]
+    assert not passes
+    told.clear()
+    monkeypatch.setattr(MicroBatches, "share_passes", True)
+    monkeypatch.setattr(MicroBatches, "most_tokens", 600)  # more than two micro-batches have
+    shared = precompute(recipe(tmp_path / "shared", *more))
+    taken = [index for each in passes for index in each]
+    assert max(map(len, passes)) > 1
+    assert len(set(taken)) == len(taken)
+    assert not any({3, 4} <= set(each) for each in passes)  # signal and noise are told apart by halves
+    assert [step.index for step in told] == list(range(8))
+    assert [step.loss for step in told] == pytest.approx(losses, rel=1e-5)
+    assert [module.rank for module in shared.plan.modules] == [module.rank for module in alone.plan.modules]
+    assert [module.signal for module in shared.plan.modules] == pytest.approx(
+        [module.signal for module in alone.plan.modules], rel=1e-3
+    )
+    same(shared, alone, tolerance=1e-5)
 
 
 @pytest.mark.parametrize(

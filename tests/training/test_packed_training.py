@@ -1,6 +1,7 @@
 """A run on rows end to end is the run on padded rows: the same plan, steps, losses and adapter."""
 
 import json
+import re
 
 import pytest
 from safetensors.torch import load_file
@@ -49,6 +50,22 @@ def padded(tmp_path_factory):
 )
 def test_a_run_without_padding_is_the_run_with_it(tmp_path, padded, more):
     assert_same_run(trained(tmp_path / "run", *more), padded)
+
+
+def test_the_log_says_how_fast_each_step_was_and_where_the_start_went(padded):
+    log = (padded / "log.txt").read_text()
+    steps = re.findall(r"step \d+: loss [\d.]+  (.*)", log)
+    logged = [line for line in map(json.loads, (padded / "metrics.jsonl").read_text().splitlines()) if "loss" in line]
+    assert len(steps) == len(logged) > 1
+    for said, line in zip(steps, logged, strict=True):
+        rate, computed = line["tokens_per_second"], line["computed_per_second"]
+        padding = f"{computed:,.0f} with padding, " if computed > rate else ""
+        assert re.fullmatch(rf"{rate:,.0f} tokens/s, {padding}[\d.]+% waiting for rows, \d+s left", said)
+    assert any("with padding" in said for said in steps)
+    assert steps[-1].endswith(" 0s left")
+    (phases,) = re.findall(r"startup   (.*)", log)
+    for phase in ("rows", "model", "adapter", "first step"):
+        assert re.search(rf"{phase} [\d.]+", phases)
 
 
 def test_a_run_whose_passes_are_recorded_is_the_run_without(tmp_path, padded, monkeypatch):
