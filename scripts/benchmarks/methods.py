@@ -14,7 +14,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distributed import make_model, make_rows, outcome, prepare, versions
+from distributed import outcome, prepare
+from distributed_table import versions
+from llama import make_model, make_rows
 
 from gora.recipe import load_recipe
 from gora.stages.run import run
@@ -41,7 +43,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for method in arguments.methods:
         arguments.set = [*given, f"adapter.method={method}"]
-        output, recipe, overrides = prepare("ddp", 1, arguments)
+        output, recipe, overrides = prepare(("ddp", "attention", ()), 1, arguments)
         try:
             run(load_recipe(str(recipe), overrides).recipe)
             rows.append({"method": method, **outcome(output)})
