@@ -502,6 +502,14 @@ def deepspeed_marks_its_parameters() -> bool:
     return used_within(Init, "ds_id", "ds_numel") and takes(GatheredParameters, "params")
 
 
+def deepspeed_keeps_modules_for_all_engines() -> bool:
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    kept = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    return FWD_MODULE_STACK == [] and callable(inspect.getclosurevars(kept).nonlocals["func"].cache_clear)
+
+
 def deepspeed_builds_its_optimizer() -> bool:
     from deepspeed.ops.adam import DeepSpeedCPUAdam
     from deepspeed.ops.op_builder import CPUAdamBuilder
@@ -793,6 +801,11 @@ PRIVATE = [
         "DeepSpeed ds_id, ds_numel and GatheredParameters",
         deepspeed_marks_its_parameters,
         "adapters that were trained under ZeRO-3 are saved empty",
+    ),
+    Private(
+        "DeepSpeed FWD_MODULE_STACK and _PartitionedParameterCoordinator__params_to_release",
+        deepspeed_keeps_modules_for_all_engines,
+        "models that ZeRO-3 has trained stay in memory",
     ),
     Private(
         "DeepSpeed CPUAdamBuilder.load",

@@ -29,6 +29,15 @@ def test_the_table_of_images_is_that_of_the_runs():
         assert row in page
 
 
+def test_the_accuracies_of_the_preset_at_other_rates_are_those_of_the_runs():
+    page = (ROOT / "docs" / "results.md").read_text()
+    for title, kind in (("five other classes", "cifar"), ("digits", "digits")):
+        runs = [run for run in data("images-h200.json")["runs"] if (run["set"], run["method"]) == (kind, AUTO)]
+        tried = sorted((run["rate"], 100 * run["accuracy"]) for run in runs if run["rate"])
+        assert f"| {title} | {' | '.join(f'{accuracy:.1f}' for _, accuracy in tried)} |" in page
+        assert f"| rate | {' | '.join(f'{rate:g}' for rate, _ in tried)} |" in page
+
+
 def test_the_table_of_engines_on_two_gpus_is_that_of_the_runs():
     rows = data("distributed-two-h200.json")["rows"]
     alone = rows[0]
