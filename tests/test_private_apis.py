@@ -480,16 +480,34 @@ def recordings_can_be_taken_off_the_allocator() -> bool:
     return callable(torch._C._cuda_endAllocateToPool) and callable(torch._C._cuda_releasePool)
 
 
-def a_loader_holds_its_workers() -> bool:
-    plain = torch.utils.data.DataLoader([1, 2])
-    kept = torch.utils.data.DataLoader([1, 2], num_workers=1, persistent_workers=True, multiprocessing_context="fork")
-    return list(plain) == list(kept) and plain._iterator is None and kept._iterator is not None
+def a_prepared_loader_iterates_its_base() -> bool:
+    from accelerate.data_loader import prepare_data_loader
+
+    prepared = prepare_data_loader(torch.utils.data.DataLoader([1, 2]), num_processes=1, process_index=0)
+    prepared.base_dataloader = torch.utils.data.DataLoader([3, 4, 5])
+    return [int(item) for item in prepared] == [3, 4, 5] and len(prepared) == 3
+
+
+def a_loader_draws_a_number_when_it_starts() -> bool:
+    torch.manual_seed(0)
+    expected = torch.empty((), dtype=torch.int64).random_(), torch.rand(1)
+    torch.manual_seed(0)
+    iter(torch.utils.data.DataLoader([1, 2]))
+    return bool(torch.rand(1) == expected[1])
 
 
 def deepspeed_marks_its_parameters() -> bool:
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters, Init
 
     return used_within(Init, "ds_id", "ds_numel") and takes(GatheredParameters, "params")
+
+
+def deepspeed_keeps_modules_for_all_engines() -> bool:
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    kept = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    return FWD_MODULE_STACK == [] and callable(inspect.getclosurevars(kept).nonlocals["func"].cache_clear)
 
 
 def deepspeed_builds_its_optimizer() -> bool:
@@ -778,14 +796,24 @@ PRIVATE = [
         "passes that cannot be recorded take their memory with them",
     ),
     Private(
-        "torch DataLoader._iterator",
-        a_loader_holds_its_workers,
-        "workers outlive training, and a run with them has other random numbers than one without",
+        "accelerate DataLoaderShard.base_dataloader",
+        a_prepared_loader_iterates_its_base,
+        "a GPU waits at the beginning of every epoch",
+    ),
+    Private(
+        "torch DataLoader draws a number",
+        a_loader_draws_a_number_when_it_starts,
+        "dropout has other random numbers from the second epoch on than it had",
     ),
     Private(
         "DeepSpeed ds_id, ds_numel and GatheredParameters",
         deepspeed_marks_its_parameters,
         "adapters that were trained under ZeRO-3 are saved empty",
+    ),
+    Private(
+        "DeepSpeed FWD_MODULE_STACK and _PartitionedParameterCoordinator__params_to_release",
+        deepspeed_keeps_modules_for_all_engines,
+        "models that ZeRO-3 has trained stay in memory",
     ),
     Private(
         "DeepSpeed CPUAdamBuilder.load",

@@ -163,6 +163,8 @@ def _connect(world: World, store: dist.Store) -> None:
             # GPUs that cannot reach each other are better noticed here than after the first hour.
             torch.cuda.set_device(gpu)
             dist.all_reduce(torch.zeros(1, device="cuda"))
+            # Connected by other ways than the one before, which would otherwise be made in the gradient pass.
+            dist.reduce(torch.zeros(1, device="cuda"), 0)
             torch.cuda.synchronize()
 
     with Wait(lambda: f"connecting {world.size} processes" if world.main else "", PATIENCE) as wait:

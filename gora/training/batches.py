@@ -38,9 +38,13 @@ class StepNumbers(Sampler[list[int]]):
     def __len__(self) -> int:
         return self._per_epoch
 
+    @property
+    def first(self) -> int:
+        """The first step of the chosen epoch."""
+        return self._epoch * self._per_epoch + 1
+
     def __iter__(self) -> Iterator[list[int]]:
-        first = self._epoch * self._per_epoch + 1
-        yield from ([step] for step in range(first, first + self._per_epoch))
+        yield from ([step] for step in range(self.first, self.first + self._per_epoch))
 
 
 @dataclass(frozen=True)

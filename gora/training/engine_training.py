@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -128,10 +129,23 @@ def forget_engine() -> None:
 
 
 def release_engine(trainer: Trainer) -> None:
-    """Have DeepSpeed take its hooks off the model: with them, both would stay in memory to the end of the process."""
+    """Have DeepSpeed let go of the model: by itself it would keep both in memory to the end of the process."""
     if trainer.accelerator.distributed_type == DistributedType.DEEPSPEED:
         running: Any = trainer.model_wrapped
         running.destroy()
+        if running.zero_optimization_stage() == 3:
+            _forget_sharded_modules()
+
+
+def _forget_sharded_modules() -> None:
+    """Empty what ZeRO-3 keeps for all engines of a process: modules that are being run, of which the outermost stays,
+    and, as the keys of a cache, modules and their coordinator."""
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    FWD_MODULE_STACK.clear()
+    released: Any = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    inspect.getclosurevars(released).nonlocals["func"].cache_clear()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from gora.runtime.starter import die_with_parent
 from gora.runtime.world import World
@@ -53,15 +53,65 @@ class Waited:
             self.total += self.last
 
 
+class StepLoader(DataLoader[Any]):
+    """The steps of an epoch. Workers are past its end when it comes: they make the first steps of the next one.
+
+    Args:
+        batches: the steps.
+        numbers: those of an epoch.
+        last: the last step of the run.
+        settings: of torch's loader.
+    """
+
+    def __init__(self, batches: StepBatches, numbers: StepNumbers, last: int, **settings: Any) -> None:
+        super().__init__(batches, batch_sampler=numbers, **settings)
+        self._numbers = numbers
+        self._whole = DataLoader(batches, batch_sampler=_Remaining(numbers, last), **settings)
+        self._next, self._steps = 0, iter(())
+
+    def __iter__(self) -> Any:
+        for place, (step,) in enumerate(self._numbers):
+            if place == 0:
+                self._go_on_from(step)
+            made = next(self._steps, None)
+            if made is None:
+                return
+            self._next = step + 1
+            yield made
+
+    def close(self) -> None:
+        """End the workers."""
+        self._next, self._steps = 0, iter(())
+
+    def _go_on_from(self, step: int) -> None:
+        if self._next == step:
+            # A loader draws a number when it starts: where it goes on, dropout would have other numbers.
+            torch.empty((), dtype=torch.int64).random_()
+        else:
+            self.close()
+            self._steps = iter(self._whole)
+
+
+class _Remaining(Sampler[list[int]]):
+    """The numbers from the first of the chosen epoch to the last of the run."""
+
+    def __init__(self, numbers: StepNumbers, last: int) -> None:
+        self._numbers, self._last = numbers, last
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from ([step] for step in range(self._numbers.first, self._last + 1))
+
+
 def step_loader(
-    batches: StepBatches, numbers: StepNumbers, collator: StepCollator, *, workers: int, pin: bool
-) -> DataLoader[Any]:
+    batches: StepBatches, numbers: StepNumbers, collator: StepCollator, *, last: int, workers: int, pin: bool
+) -> StepLoader:
     """A loader whose items are whole steps, in their order with any number of workers.
 
     Args:
         batches: the steps.
         numbers: which of them.
         collator: makes batches.
+        last: the last step of the run.
         workers: processes that make them ahead; 0 makes each when it is asked for.
         pin: whether they are put into memory from which a GPU copies by itself.
     """
@@ -69,11 +119,7 @@ def step_loader(
     if workers:
         method = "fork" if sys.platform == "linux" else None
         ahead = {"prefetch_factor": _AHEAD, "worker_init_fn": _begin, "multiprocessing_context": method}
-        # Epochs may be short, and it takes longer to start workers than to compute some steps.
-        ahead["persistent_workers"] = True
-    return DataLoader(
-        batches, batch_sampler=numbers, collate_fn=collator.loaded, pin_memory=pin, num_workers=workers, **ahead
-    )
+    return StepLoader(batches, numbers, last, collate_fn=collator.loaded, pin_memory=pin, num_workers=workers, **ahead)
 
 
 def loader_workers(device: torch.device, world: World, most: int = 1) -> int:

@@ -34,7 +34,7 @@ from gora.training.engine_training import make_optimizer, measure_step, reducing
 from gora.training.fitting import FittingSteps
 from gora.training.groups import parameter_groups
 from gora.training.layout import StepLayout
-from gora.training.loader import IMAGE_WORKERS, Waited, loader_workers, step_loader
+from gora.training.loader import IMAGE_WORKERS, StepLoader, Waited, loader_workers, step_loader
 from gora.training.pace import Pace
 from gora.training.recording import recorded_steps
 from gora.training.room import checkpoint_bytes
@@ -100,7 +100,7 @@ class GoraTrainer(CheckpointTrainer):
             course=course,
             steps=steps_of_run,
         )
-        self._loader: Any = None
+        self._steps: StepLoader | None = None
         self._rows_seen: torch.Tensor | None = None
         self.padding = Padding()
         self.pace = Pace(model, context.device, context.world.size, self.waited, of_text=context.inputs.of_text)
@@ -136,14 +136,16 @@ class GoraTrainer(CheckpointTrainer):
         collator: Any = self.data_collator
         pin = self.args.dataloader_pin_memory
         workers = loader_workers(self.args.device, self._world, self._most_workers)
-        loader: Any = step_loader(batches, self._numbers, collator, workers=workers, pin=pin)
+        self._steps = step_loader(batches, self._numbers, collator, last=self.args.max_steps, workers=workers, pin=pin)
         # They are dealt out already: Accelerate is only to bring them to the device.
         # Images are large: their copies need not wait for what the GPU is doing.
         behind = pin and self._most_workers > 1
-        self._loader = prepare_data_loader(
-            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=behind
+        loader: Any = prepare_data_loader(
+            self._steps, self.args.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=behind
         )
-        return self._loader  # type: ignore[no-any-return]
+        # It has made a loader of its own, which ends with the epoch.
+        loader.base_dataloader = self._steps
+        return loader  # type: ignore[no-any-return]
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The method's optimizer, with a group for each of its parts."""
@@ -205,9 +207,9 @@ class GoraTrainer(CheckpointTrainer):
             self._recorded.release()
 
     def release_workers(self) -> None:
-        """End the workers that make batches: they wait for another epoch."""
-        if self._loader is not None:
-            self._loader.base_dataloader._iterator = None
+        """End the workers that make batches."""
+        if self._steps is not None:
+            self._steps.close()
 
     def _forget(self) -> None:
         """Drop what a step that did not fit has left, and what it can do without."""
@@ -300,9 +302,6 @@ class GoraTrainer(CheckpointTrainer):
         where patience has run out."""
         # After a resume, a loader that skips rows stands between: not every transformers then hands the epoch on.
         self._numbers.set_epoch(epoch)
-        if self._loader.base_dataloader._iterator is not None:
-            # A loader draws a number when it starts workers: where they go on, dropout would have other numbers.
-            torch.empty((), dtype=torch.int64).random_()
         if self.state.global_step < self.state.max_steps and not self.course.is_over(self._recipe.train.patience):
             super()._run_epoch(model, epoch, *args, **kwargs)
 

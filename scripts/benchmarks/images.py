@@ -39,12 +39,14 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
     given = parser.parse_args()
     _write(given)
-    print("workers alone", _alone(given), flush=True)
-    found = {precision: _train(given, precision) for precision in given.precisions}
-    for precision, told in found.items():
-        print(precision, told, flush=True)
-    if given.output:
-        given.output.write_text(json.dumps(found, indent=1))
+    alone = _alone(given)
+    print("workers alone", alone, flush=True)
+    found: dict[str, dict[str, object]] = {"alone": dict(alone)}
+    for precision in given.precisions:
+        found[precision] = _train(given, precision)
+        print(precision, found[precision], flush=True)
+        if given.output:
+            given.output.write_text(json.dumps(found, indent=1))
 
 
 def _write(given: argparse.Namespace) -> None:
@@ -94,7 +96,7 @@ def _alone(given: argparse.Namespace) -> dict[str, float]:
     batches = StepBatches(KeptSteps(context.data.train, 64, 0), layout, 0)
     count = min(IMAGE_WORKERS, len(os.sched_getaffinity(0)))
     numbers, collator = StepNumbers(given.alone), StepCollator(context.collator, False)
-    loader = iter(step_loader(batches, numbers, collator, workers=count, pin=False))
+    loader = iter(step_loader(batches, numbers, collator, last=given.alone, workers=count, pin=False))
     for _ in range(count):
         next(loader)
     begin, left = time.perf_counter(), given.alone - count

@@ -92,7 +92,7 @@ def engine(name, folder):
         train(settings)
     if join().main:
         gc.collect()
-        left = sum(type(each).__name__ == "DeepSpeedEngine" for each in gc.get_objects())
+        left = sum(type(each).__name__ in ("DeepSpeedEngine", "LlamaForCausalLM") for each in gc.get_objects())
         (folder / name / "engines_left").write_text(str(left))
 
 

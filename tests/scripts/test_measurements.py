@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
 
 import methods
 import study
+from vision_search import AUTO, Results
 
 DATA = ROOT / "docs" / "data"
 PERFORMANCE = (ROOT / "docs" / "performance.md").read_text()
@@ -25,10 +26,19 @@ def data(name):
 
 
 def test_the_table_of_images_is_that_of_the_runs():
-    rows = study.table(study.Results(DATA / "images-h200.json"), argparse.Namespace(methods=list(study.METHODS)))
+    rows = study.table(Results(DATA / "images-h200.json"), argparse.Namespace(methods=list(study.METHODS)))
     page = (ROOT / "docs" / "results.md").read_text()
     for row in rows.splitlines()[2:]:
         assert row in page
+
+
+def test_the_accuracies_of_the_preset_at_other_rates_are_those_of_the_runs():
+    page = (ROOT / "docs" / "results.md").read_text()
+    for title, kind in (("five other classes", "cifar"), ("digits", "digits")):
+        runs = [run for run in data("images-h200.json")["runs"] if (run["set"], run["method"]) == (kind, AUTO)]
+        tried = sorted((run["rate"], 100 * run["accuracy"]) for run in runs if run["rate"])
+        assert f"| {title} | {' | '.join(f'{accuracy:.1f}' for _, accuracy in tried)} |" in page
+        assert f"| rate | {' | '.join(f'{rate:g}' for rate, _ in tried)} |" in page
 
 
 def test_the_table_of_engines_on_two_gpus_is_that_of_the_runs():
@@ -121,7 +131,7 @@ def ran(results, losses, seed=0):
     ids=["upwards", "downwards", "found"],
 )
 def test_rates_are_looked_for_until_the_best_lies_between_others(tmp_path, losses, more):
-    given, results = argparse.Namespace(rates=TRIED, seeds=2), study.Results(tmp_path / "results.json")
+    given, results = argparse.Namespace(rates=TRIED, seeds=2, around=[]), Results(tmp_path / "results.json")
     assert results.next("cifar", "lora", given) == [("cifar", "lora", rate, 0) for rate in TRIED]
     ran(results, dict(zip(TRIED, losses, strict=True)))
     assert results.next("cifar", "lora", given)[0] == ("cifar", "lora", *more)
@@ -131,5 +141,5 @@ def test_rates_are_looked_for_until_the_best_lies_between_others(tmp_path, losse
 
 
 def test_the_preset_is_run_on_every_seed_and_at_no_rate_of_the_study(tmp_path):
-    given, results = argparse.Namespace(rates=TRIED, seeds=2), study.Results(tmp_path / "results.json")
-    assert results.next("cifar", study.AUTO, given) == [("cifar", study.AUTO, 0.0, 1), ("cifar", study.AUTO, 0.0, 2)]
+    given, results = argparse.Namespace(rates=TRIED, seeds=2, around=[]), Results(tmp_path / "results.json")
+    assert results.next("cifar", AUTO, given) == [("cifar", AUTO, 0.0, 1), ("cifar", AUTO, 0.0, 2)]

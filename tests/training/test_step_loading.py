@@ -1,6 +1,7 @@
 """Batches of the next steps: made ahead or not, of one source or several, resumed or not, they are the same."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -240,8 +241,9 @@ def test_steps_come_in_their_order_from_any_workers_and_one_that_is_refused_says
     layout = StepLayout(kind="none", size=2, longest=max(rows.lengths), processes=1)
     batches, numbers = StepBatches(Numbered(rows, fails=11), layout, 0), StepNumbers(6)
     numbers.set_epoch(1)
-    loader = step_loader(batches, numbers, StepCollator(Collator(0), False), workers=workers, pin=False)
+    loader = step_loader(batches, numbers, StepCollator(Collator(0), False), last=20, workers=workers, pin=False)
     items = list(loader)
+    loader.close()
     for step, item in zip(range(7, 13), items, strict=True):
         if step == 11:
             assert (item["refused"].headline, item["refused"].problems) == (
@@ -256,19 +258,52 @@ def test_steps_come_in_their_order_from_any_workers_and_one_that_is_refused_says
             assert found == [rows[step]["input_ids"], rows[step + 1]["input_ids"]]
 
 
-def test_workers_go_on_from_epoch_to_epoch():
+class Telling(StepBatches):
+    """Tells which steps have been made."""
+
+    def __init__(self, made, *given):
+        super().__init__(*given)
+        self._made = made
+
+    def __getitem__(self, step):
+        item = super().__getitem__(step)
+        self._made.put(step)
+        return item
+
+
+def test_workers_make_steps_of_the_next_epoch_before_it_begins_and_none_after_the_last_of_the_run():
+    rows, made = examples(14), multiprocessing.get_context("fork").Queue()
+    layout = StepLayout(kind="none", size=2, longest=max(rows.lengths), processes=1)
+    numbers = StepNumbers(3)
+    batches = Telling(made, Numbered(rows, fails=99), layout, 0)
+    before, seen, known = set(workers_of(os.getpid())), [], []
+    loader = step_loader(batches, numbers, StepCollator(Collator(0), False), last=8, workers=1, pin=False)
+    for epoch, ahead in enumerate((5, 8, 8)):
+        numbers.set_epoch(epoch)
+        assert len(list(loader)) == min(3, 8 - 3 * epoch)
+        seen.append(set(workers_of(os.getpid())) - before)
+        known += [made.get(timeout=60) for _ in range(ahead - len(known))]
+    assert known == list(range(1, 9))
+    assert made.empty()
+    assert len(seen[0]) == 1
+    assert seen[0] == seen[1]
+    loader.close()
+    assert set(workers_of(os.getpid())) == before
+
+
+def test_an_epoch_that_does_not_follow_begins_with_its_own_first_step():
     rows = examples(14)
     layout = StepLayout(kind="none", size=2, longest=max(rows.lengths), processes=1)
     numbers = StepNumbers(3)
     batches = StepBatches(Numbered(rows, fails=99), layout, 0)
-    before, seen = set(workers_of(os.getpid())), []
-    loader = step_loader(batches, numbers, StepCollator(Collator(0), False), workers=1, pin=False)
-    for epoch in range(3):
+    loader = step_loader(batches, numbers, StepCollator(Collator(0), False), last=12, workers=0, pin=False)
+    assert next(iter(loader))["checksum"] == next(iter(loader))["checksum"]
+    firsts = []
+    for epoch in (2, 0, 1):
         numbers.set_epoch(epoch)
-        assert len(list(loader)) == 3
-        seen.append(set(workers_of(os.getpid())) - before)
-    assert len(seen[0]) == 1
-    assert seen[0] == seen[1] == seen[2]
+        firsts.append([item["checksum"] for item in loader])
+    whole = [StepCollator(Collator(0), False).loaded([batches[step]])["checksum"] for step in range(1, 10)]
+    assert [*firsts[1], *firsts[2], *firsts[0]] == whole
 
 
 def test_a_worker_is_used_beside_a_gpu_alone_and_where_a_core_is_left(monkeypatch):
