@@ -2,7 +2,7 @@
 
 - `tools`: the documented settings of five tools against `preset: auto`, on all sets.
 - `fair`: every method with the same trained parameters at its own learning rate, which is looked for on seed 0 among at
-  most five rates that lie a factor of 2 apart, on rows that no table is made of; other seeds follow at the best rate.
+  most four rates that lie a factor of 2 apart, on rows that no table is made of; other seeds follow at the best rate.
 - `paper`: rank 8 on attention at one rate for all, GoRA at 8, 32 and 128, and with other bounds, first steps and
   importances of ranks.
 - `again`: runs that were made on another machine before, on the rows of then.
@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Settings = dict[str, Any]
@@ -21,7 +21,7 @@ Found = Mapping[str, Run]
 """What came of each cell, by its name."""
 
 SEEDS = (1, 2, 3)
-SEARCH_SEED, MOST_RATES = 0, 5
+SEARCH_SEED, MOST_RATES = 0, 4
 GRID = tuple(2.5e-5 * 2**step for step in range(13))
 SEARCHED = ("math", "code", "instruction", "sst2")
 NEAREST = {"commonsense": "instruction", **dict.fromkeys(("cola", "mrpc", "qnli", "mnli", "rte"), "sst2")}
@@ -35,29 +35,31 @@ COMMON_RATE = 2e-4
 """The one rate of `paper`: four times the paper's, whose runs have 15 times as many steps."""
 AUTO = "preset: auto"
 AUTO_LORA = "preset: auto, lora"
-AGAIN = ("code", "instruction")
+AGAIN = ("code",)
 """Sets of which `again` is."""
 TOOLS = ("peft", "llama-factory", "axolotl", "unsloth", "trl")
 
 _PASS: Settings = {"gora.steps": 16, "gora.micro_batch_size": 16}
 _PRESET: Settings = {"preset": "auto"}
 METHODS: dict[str, Settings] = {
-    "full": {"adapter.method": "full"},
     "lora": {"adapter.method": "lora"},
+    "gora auto": {"adapter.method": "gora", **_PRESET},
+    "gora paper": {"adapter.method": "gora", **_PASS},
     "rslora": {"adapter.method": "rslora"},
-    "dora": {"adapter.method": "dora"},
     "lora+": {"adapter.method": "lora+"},
+    "lora-one": {"adapter.method": "lora-one", **_PASS},
+    "lora-ga": {"adapter.method": "lora-ga", **_PASS},
     "pissa": {"adapter.method": "pissa"},
+    "dora": {"adapter.method": "dora"},
+    "full": {"adapter.method": "full"},
+    "eva": {"adapter.method": "eva", **_PASS},
     "olora": {"adapter.method": "olora"},
     "adalora": {"adapter.method": "adalora"},
     "lora-pro": {"adapter.method": "lora-pro"},
-    "lora-ga": {"adapter.method": "lora-ga", **_PASS},
-    "lora-one": {"adapter.method": "lora-one", **_PASS},
-    "eva": {"adapter.method": "eva", **_PASS},
-    "gora paper": {"adapter.method": "gora", **_PASS},
-    "gora auto": {"adapter.method": "gora", **_PRESET},
 }
 """Of the table `fair`; `gora auto` has what `preset: auto` says but the rate, which is looked for like the others'."""
+LATER = ("eva", "olora", "adalora", "lora-pro")
+"""Methods that come after the others."""
 PAPER_METHODS: dict[str, Settings] = {
     **{name: METHODS[name] for name in METHODS if name not in ("lora-one", "eva", "lora-pro", "gora auto")},
     "gora paper r32": {**METHODS["gora paper"], "adapter.rank": 32, "gora.gamma": 0.01},
@@ -86,7 +88,7 @@ TARGETS: dict[str, Settings] = {
     },
 }
 _CENTRE = {
-    "full": 4e-4, "lora": 3.2e-3, "rslora": 3.2e-3, "dora": 3.2e-3, "lora+": 8e-4, "pissa": 8e-4, "olora": 8e-4,
+    "full": 4e-4, "lora": 3.2e-3, "rslora": 3.2e-3, "dora": 6.4e-3, "lora+": 8e-4, "pissa": 8e-4, "olora": 8e-4,
     "adalora": 1.28e-2, "lora-pro": 3.2e-3, "lora-ga": 4e-4, "lora-one": 3.2e-3, "eva": 3.2e-3, "gora paper": 4e-4,
     "gora auto": 3.2e-3,
 }  # fmt: skip
@@ -122,31 +124,37 @@ def plan(found: Found, tables: Sequence[str] = TABLES) -> Iterator[Cell]:
 
 
 def _all(found: Found) -> Iterator[Cell]:
-    two = ("math", "code")
+    first, later = tuple(method for method in METHODS if method not in LATER), LATER
     yield from _tools(SEARCHED, 1)
-    yield from _search(found, SEARCHED, "all-linear")
-    yield from _fair(found, SEARCHED, "all-linear", 1)
-    yield from _paper(two, 1)
+    yield from _fair(found, ("math",), first, 1)
     yield from _tools(tuple(NEAREST), 1)
-    yield from _fair(found, tuple(NEAREST), "all-linear", 1)
-    yield from _tools(SEARCHED, 2)
-    yield from _fair(found, SEARCHED, "all-linear", 2)
+    yield from _fair(found, ("code",), first, 1)
+    yield from _paper(("math", "code"), 1)
+    yield from _fair(found, ("sst2", "instruction"), first, 1)
+    yield from _fair(found, ("math", "code"), first, 2)
+    yield from _fair(found, tuple(NEAREST), first, 1)
     yield from again()
-    yield from _search(found, ("math",), "attention")
-    yield from _fair(found, ("math",), "attention", 1)
-    yield from _ablations(two, 1)
+    yield from _fair(found, ("math", "code"), first, 3)
+    yield from _fair(found, ("math",), later, 1)
+    yield from _tools(SEARCHED, 2)
+    yield from _ablations(("math", "code"), 1)
+    yield from _fair(found, ("sst2", "instruction"), first, 2)
+    yield from _fair(found, ("math",), METHODS, 1, "attention")
     yield from _tools(SEARCHED, 3)
-    yield from _fair(found, SEARCHED, "all-linear", 3)
+    yield from _fair(found, ("sst2", "instruction"), first, 3)
+    yield from _paper(("math", "code"), 2)
+    yield from _fair(found, tuple(NEAREST), first, 2)
     yield from _tools(tuple(NEAREST), 2)
-    yield from _paper(two, 2)
-    yield from _fair(found, tuple(NEAREST), "all-linear", 2)
-    yield from _fair(found, ("math",), "attention", 2)
-    yield from _paper(two, 3)
-    yield from _ablations(two, 2)
+    for seed in (2, 3):
+        yield from _fair(found, ("math",), later, seed)
+    yield from _paper(("math", "code"), 3)
+    yield from _fair(found, ("code", "sst2", "instruction"), later, 1)
+    for seed in (2, 3):
+        yield from _fair(found, ("math",), METHODS, seed, "attention")
+        yield from _ablations(("math", "code"), seed)
     yield from _tools(tuple(NEAREST), 3)
-    yield from _fair(found, ("math",), "attention", 3)
-    yield from _fair(found, tuple(NEAREST), "all-linear", 3)
-    yield from _ablations(two, 3)
+    yield from _fair(found, tuple(NEAREST), METHODS, 3)
+    yield from _fair(found, ("code",), METHODS, 1, "attention")
     for name in (AUTO, AUTO_LORA, *TOOLS):
         yield Cell("answers", "math", "own", name, _rate_of(name), 1)
 
@@ -180,17 +188,17 @@ def _ablations(sets: Sequence[str], seed: int) -> Iterator[Cell]:
             yield Cell("paper", rows, "attention", method, COMMON_RATE, seed)
 
 
-def _search(found: Found, sets: Sequence[str], targets: str) -> Iterator[Cell]:
+def _fair(
+    found: Found, sets: Sequence[str], methods: Iterable[str], seed: int, targets: str = "all-linear"
+) -> Iterator[Cell]:
+    """Searches that are not over, and the seed of methods whose search is; the preset's beside them."""
     for rows in sets:
-        for method in METHODS:
-            for rate in _tried(found, rows, targets, method):
-                yield Cell("fair", rows, targets, method, rate, SEARCH_SEED)
-
-
-def _fair(found: Found, sets: Sequence[str], targets: str, seed: int) -> Iterator[Cell]:
-    """Of those methods whose search is over."""
-    for rows in sets:
-        for method in METHODS:
+        if targets == "all-linear":
+            yield Cell("tools", rows, "own", AUTO, "auto", seed)
+        for method in methods:
+            if rows in SEARCHED:
+                for rate in _tried(found, rows, targets, method):
+                    yield Cell("fair", rows, targets, method, rate, SEARCH_SEED)
             rate = best_rate(found, NEAREST.get(rows, rows), targets, method)
             if rate is not None:
                 yield Cell("fair", rows, targets, method, rate, seed)

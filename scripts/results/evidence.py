@@ -34,6 +34,7 @@ from sets import SETS
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "defaults"
 EVALUATED, ASKED_AT_A_TIME, TRIES = 64, 64, 3
+POLL = 5.0
 SETTINGS = METHODS | PAPER_METHODS | ABLATIONS
 
 
@@ -192,7 +193,11 @@ def main() -> None:
     parser.add_argument("--table", action="append", choices=TABLES, help="may be repeated")
     parser.add_argument("--only", help="cells whose names hold this")
     parser.add_argument("--workers", type=int, default=1, help="on each device")
-    parser.add_argument("--devices", default="", help="numbers of GPUs, with commas between")
+    parser.add_argument(
+        "--devices",
+        default="",
+        help="numbers of GPUs, with commas between; or a file with them, to which more may be added while runs go on",
+    )
     parser.add_argument("--minutes", type=float, default=1e6, help="end by then")
     parser.add_argument("--steps", type=int, help="instead of one epoch, to try it out")
     parser.add_argument("--first-of-each", action="store_true", help="one cell of each kind, to try it out")
@@ -200,7 +205,7 @@ def main() -> None:
     given = parser.parse_args()
     found: dict[str, Run] = json.loads(given.output.read_text()) if given.output.exists() else {}
     end = time.monotonic() + 60 * given.minutes
-    workers = [Worker(device, not given.loud) for device in given.devices.split(",") * given.workers]
+    workers: list[Worker] = []
     running: dict[Future[Run], tuple[Cell, Worker]] = {}
     tried: set[tuple[str, str, str]] = set()
     times: Counter[str] = Counter()
@@ -219,6 +224,8 @@ def main() -> None:
             yield cell
 
     def fill() -> None:
+        for device in devices_of(given.devices)[len(workers) // given.workers :]:
+            workers.extend(Worker(device, not given.loud) for _ in range(given.workers))
         busy = [worker for _, worker in running.values()]
         free = [worker for worker in workers if worker not in busy]
         for cell, worker in zip(islice(ready(), len(free)), free, strict=False):
@@ -229,7 +236,7 @@ def main() -> None:
 
     fill()
     while running:
-        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        finished, _ = wait(running, timeout=POLL, return_when=FIRST_COMPLETED)
         for future in finished:
             cell, worker = running.pop(future)
             broken = future.exception()
@@ -245,10 +252,18 @@ def main() -> None:
             found[str(cell)] = result
             text = failed or f"{result['loss']['final']:.4f} ({result['loss']['base']:.4f})"
             print(f"{cell}: {text} {result['seconds']:.0f} s", flush=True)
-        _keep(given.output, found)
+        if finished:
+            _keep(given.output, found)
         fill()
     for worker in workers:
         worker.pool.shutdown()
+
+
+def devices_of(told: str) -> list[str]:
+    """The numbers of GPUs that are given, or are in a file by now."""
+    path = Path(told)
+    text = path.read_text() if told and path.is_file() else told
+    return text.replace("\n", ",").strip(",").split(",")
 
 
 class Worker:
