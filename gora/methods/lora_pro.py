@@ -40,6 +40,7 @@ class _Adjust(TrainerCallback):
         learning = [layer for layer in self._layers if all(factor.grad is not None for factor in pair(layer))]
         for layer, spectra in zip(learning, _spectra([pair(layer) for layer in learning]), strict=True):
             factor_a, factor_b = pair(layer)
+            assert factor_a.grad is not None and factor_b.grad is not None
             factor_a.grad, factor_b.grad = adjusted(
                 factor_a.grad, factor_b.grad, factor_a.detach(), factor_b.detach(), layer.scaling[ADAPTER], spectra
             )
