@@ -61,7 +61,7 @@ class _Spectrum:
 
 @torch.no_grad()
 def _spectra(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[_Spectrum, _Spectrum]]:
-    """Of A A^T and B^T B of each pair; those of one size at once, which takes a GPU as long as one of them."""
+    """Of A A^T and B^T B of each pair; those of one size at once, which takes a GPU fewer launches."""
     found: dict[int, tuple[_Spectrum, _Spectrum]] = {}
     by_rank: dict[int, list[int]] = {}
     for number, (factor_a, _) in enumerate(pairs):
