@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from itertools import islice
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ from sets import SETS
 RECIPES = Path(__file__).parents[2] / "recipes" / "defaults"
 EVALUATED, ASKED_AT_A_TIME, TRIES = 64, 64, 3
 POLL = 5.0
+PRELOADED = [
+    "gora.stages.run",
+    "gora.stages.evaluate",
+    "gora.methods",
+    "gora.training.loop",
+    "peft",
+    "transformers.models.llama",
+]
+"""What a run imports; no GPU is begun with."""
 SETTINGS = METHODS | PAPER_METHODS | ABLATIONS
 
 
@@ -205,7 +215,7 @@ def main() -> None:
     given = parser.parse_args()
     found: dict[str, Run] = json.loads(given.output.read_text()) if given.output.exists() else {}
     end = time.monotonic() + 60 * given.minutes
-    workers: list[Worker] = []
+    context, workers = context_of_workers(), list[Worker]()
     running: dict[Future[Run], tuple[Cell, Worker]] = {}
     tried: set[tuple[str, str, str]] = set()
     times: Counter[str] = Counter()
@@ -225,7 +235,7 @@ def main() -> None:
 
     def fill() -> None:
         for device in devices_of(given.devices)[len(workers) // given.workers :]:
-            workers.extend(Worker(device, not given.loud) for _ in range(given.workers))
+            workers.extend(Worker(device, not given.loud, context) for _ in range(given.workers))
         busy = [worker for _, worker in running.values()]
         free = [worker for worker in workers if worker not in busy]
         for cell, worker in zip(islice(ready(), len(free)), free, strict=False):
@@ -259,6 +269,22 @@ def main() -> None:
         worker.pool.shutdown()
 
 
+def context_of_workers() -> BaseContext:
+    """Starts processes that share what one of them has imported, which takes each of many a minute otherwise."""
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # else asking for a GPU would keep forked processes from it
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(1, context) as pool:
+        return multiprocessing.get_context("spawn") if pool.submit(cannot_fork).result() else context
+
+
+def cannot_fork() -> bool:
+    """Whether a GPU was begun with before this process was forked."""
+    import torch
+
+    return bool(torch.cuda._is_in_bad_fork())
+
+
 def devices_of(told: str) -> list[str]:
     """The numbers of GPUs that are given, or are in a file by now."""
     path = Path(told)
@@ -272,16 +298,16 @@ class Worker:
     Args:
         device: the number of its GPU, or nothing.
         muted: whether it prints nothing of its runs.
+        context: starts processes.
     """
 
-    def __init__(self, device: str, muted: bool) -> None:
-        self._device, self._muted = device, muted
+    def __init__(self, device: str, muted: bool, context: BaseContext) -> None:
+        self._device, self._muted, self._context = device, muted, context
         self.begin()
 
     def begin(self) -> None:
         """A new process, in the place of one that has come to harm."""
-        context = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(1, context, initializer=start, initargs=(self._device, self._muted))
+        self.pool = ProcessPoolExecutor(1, self._context, initializer=start, initargs=(self._device, self._muted))
 
     def submit(self, recipe: dict[str, Any], folder: str, base_too: bool) -> Future[Run]:
         """See `run_one`."""

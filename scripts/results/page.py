@@ -8,7 +8,6 @@ left empty. `tests/scripts/test_results_page.py` recomputes what is said.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import statistics
@@ -16,12 +15,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+import earlier
 import yaml
-from answers import TABLE_2, answer_fair, answer_paper, answer_tools, compared, gap, one_rate
+from answers import FEWEST, answer_fair, answer_paper, answer_tools, compared, gap, one_rate, settings_of
 from cells import AUTO, AUTO_LORA, KEPT, METHODS, NEAREST, SEARCHED, TOOLS, Found, losses_of_search
 from evidence import RECIPES
-from grids import DATA, Grid, Search, best, read_grids
-from names import NAMES, PUBLISHED, table, title
+from grids import Grid, Search, read_grids
+from names import NAMES, PUBLISHED, TABLE_2, table, title
 from picture import rates_picture
 from reading import (
     FIRST,
@@ -52,22 +52,14 @@ from runs import (
     search_tables,
     settings_table,
 )
-from sets import SIZES
+from sets import SIZES, Sizes
 
 ROOT = Path(__file__).parents[2]
 PAGE, APPENDIX, README = ROOT / "docs" / "results.md", ROOT / "docs" / "results-appendix.md", ROOT / "README.md"
 PICTURE = ROOT / "docs" / "results-rates.svg"
-OF_28M = {
-    "full": "full", "lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA", "lora+": "LoRA+", "olora": "OLoRA",
-    "pissa": "PiSSA", "lora-ga": "LoRA-GA as in PEFT", "adalora": "AdaLoRA", "gora paper": "GoRA",
-    "gora paper r32": "GoRA r32", "gora paper r128": "GoRA r128",
-}  # fmt: skip
-"""What docs/data/results.json calls the methods of the paper's Table 2."""
-SMALL_COMMON = "0.0003"
-"""The one rate of the 28M model's runs."""
 
 
-def tools_table(found: Found) -> str:
+def tools_table(found: Found, sizes: Sizes) -> str:
     """Loss with each tool's settings, trained parameters, steps, and how much more than the preset's."""
     sets = [rows for rows in SEARCHED if rows in compared(found)]
     every = {rows: levels(_tools(found, rows)) for rows in sets}
@@ -81,7 +73,7 @@ def tools_table(found: Found) -> str:
             [
                 NAMES[name],
                 f"{run['trainable'] / 1e6:.2f} M",
-                str(math.ceil(SIZES.train / batch_of(name))),
+                str(math.ceil(sizes.train / batch_of(name))),
                 f"{run['rate']:g}" if name in TOOLS else "found",
                 *(f"{every[rows][name]:.3f}" if name in every[rows] else "" for rows in sets),
                 "" if name == AUTO else f"{100 * statistics.median(more.values()):+.1f} %",
@@ -134,40 +126,7 @@ def order_table(found: Found) -> str:
     return table(head, lines)
 
 
-def of_28m(rows: str) -> dict[str, dict[str, float]]:
-    """Losses of the 28M model's search by method and rate; only those that came to an end."""
-    searches = json.loads((DATA / "results.json").read_text(encoding="utf-8"))[rows]["search"]
-    return {
-        method: {rate: loss for rate, loss in searches[name].items() if loss is not None}
-        for method, name in OF_28M.items()
-    }
-
-
-def order_of_28m() -> str:
-    """The same of the 28M model."""
-    small = {rows: of_28m(rows) for rows in ("math", "code")}
-    lines = []
-    for method in sorted(OF_28M, key=lambda method: small["math"][method][SMALL_COMMON]):
-        common = [f"{small[rows][method][SMALL_COMMON]:.3f}" for rows in small]
-        own = [f"{min(small[rows][method].values()):.3f}" for rows in small]
-        lines.append([NAMES[method], *(f"{value:.2f}" for value in PUBLISHED[method]), *common, *own])
-    head = ["28M model", "paper: GSM8K", "HumanEval", "one rate: math", "code", "own rates: math", "code"]
-    return table(head, lines)
-
-
-def searches_table(grids: Mapping[Search, Grid]) -> str:
-    """Searches that were made for other pages: rates and losses."""
-    lines = []
-    for one, grid in sorted(grids.items()):
-        least = best(grid)
-        told = [
-            f"{rate:.3g}: " + (f"**{loss:.4f}**" if loss == least else f"{loss:.4f}") for rate, loss in grid.items()
-        ]
-        lines.append([f"{one.rows}, {one.targets}", NAMES[one.method], str(one.steps), ", ".join(told)])
-    return table(["set, layers", "method", "steps", "loss by rate"], lines)
-
-
-def expected_table(found: Found) -> str:
+def expected_table(found: Found, sizes: Sizes) -> str:
     """Five lines for the README."""
     sets = [rows for rows in SEARCHED if rows in compared(found)]
     every = {rows: levels(_tools(found, rows)) for rows in sets}
@@ -175,40 +134,41 @@ def expected_table(found: Found) -> str:
     lines = [
         [NAMES[name], *(f"{every[rows][name]:.3f}" if name in every[rows] else "" for rows in sets)] for name in names
     ]
-    means = [statistics.fmean(every[rows][name] for name in TOOLS) for rows in sets]
+    means = [statistics.fmean(every[rows][name] for name in TOOLS if name in every[rows]) for rows in sets]
     lines.append(["mean of five tools' settings", *(f"{value:.3f}" for value in means)])
-    return table([f"eval loss after {SIZES.train:,} rows", *map(title, sets)], lines)
+    return table([f"eval loss after {sizes.train:,} rows", *map(title, sets)], lines)
 
 
 def parts(found: Found, grids: Mapping[Search, Grid], first: Found) -> dict[Path, dict[str, Callable[[], str]]]:
-    """What is written where."""
+    """What is written where; what has not been run is as earlier runs and searches have it."""
+    settings, sizes = settings_of(found, first)
+    tuned, ordered = bool(margins(found)), len(one_rate(found, "math")) >= FEWEST
     return {
         PAGE: {
-            "answer-tools": partial(answer_tools, found),
-            "tools": partial(tools_table, found),
-            "answer-fair": partial(answer_fair, found),
-            "fair": partial(fair_table, found),
-            "margins": partial(margins_table, found),
+            "answer-tools": partial(answer_tools, settings, sizes),
+            "tools": partial(tools_table, settings, sizes),
+            "answer-fair": partial(answer_fair, found, grids),
+            "fair": partial(fair_table, found) if tuned else partial(earlier.best_table, grids),
+            "margins": partial(margins_table, found) if tuned else partial(earlier.pairs_table, grids),
             "answer-paper": partial(answer_paper, found),
-            "order": partial(order_table, found),
+            "order": partial(order_table, found) if ordered else partial(earlier.order_table, grids),
             "progress": partial(progress_table, found),
         },
         APPENDIX: {
-            "settings": partial(settings_table, found),
+            "settings": partial(settings_table, settings),
             "searched": partial(methods_table, found, SEARCHED),
             "taken": partial(methods_table, found, tuple(NEAREST)),
             "attention": partial(methods_table, found, ("math", "code"), "attention"),
             "ablations": partial(ablations_table, found),
             "again": partial(again_table, found, first),
-            "accuracies": partial(accuracy_table, found),
+            "accuracies": partial(accuracy_table, settings),
             "answers": partial(answers_table, found, first),
             "rates": partial(rates_table, found),
             "search": partial(search_tables, found),
             "failures": partial(failures, found),
-            "searches": partial(searches_table, grids),
-            "order-28m": order_of_28m,
+            "searches": partial(earlier.searches_table, grids),
         },
-        README: {"expect": partial(expected_table, found)},
+        README: {"expect": partial(expected_table, settings, sizes)},
     }
 
 

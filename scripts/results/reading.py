@@ -257,11 +257,14 @@ def margins(found: Found) -> dict[str, Margin]:
     return made
 
 
-def less_than_mean(found: Found, rows: str) -> float | None:
-    """How much less loss the preset ends with than the tools on average, as a share; None while not all were run."""
+def less_than_mean(found: Found, rows: str, fewest: int = 4) -> float | None:
+    """How much less loss the preset ends with than the tools on average, as a share, on the seeds that all have.
+
+    None while the preset or more than one tool has not been run.
+    """
     mine = losses(found, tool_cells(rows, AUTO))
-    theirs = [losses(found, tool_cells(rows, name)) for name in TOOLS]
-    shared = sorted(mine.keys() & set.intersection(*(set(values) for values in theirs)))
+    theirs = [values for name in TOOLS if (values := losses(found, tool_cells(rows, name)))]
+    shared = sorted(mine.keys() & set.intersection(*map(set, theirs))) if len(theirs) >= fewest else []
     if not shared:
         return None
     return statistics.fmean(1 - mine[s] / statistics.fmean(values[s] for values in theirs) for s in shared)

@@ -28,7 +28,7 @@ from cells import (
     plan,
 )
 from cells import losses_of_search as searched
-from names import ABLATED, NAMES, TABLE_NAMES, table, title
+from names import ABLATED, NAMES, NOT_YET, TABLE_NAMES, table, title
 from reading import (
     FIRST,
     complete,
@@ -50,6 +50,7 @@ from sets import SETS
 
 def settings_table(found: Found, sets: Sequence[str] = ALL) -> str:
     """Mean losses of the tools' settings and the preset's, on the seeds that all of a set's have."""
+    sets = [rows for rows in sets if any(losses(found, tool_cells(rows, name)) for name in (AUTO, AUTO_LORA, *TOOLS))]
     lines = []
     for name in (AUTO, AUTO_LORA, *TOOLS):
         line = [NAMES[name]]
@@ -57,9 +58,10 @@ def settings_table(found: Found, sets: Sequence[str] = ALL) -> str:
             every = {other: losses(found, tool_cells(rows, other)) for other in (AUTO, AUTO_LORA, *TOOLS)}
             value = levels({other: one for other, one in every.items() if one})
             line.append(f"{value[name]:.4f}" if name in value else "")
-        lines.append(line)
+        if any(line[1:]):
+            lines.append(line)
     seeds = [str(max((len(losses(found, tool_cells(rows, name))) for name in TOOLS), default=0)) for rows in sets]
-    return table(["settings", *map(title, sets)], [*lines, ["seeds", *seeds]])
+    return table(["settings", *map(title, sets)], [*lines, ["seeds", *seeds]] if lines else [])
 
 
 def methods_table(found: Found, sets: Sequence[str], targets: str = "all-linear") -> str:
@@ -71,7 +73,7 @@ def methods_table(found: Found, sets: Sequence[str], targets: str = "all-linear"
     seeds = [str(len(next(iter(complete(one).values()), {}))) for one in tables.values()]
     halves = [f"{spread.half():.4f}" if (spread := noise(one)) else "" for one in tables.values()]
     tail = [["seeds", *seeds], ["two differ by chance by (95 %)", *halves]]
-    return table([f"{targets}, 0.92 M parameters", *map(title, sets)], lines + tail)
+    return table([f"{targets}, 0.92 M parameters", *map(title, sets)], lines + tail if lines else [])
 
 
 def margins_table(found: Found) -> str:
@@ -134,7 +136,7 @@ def search_tables(found: Found) -> str:
                 lines.append([NAMES[method], *cells])
         if lines:
             parts.append(f"{title(rows)}, {targets}:\n\n{table(['method', *(f'{rate:g}' for rate in rates)], lines)}")
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) or NOT_YET
 
 
 def ablations_table(found: Found) -> str:
@@ -147,7 +149,8 @@ def ablations_table(found: Found) -> str:
             values.append(levels({name: one for name, one in every.items() if one}).get(method))
         what, *published = ABLATED[method]
         cells = ["" if value is None else f"{value:.4f}" for value in values]
-        lines.append([what, *cells, *(f"{value:.2f}" for value in published)])
+        if any(cells):
+            lines.append([what, *cells, *(f"{value:.2f}" for value in published)])
     return table(["GoRA, attention, one rate", "math", "code", "paper: GSM8K", "HumanEval"], lines)
 
 
@@ -185,12 +188,14 @@ def accuracy_table(found: Found) -> str:
         **{name: (lambda rows, name=name: tool_cells(rows, name)) for name in (AUTO, AUTO_LORA, *TOOLS)},
         **{method: (lambda rows, method=method: fair_cells(found, rows, "all-linear", method)) for method in METHODS},
     }
+    if not columns:
+        return NOT_YET
     base, chance = ["base model"], ["chance"]
     for rows, task in columns:
         one = base_of(found, rows, task)
         base.append(f"{100 * main_figure(one):.1f}" if one else "")
         chance.append(f"{100 * one['chance']:.1f}" if one and "chance" in one else "")
-    lines = [chance, base]
+    lines = [line for line in (chance, base) if any(line[1:])]
     for name, cells in rows_of.items():
         line = [NAMES[name], *(_accuracy(found, cells(rows), rows, task) for rows, task in columns)]
         if any(line[1:]):
