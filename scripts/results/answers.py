@@ -73,9 +73,10 @@ def answer_tools(found: Found, sizes: Sizes) -> str:
     lora = tools_over_auto(found, AUTO_LORA, list(less))
     if lora:
         low = sum(value < 0 for value in lora.values())
+        middle = 100 * statistics.median(lora.values())
         text += (
-            f" With LoRA in the place of GoRA the preset has {100 * statistics.median(lora.values()):+.1f} % in the "
-            f"middle, and less than with GoRA on {low} of {len(lora)}."
+            f" With LoRA in the place of GoRA the preset ends {abs(middle):.1f} % {'higher' if middle > 0 else 'lower'} "
+            f"in the middle, and lower on {low} of {len(lora)} sets."
         )
     return text
 
