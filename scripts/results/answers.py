@@ -74,9 +74,10 @@ def answer_tools(found: Found, sizes: Sizes) -> str:
     if lora:
         low = sum(value < 0 for value in lora.values())
         middle = 100 * statistics.median(lora.values())
+        where = "higher" if middle > 0 else "lower"
         text += (
-            f" With LoRA in the place of GoRA the preset ends {abs(middle):.1f} % {'higher' if middle > 0 else 'lower'} "
-            f"in the middle, and lower on {low} of {len(lora)} sets."
+            f" With LoRA in the place of GoRA the preset ends {abs(middle):.1f} % {where} in the middle, and lower on "
+            f"{low} of {len(lora)} sets."
         )
     return text
 
