@@ -3,7 +3,9 @@
 import json
 import math
 import sys
+from concurrent.futures import Future
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -273,3 +275,78 @@ def test_an_accuracy_near_chance_says_nothing():
 
 def test_the_grid_has_steps_of_two():
     assert all(later / earlier == pytest.approx(2) for earlier, later in pairwise(GRID))
+
+
+class Pretended:
+    """A worker whose runs are over at once: 7 s each, or what was told to go wrong first."""
+
+    wrong: ClassVar = []
+    made: ClassVar = []
+
+    def __init__(self, device, muted, context):
+        self.device, self.pool = device, self
+
+    def begin(self):
+        self.made.append("a new process")
+
+    def shutdown(self):
+        pass
+
+    def submit(self, recipe, folder, base_too):
+        future = Future()
+        self.made.append(folder.rsplit("/", 1)[1])
+        problem = self.wrong.pop(0) if self.wrong else None
+        if isinstance(problem, Exception):
+            future.set_exception(problem)
+        else:
+            loss = {"loss": {"base": 2.0, "final": 1.0}}
+            future.set_result({**({"failed": problem} if problem else loss), "seconds": 7.0})
+        return future
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Makes runs as the command does, and returns what is kept."""
+    monkeypatch.setattr(evidence, "Worker", Pretended)
+    monkeypatch.setattr(evidence, "context_of_workers", lambda: None)
+    monkeypatch.setattr(Pretended, "made", [])
+    monkeypatch.setattr(Pretended, "wrong", [])
+    output = tmp_path / "cells.json"
+
+    def make(*more):
+        folders = [
+            "--model",
+            "builtin:tiny-6m",
+            "--sets",
+            str(tmp_path),
+            "--work",
+            str(tmp_path),
+            "--output",
+            str(output),
+        ]
+        monkeypatch.setattr(sys, "argv", ["evidence.py", *folders, "--table", "again", *more])
+        evidence.main()
+        return json.loads(output.read_text()) if output.exists() else {}
+
+    return make
+
+
+def test_finished_runs_are_kept_and_not_repeated(study):
+    every = study("--workers", "2", "--devices", "0,1")
+    assert every.keys() == {str(cell) for cell in cells.again()} and len(Pretended.made) == 7
+    assert study() == every and len(Pretended.made) == 7
+
+
+def test_what_its_neighbours_on_the_gpu_did_to_a_run_is_no_result(study):
+    Pretended.wrong += [RuntimeError("died"), "OutOfMemoryError: CUDA out of memory", "GoraError: loss is not finite"]
+    every = study("--only", "peft")
+    assert Pretended.made == ["again___code___own___peft___own___1", "a new process", *Pretended.made[:1] * 2]
+    assert every["again | code | own | peft | own | 1"]["failed"] == "GoraError: loss is not finite"
+
+
+def test_no_run_is_begun_that_would_not_be_done_in_time(study):
+    every = study("--minutes", "0.1")
+    assert len(every) == 7  # of the time of which nothing was known: 7 s, as it turned out
+    begun = len(Pretended.made)
+    assert study("--table", "answers", "--minutes", "0.1") == every and len(Pretended.made) == begun
+    assert len(study("--table", "answers", "--minutes", "0.2")) == 14
