@@ -32,7 +32,8 @@ def rates_picture(
     """
     panels = [_panel(grids, *panel, number) for number, panel in enumerate(panels_)]
     legend = []
-    for number, (method, _) in enumerate(_COLOURS.items()):
+    shown = {one.method for one in grids if (one.rows, one.targets, one.steps) in panels_}
+    for number, method in enumerate(method for method in _COLOURS if method in shown):
         x, y = 20 + (number % 5) * 164, 2 * (_HEIGHT + _GAP) + 16 + (number // 5) * 18
         legend.append(f'<path d="M{x},{y - 4} h18" {_stroke(method)}/>')
         legend.append(f'<text x="{x + 24}" y="{y}">{escape(names[method].replace("`", ""))}</text>')
