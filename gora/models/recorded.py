@@ -23,8 +23,8 @@ from gora.runtime.cuda_graphs import recorded_into
 from gora.runtime.out_of_memory import is_out_of_memory
 
 _STEP = 64
-_LENGTHS = 32
-"""A full micro-batch has one of so many lengths, all multiples of 64: 1.6 % of it is filling on average."""
+LENGTHS = 32
+"""A full micro-batch has one of so many lengths at most, all multiples of 64: 1.6 % of it is filling on average."""
 _MOST = 16
 """Recordings that are kept: each holds the output of the blocks, and what the driver needs for its kernels."""
 _WARM_UPS = 2
@@ -87,6 +87,7 @@ class RecordedBlocks:
         sums: of their gradients, float32, one for each; a recording adds to these very tensors.
         tokens: the most tokens of a micro-batch.
         say: is told in a line what is recorded, and why not.
+        lengths: how many a micro-batch may have where rows lie end to end.
     """
 
     def __init__(
@@ -96,9 +97,10 @@ class RecordedBlocks:
         sums: Sequence[Tensor],
         tokens: int,
         say: Callable[[str], None],
+        lengths: int = LENGTHS,
     ) -> None:
         self._body, self._parameters, self._sums, self._say = body, list(parameters), list(sums), say
-        self._step = max(_STEP, tokens // _LENGTHS // _STEP * _STEP)
+        self._step = max(_STEP, tokens // lengths // _STEP * _STEP)
         self._recorded: dict[Shape, Recording] = {}
         self._seen: set[Shape] = set()
         self._pool: Any = None
@@ -147,7 +149,8 @@ class RecordedBlocks:
         tokens = ids.shape[1]
         whole = -(-tokens // self._step) * self._step
         missing = whole - tokens
-        longest = max(*lengths, missing)
+        # Of the filling, what it may be: how much of it there is would ask for another recording.
+        longest = max(*lengths, self._step)
         shape = Shape(whole, 1 << len(lengths).bit_length(), 1 << (longest - 1).bit_length())
         ends = torch.tensor([0, *lengths, missing], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         bounds = pad(ends, (0, shape.rows + 1 - len(ends)), value=whole).to(ids.device, non_blocking=True)

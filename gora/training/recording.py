@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from gora.models.recorded import RecordedBlocks
+from gora.models.recorded import LENGTHS, RecordedBlocks
 from gora.models.rows_apart import keeps_apart
 from gora.models.supervised_head import has_supervised_head, with_blocks
 from gora.recipe.derived import recomputes_activations
@@ -20,9 +20,13 @@ from gora.runtime.console import output
 from gora.runtime.world import World
 from gora.training.layout import StepLayout
 
+_PASSES = 16
+"""Micro-batches of a run for each length: recording one takes as long as a few of them."""
+_FEWEST = 4
+
 
 def recorded_steps(
-    model: PreTrainedModel | PeftModel, context: RunContext, layout: StepLayout, *, lean: bool
+    model: PreTrainedModel | PeftModel, context: RunContext, layout: StepLayout, *, steps: int, lean: bool
 ) -> RecordedSteps | None:
     """Recorded steps for a run, where its passes can be recorded: None elsewhere.
 
@@ -30,6 +34,7 @@ def recorded_steps(
         model: with its adapter, before an engine wraps it.
         context: the run.
         layout: of the rows of a step.
+        steps: of the run, which says how many lengths are worth recording.
         lean: whether the model is run without autocast.
     """
     base: nn.Module = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -45,9 +50,10 @@ def recorded_steps(
     if draws or not all(id(value) in within for value in trained):
         return None
     # DeepSpeed sums gradients over processes itself.
-    return RecordedSteps(
-        base, trained, layout.size * layout.longest, context.world if engine.kind == "ddp" else World()
-    )
+    world = context.world if engine.kind == "ddp" else World()
+    passes = steps * train.batch_size // (layout.size * context.world.size)
+    lengths = max(_FEWEST, min(LENGTHS, passes // _PASSES))
+    return RecordedSteps(base, trained, layout.size * layout.longest, world, lengths)
 
 
 class RecordedSteps:
@@ -58,15 +64,18 @@ class RecordedSteps:
         trained: its parameters that are trained.
         tokens: the most of a micro-batch.
         world: the processes whose gradients are to be averaged here.
+        lengths: how many a micro-batch may have where rows lie end to end.
     """
 
-    def __init__(self, model: nn.Module, trained: list[nn.Parameter], tokens: int, world: World) -> None:
+    def __init__(
+        self, model: nn.Module, trained: list[nn.Parameter], tokens: int, world: World, lengths: int = LENGTHS
+    ) -> None:
         self._model, self._trained, self._world = model, trained, world
         self._flat = torch.zeros(sum(value.numel() for value in trained), device=trained[0].device)
         parts = self._flat.split([value.numel() for value in trained])
         self._sums = [part.view_as(value) for part, value in zip(parts, trained, strict=True)]
         body: Any = model.base_model
-        self._blocks = RecordedBlocks(body, trained, self._sums, tokens, output.log)
+        self._blocks = RecordedBlocks(body, trained, self._sums, tokens, output.log, lengths)
 
     @contextmanager
     def step(self) -> Iterator[None]:

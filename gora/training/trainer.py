@@ -125,7 +125,7 @@ class GoraTrainer(CheckpointTrainer):
             recompute_activations(model, True)
         if recipe.train.kernels == "compile":
             compile_blocks(model)
-        self._recorded = recorded_steps(model, context, layout, lean=self._lean)
+        self._recorded = recorded_steps(model, context, layout, steps=steps, lean=self._lean)
         self.fitting = FittingSteps(
             layout.size, context.device, forget=self._forget, remake=self._in_micro_batches_of, halved=halved
         )

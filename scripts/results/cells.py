@@ -1,15 +1,18 @@
-"""What the evidence runs, in order of value: every cell of its three tables, as far as earlier results settle it.
+"""What the evidence runs, in order of value: every cell of its tables, as far as earlier results settle it.
 
 - `tools`: the documented settings of five tools against `preset: auto`, on all sets.
 - `fair`: every method with the same trained parameters at its own learning rate, which is looked for on seed 0 among at
-  most five rates that lie a factor of 2 apart, on rows that no table is made of; other seeds follow at the best rate.
-- `paper`: rank 8 on attention at one rate for all, GoRA at 8, 32 and 128.
+  most four rates that lie a factor of 2 apart, on rows that no table is made of; other seeds follow at the best rate.
+- `paper`: rank 8 on attention at one rate for all, GoRA at 8, 32 and 128, and with other bounds, first steps and
+  importances of ranks.
+- `again`: runs that were made on another machine before, on the rows of then.
+- `answers`: questions of GSM8K, answered by what the tools' settings and the preset's make of it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Settings = dict[str, Any]
@@ -18,41 +21,64 @@ Found = Mapping[str, Run]
 """What came of each cell, by its name."""
 
 SEEDS = (1, 2, 3)
-SEARCH_SEED, MOST_RATES = 0, 5
+SEARCH_SEED, MOST_RATES = 0, 4
 GRID = tuple(2.5e-5 * 2**step for step in range(13))
 SEARCHED = ("math", "code", "instruction", "sst2")
 NEAREST = {"commonsense": "instruction", **dict.fromkeys(("cola", "mrpc", "qnli", "mnli", "rte"), "sst2")}
 """Sets whose rates are not looked for, and the one whose rates they take over."""
 ALL = (*SEARCHED, *NEAREST)
-PAPER_RATE = 5e-5
+DECIDED = (*SEARCHED, "commonsense")
+"""Sets that had a part in what `preset: auto` says, or in how it finds a rate; the others are kept to judge it."""
+KEPT = tuple(rows for rows in ALL if rows not in DECIDED)
+TABLES = ("tools", "fair", "paper", "again", "answers")
+COMMON_RATE = 2e-4
+"""The one rate of `paper`: four times the paper's, whose runs have 15 times as many steps."""
 AUTO = "preset: auto"
 AUTO_LORA = "preset: auto, lora"
+AGAIN = ("code",)
+"""Sets of which `again` is."""
 TOOLS = ("peft", "llama-factory", "axolotl", "unsloth", "trl")
 
 _PASS: Settings = {"gora.steps": 16, "gora.micro_batch_size": 16}
 _PRESET: Settings = {"preset": "auto"}
 METHODS: dict[str, Settings] = {
-    "full": {"adapter.method": "full"},
     "lora": {"adapter.method": "lora"},
+    "gora auto": {"adapter.method": "gora", **_PRESET},
+    "gora paper": {"adapter.method": "gora", **_PASS},
     "rslora": {"adapter.method": "rslora"},
-    "dora": {"adapter.method": "dora"},
     "lora+": {"adapter.method": "lora+"},
+    "lora-one": {"adapter.method": "lora-one", **_PASS},
+    "lora-ga": {"adapter.method": "lora-ga", **_PASS},
     "pissa": {"adapter.method": "pissa"},
+    "dora": {"adapter.method": "dora"},
+    "full": {"adapter.method": "full"},
+    "eva": {"adapter.method": "eva", **_PASS},
     "olora": {"adapter.method": "olora"},
     "adalora": {"adapter.method": "adalora"},
     "lora-pro": {"adapter.method": "lora-pro"},
-    "lora-ga": {"adapter.method": "lora-ga", **_PASS},
-    "lora-one": {"adapter.method": "lora-one", **_PASS},
-    "eva": {"adapter.method": "eva", **_PASS},
-    "gora paper": {"adapter.method": "gora", **_PASS},
-    "gora auto": {"adapter.method": "gora", **_PRESET},
 }
 """Of the table `fair`; `gora auto` has what `preset: auto` says but the rate, which is looked for like the others'."""
+LATER = ("eva", "olora", "adalora", "lora-pro")
+"""Methods that come after the others."""
 PAPER_METHODS: dict[str, Settings] = {
-    **{name: METHODS[name] for name in METHODS if name not in ("lora-one", "eva", "gora auto")},
+    **{name: METHODS[name] for name in METHODS if name not in ("lora-one", "eva", "lora-pro", "gora auto")},
     "gora paper r32": {**METHODS["gora paper"], "adapter.rank": 32, "gora.gamma": 0.01},
     "gora paper r128": {**METHODS["gora paper"], "adapter.rank": 128, "gora.gamma": 0.005},
 }
+ABLATIONS: dict[str, Settings] = {
+    name: {**METHODS["gora paper"], **more}
+    for name, more in {
+        "gora 8 to 8": {"gora.rank_min": 8, "gora.rank_max": 8},
+        "gora 6 to 15": {"gora.rank_min": 6, "gora.rank_max": 15},
+        "gora 0 and up": {"gora.rank_min": 0, "gora.rank_max": "unbounded"},
+        "gora gamma 0.08": {"gora.gamma": 0.08},
+        "gora gamma 0.03": {"gora.gamma": 0.03},
+        "gora gamma 0": {"gora.gamma": 0.0},
+        "gora nuclear W*G": {"gora.importance": "nuclear-product"},
+        "gora nuclear G": {"gora.importance": "nuclear-gradient"},
+    }.items()
+}
+"""Of the paper's Tables 5 and 6, beside `gora paper`, which has 4 to 32, 0.05 and the mean of |W * G|."""
 TARGETS: dict[str, Settings] = {
     "attention": {"adapter.targets": "attention", "adapter.rank": 8},
     "all-linear": {
@@ -62,11 +88,11 @@ TARGETS: dict[str, Settings] = {
     },
 }
 _CENTRE = {
-    "full": 4e-4, "lora": 3.2e-3, "rslora": 1.6e-3, "dora": 3.2e-3, "lora+": 4e-4, "pissa": 8e-4, "olora": 8e-4,
+    "full": 4e-4, "lora": 3.2e-3, "rslora": 3.2e-3, "dora": 6.4e-3, "lora+": 8e-4, "pissa": 8e-4, "olora": 8e-4,
     "adalora": 1.28e-2, "lora-pro": 3.2e-3, "lora-ga": 4e-4, "lora-one": 3.2e-3, "eva": 3.2e-3, "gora paper": 4e-4,
-    "gora auto": 1.6e-3,
+    "gora auto": 3.2e-3,
 }  # fmt: skip
-"""Where the search of a method begins, on math."""
+"""Where the search of a method begins on math and all linear layers; elsewhere half of that, in attention twice."""
 
 
 class Cell(NamedTuple):
@@ -90,7 +116,7 @@ class Cell(NamedTuple):
         return self.table == "fair" and self.seed == SEARCH_SEED
 
 
-def plan(found: Found, tables: Sequence[str] = ("tools", "fair", "paper")) -> Iterator[Cell]:
+def plan(found: Found, tables: Sequence[str] = TABLES) -> Iterator[Cell]:
     """The cells that can be run or have been, the most valuable ones first."""
     for cell in _all(found):
         if cell.table in tables:
@@ -98,57 +124,84 @@ def plan(found: Found, tables: Sequence[str] = ("tools", "fair", "paper")) -> It
 
 
 def _all(found: Found) -> Iterator[Cell]:
-    yield from _tools(ALL, 1)
-    yield from _fair(found, ("math",), "all-linear", SEEDS)
-    yield from _search(found, ("code", "sst2", "instruction"), "all-linear")
-    yield from _fair(found, ("code", "sst2", "instruction"), "all-linear", (1,))
+    first, later = tuple(method for method in METHODS if method not in LATER), LATER
+    yield from _tools(SEARCHED, 1)
+    yield from _fair(found, ("math",), first, 1)
+    yield from _tools(tuple(NEAREST), 1)
+    yield from _fair(found, ("code",), first, 1)
     yield from _paper(("math", "code"), 1)
-    yield from _fair(found, tuple(NEAREST), "all-linear", (1,))
+    yield from _fair(found, ("sst2", "instruction"), first, 1)
+    yield from _fair(found, ("math", "code"), first, 2)
+    yield from _fair(found, tuple(NEAREST), first, 1)
+    yield from again()
+    yield from _fair(found, ("math", "code"), first, 3)
+    yield from _fair(found, ("math",), later, 1)
     yield from _tools(SEARCHED, 2)
-    yield from _fair(found, ("math",), "attention", (1,))
-    yield from _fair(found, ("code", "sst2", "instruction"), "all-linear", (2,))
+    yield from _ablations(("math", "code"), 1)
+    yield from _fair(found, ("sst2", "instruction"), first, 2)
+    yield from _fair(found, ("math",), METHODS, 1, "attention")
     yield from _tools(SEARCHED, 3)
+    yield from _fair(found, ("sst2", "instruction"), first, 3)
     yield from _paper(("math", "code"), 2)
-    yield from _fair(found, ("code", "sst2", "instruction"), "all-linear", (3,))
-    yield from _fair(found, ("math",), "attention", (2, 3))
-    yield from _paper(("math", "code"), 3)
+    yield from _fair(found, tuple(NEAREST), first, 2)
     yield from _tools(tuple(NEAREST), 2)
-    yield from _fair(found, tuple(NEAREST), "all-linear", (2,))
+    for seed in (2, 3):
+        yield from _fair(found, ("math",), later, seed)
+    yield from _paper(("math", "code"), 3)
+    yield from _fair(found, ("code", "sst2", "instruction"), later, 1)
+    for seed in (2, 3):
+        yield from _fair(found, ("math",), METHODS, seed, "attention")
+        yield from _ablations(("math", "code"), seed)
     yield from _tools(tuple(NEAREST), 3)
-    yield from _fair(found, ("code", "sst2", "instruction"), "attention", (1,))
-    yield from _paper(("instruction",), 1)
+    yield from _fair(found, tuple(NEAREST), METHODS, 3)
+    yield from _fair(found, ("code",), METHODS, 1, "attention")
+    for name in (AUTO, AUTO_LORA, *TOOLS):
+        yield Cell("answers", "math", "own", name, _rate_of(name), 1)
+
+
+def _rate_of(name: str) -> str:
+    return "auto" if name in (AUTO, AUTO_LORA) else "own"
 
 
 def _tools(sets: Sequence[str], seed: int) -> Iterator[Cell]:
     for rows in sets:
         for name in (AUTO, *TOOLS, AUTO_LORA):
-            yield Cell("tools", rows, "own", name, "auto" if name in (AUTO, AUTO_LORA) else "own", seed)
+            yield Cell("tools", rows, "own", name, _rate_of(name), seed)
+
+
+def again() -> Iterator[Cell]:
+    """What was run on another machine before."""
+    for rows in AGAIN:
+        for name in (AUTO, AUTO_LORA, *TOOLS):
+            yield Cell("again", rows, "own", name, _rate_of(name), 1)
 
 
 def _paper(sets: Sequence[str], seed: int) -> Iterator[Cell]:
     for rows in sets:
         for method in PAPER_METHODS:
-            yield Cell("paper", rows, "attention", method, PAPER_RATE, seed)
+            yield Cell("paper", rows, "attention", method, COMMON_RATE, seed)
 
 
-def _search(found: Found, sets: Sequence[str], targets: str) -> Iterator[Cell]:
+def _ablations(sets: Sequence[str], seed: int) -> Iterator[Cell]:
     for rows in sets:
-        for method in METHODS:
-            for rate in _tried(found, rows, targets, method):
-                yield Cell("fair", rows, targets, method, rate, SEARCH_SEED)
+        for method in ABLATIONS:
+            yield Cell("paper", rows, "attention", method, COMMON_RATE, seed)
 
 
-def _fair(found: Found, sets: Sequence[str], targets: str, seeds: Sequence[int]) -> Iterator[Cell]:
-    """The search first; then other seeds of the preset, and of those methods whose search is over."""
-    yield from _search(found, [rows for rows in sets if rows in SEARCHED], targets)
-    for seed in seeds:
-        for rows in sets:
-            if targets == "all-linear":
-                yield Cell("tools", rows, "own", AUTO, "auto", seed)
-            for method in METHODS:
-                rate = best_rate(found, NEAREST.get(rows, rows), targets, method)
-                if rate is not None:
-                    yield Cell("fair", rows, targets, method, rate, seed)
+def _fair(
+    found: Found, sets: Sequence[str], methods: Iterable[str], seed: int, targets: str = "all-linear"
+) -> Iterator[Cell]:
+    """Searches that are not over, and the seed of methods whose search is; the preset's beside them."""
+    for rows in sets:
+        if targets == "all-linear":
+            yield Cell("tools", rows, "own", AUTO, "auto", seed)
+        for method in methods:
+            if rows in SEARCHED:
+                for rate in _tried(found, rows, targets, method):
+                    yield Cell("fair", rows, targets, method, rate, SEARCH_SEED)
+            rate = best_rate(found, NEAREST.get(rows, rows), targets, method)
+            if rate is not None:
+                yield Cell("fair", rows, targets, method, rate, seed)
 
 
 def losses_of_search(found: Found, rows: str, targets: str, method: str) -> dict[float, float]:
@@ -164,24 +217,19 @@ def losses_of_search(found: Found, rows: str, targets: str, method: str) -> dict
 def _tried(found: Found, rows: str, targets: str, method: str) -> list[float]:
     """Rates that have been tried, or are to be tried now."""
     losses = losses_of_search(found, rows, targets, method)
-    tried = {_at(_start(found, rows, targets, method) + step) for step in (0, -1, 1)}
+    start = _start(rows, targets, method)
+    tried = {_at(start + step) for step in (0, -1, 1)}
     while tried <= losses.keys() and len(tried) < MOST_RATES:
         best = GRID.index(min(tried, key=losses.__getitem__))
         further = {_at(best - 1), _at(best + 1)} - tried
         if not further:
             break
         tried |= further
-    return sorted(tried, key=lambda rate: abs(math.log(rate / GRID[_start(found, rows, targets, method)])))
+    return sorted(tried, key=lambda rate: abs(math.log(rate / GRID[start])))
 
 
-def _start(found: Found, rows: str, targets: str, method: str) -> int:
-    """Where a search begins: at the best rate of the same method on math, or on all linear layers, if that is known."""
-    known = None
-    if rows != "math":
-        known = best_rate(found, "math", targets, method)
-    if known is None and targets != "all-linear":
-        known = best_rate(found, rows, "all-linear", method)
-    wanted = known or _CENTRE[method]
+def _start(rows: str, targets: str, method: str) -> int:
+    wanted = _CENTRE[method] * (1 if rows == "math" else 0.5) * (2 if targets == "attention" else 1)
     return min(range(1, len(GRID) - 1), key=lambda place: abs(math.log(GRID[place] / wanted)))
 
 

@@ -6,9 +6,10 @@
     python scripts/results/evidence.py ... --table paper
     python scripts/results/page.py
 
-Without `--table` all three are run together, the most valuable cells first (`cells.py`). Runs are made by gora's own
+Without `--table` all are run together, the most valuable cells first (`cells.py`). Runs are made by gora's own
 stages, several at a time on each GPU, each worker process one after another. Finished runs are kept in OUTPUT and not
-repeated, so that it can be stopped at any time (`--minutes` does so) and started again; what was not run stays empty.
+repeated, so that it can be stopped at any time and started again; what was not run stays empty. With `--minutes` no run
+is begun that would not be done by then, as far as runs of the same kind tell.
 """
 
 from __future__ import annotations
@@ -21,23 +22,35 @@ import platform
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from itertools import islice
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
 import yaml
-from cells import AUTO, AUTO_LORA, METHODS, PAPER_METHODS, TARGETS, TOOLS, Cell, Run, plan
+from cells import ABLATIONS, AUTO, AUTO_LORA, METHODS, PAPER_METHODS, TABLES, TARGETS, TOOLS, Cell, Run, plan
 from sets import SETS
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "defaults"
-EVALUATED, TRIES = 64, 3
+EVALUATED, ASKED_AT_A_TIME, TRIES = 64, 64, 3
+POLL = 5.0
+PRELOADED = [
+    "gora.stages.run",
+    "gora.stages.evaluate",
+    "gora.methods",
+    "gora.training.loop",
+    "peft",
+    "transformers.models.llama",
+]
+"""What a run imports; no GPU is begun with."""
+SETTINGS = METHODS | PAPER_METHODS | ABLATIONS
 
 
 def recipe_of(cell: Cell, model: str, sets: Path, steps: int | None = None) -> dict[str, Any]:
     """The recipe of a cell, but for its folder."""
-    one, folder = SETS[cell.rows], sets / cell.rows
+    one, folder = SETS[cell.rows], sets / ("first" if cell.table == "again" else "") / cell.rows
     recipe: dict[str, Any] = {
         "preset": "paper",
         "seed": cell.seed,
@@ -52,12 +65,18 @@ def recipe_of(cell: Cell, model: str, sets: Path, steps: int | None = None) -> d
         "adapter": {},
         "gora": {},
         "train": {"kernels": "fused", "save_minutes": None, "log_steps": 25},
-        "evaluation": {"micro_batch_size": EVALUATED, "batch_size": 64, "tasks": tasks_of(cell, sets)},
+        "evaluation": {
+            "micro_batch_size": EVALUATED,
+            "batch_size": ASKED_AT_A_TIME,
+            "tasks": tasks_of(cell, sets),
+        },
     }
     if cell.method in TOOLS:
         written = yaml.safe_load((RECIPES / f"{cell.method}.yaml").read_text(encoding="utf-8"))
         recipe["adapter"] |= written["adapter"]
         recipe["train"] |= written["train"]
+        # A step is the same in one micro-batch.
+        recipe["train"]["micro_batch_size"] = written["train"]["batch_size"]
     elif cell.method in (AUTO, AUTO_LORA):
         recipe |= {"preset": "auto", "adapter": {"method": "lora" if cell.method == AUTO_LORA else "gora"}}
         recipe["train"]["micro_batch_size"] = 16
@@ -67,7 +86,7 @@ def recipe_of(cell: Cell, model: str, sets: Path, steps: int | None = None) -> d
             "train.batch_size": 16,
             "train.micro_batch_size": 16,
             "train.learning_rate": cell.rate,
-            **(PAPER_METHODS if cell.table == "paper" else METHODS)[cell.method],
+            **SETTINGS[cell.method],
         }
         if cell.method == "full":
             del settings["adapter.rank"]
@@ -81,20 +100,20 @@ def recipe_of(cell: Cell, model: str, sets: Path, steps: int | None = None) -> d
 
 
 def tasks_of(cell: Cell, sets: Path) -> list[dict[str, Any]]:
-    """What a run closes with; answers of hundreds of tokens are asked of few runs only."""
+    """What a run closes with: choices where a set has them; answers of many tokens are asked of few runs only."""
     one = SETS[cell.rows]
-    if one.task is None or cell.searches or (one.task == "gsm8k" and (cell.table != "tools" or cell.seed != 1)):
+    asked = "gsm8k" if cell.table == "answers" else "choice"
+    if one.task != asked or cell.searches or cell.table not in ("tools", "fair", "answers"):
         return []
-    more: dict[str, Any] = {"max_new_tokens": 256} if one.task == "gsm8k" else {"columns": one.columns}
+    more: dict[str, Any] = {"max_new_tokens": 200} if asked == "gsm8k" else {"columns": one.columns}
     return [
         {"name": one.task, "label": name, "path": str(sets / cell.rows / f"{name}.jsonl"), **more}
         for name in one.sources
     ]
 
 
-def start(devices: Any, muted: bool) -> None:
+def start(device: str, muted: bool) -> None:
     """Give a worker its GPU, before it knows of any."""
-    device = devices.get()
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -110,11 +129,14 @@ def run_one(recipe: dict[str, Any], folder: str, base_too: bool) -> Run:
     path = Path(f"{folder}.yaml")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump({**recipe, "output": folder}))
+    from gora.runtime.out_of_memory import release_memory
+
     try:
         found = _results(path, Path(folder), base_too)
     except Exception as error:  # a rate at which training falls apart, for one
         found = {"failed": f"{type(error).__name__}: {error}"[:400]}
     shutil.rmtree(folder, ignore_errors=True)
+    release_memory()
     return {**found, "seconds": round(time.monotonic() - begin, 1), "device": _device()}
 
 
@@ -136,10 +158,21 @@ def _results(path: Path, folder: Path, base_too: bool) -> Run:
         "rate": used["train"]["learning_rate"],
         "rank": used["adapter"].get("rank"),
         "versions": written.get("versions"),
+        **_decided(folder),
         "tasks": {
             task: {side: _task(one) for side, one in sides.items()} for task, sides in written.get("tasks", {}).items()
         },
     }
+
+
+def _decided(folder: Path) -> dict[str, str]:
+    """What a rate rests on that gora has found."""
+    from gora.runs.decisions import RATE
+    from gora.runs.folder import RunFolder
+
+    path = RunFolder(folder).decisions
+    decisions = json.loads(path.read_text()) if path.exists() else {}
+    return {"why": decisions[RATE]["why"]} if RATE in decisions else {}
 
 
 def _task(one: dict[str, Any]) -> dict[str, Any]:
@@ -147,7 +180,6 @@ def _task(one: dict[str, Any]) -> dict[str, Any]:
     rows = [json.loads(line) for line in Path(one["rows"]).read_text(encoding="utf-8").splitlines()]
     found = {"metrics": one["metrics"], "right": "".join(str(int(row["correct"])) for row in rows)}
     if "correct_norm" in rows[0]:
-        found["right_norm"] = "".join(str(int(row["correct_norm"])) for row in rows)
         most = max(Counter(row["label"] for row in rows).values())
         # What whoever guesses, or always says the same, would reach.
         found["chance"] = max(most, sum(1 / len(row["choices"]) for row in rows)) / len(rows)
@@ -168,64 +200,127 @@ def main() -> None:
     parser.add_argument("--sets", type=Path, required=True, help="what sets.py made")
     parser.add_argument("--work", type=Path, required=True, help="for runs, which are deleted when they are finished")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--table", action="append", choices=("tools", "fair", "paper"), help="may be repeated")
+    parser.add_argument("--table", action="append", choices=TABLES, help="may be repeated")
     parser.add_argument("--only", help="cells whose names hold this")
     parser.add_argument("--workers", type=int, default=1, help="on each device")
-    parser.add_argument("--devices", default="", help="numbers of GPUs, with commas between")
-    parser.add_argument("--minutes", type=float, default=1e6, help="begin no run after so many")
+    parser.add_argument(
+        "--devices",
+        default="",
+        help="numbers of GPUs, with commas between; or a file with them, to which more may be added while runs go on",
+    )
+    parser.add_argument("--minutes", type=float, default=1e6, help="end by then")
     parser.add_argument("--steps", type=int, help="instead of one epoch, to try it out")
     parser.add_argument("--first-of-each", action="store_true", help="one cell of each kind, to try it out")
     parser.add_argument("--loud", action="store_true", help="print what the runs print")
     given = parser.parse_args()
     found: dict[str, Run] = json.loads(given.output.read_text()) if given.output.exists() else {}
     end = time.monotonic() + 60 * given.minutes
-    numbers = given.devices.split(",")
-    most = given.workers * len(numbers)
-    context = multiprocessing.get_context("spawn")
-    devices = context.Queue()
-    for number in numbers * given.workers:
-        devices.put(number)
-    waiting: dict[Future[Run], Cell] = {}
+    context, workers = context_of_workers(), list[Worker]()
+    running: dict[Future[Run], tuple[Cell, Worker]] = {}
     tried: set[tuple[str, str, str]] = set()
-    again: dict[str, int] = {}
+    times: Counter[str] = Counter()
 
     def ready() -> Iterator[Cell]:
         """Cells to begin with now, each once."""
-        begun = {str(cell) for cell in waiting.values()} | found.keys()
-        for cell in plan(found, given.table or ("tools", "fair", "paper")):
+        begun, seconds = {str(cell) for cell, _ in running.values()} | found.keys(), longest(found)
+        for cell in plan(found, given.table or TABLES):
             kind = (cell.table, cell.targets, cell.method)
             if str(cell) in begun or (given.only is not None and given.only not in str(cell)):
                 continue
-            if not (given.first_of_each and kind in tried):
-                begun.add(str(cell))
-                tried.add(kind)
-                yield cell
+            if time.monotonic() + seconds.get(cell.method, 0.0) > end or (given.first_of_each and kind in tried):
+                continue
+            begun.add(str(cell))
+            tried.add(kind)
+            yield cell
 
-    with ProcessPoolExecutor(most, context, initializer=start, initargs=(devices, not given.loud)) as pool:
+    def fill() -> None:
+        for device in devices_of(given.devices)[len(workers) // given.workers :]:
+            workers.extend(Worker(device, not given.loud, context) for _ in range(given.workers))
+        busy = [worker for _, worker in running.values()]
+        free = [worker for worker in workers if worker not in busy]
+        for cell, worker in zip(islice(ready(), len(free)), free, strict=False):
+            recipe = recipe_of(cell, given.model, given.sets, given.steps)
+            folder = given.work / "".join(letter if letter.isalnum() else "_" for letter in str(cell))
+            base_too = cell.method == AUTO and cell.seed == 1
+            running[worker.submit(recipe, str(folder), base_too)] = cell, worker
 
-        def fill() -> None:
-            if time.monotonic() >= end:
-                return
-            for cell in islice(ready(), most - len(waiting)):
-                recipe = recipe_of(cell, given.model, given.sets, given.steps)
-                folder = given.work / "".join(letter if letter.isalnum() else "_" for letter in str(cell))
-                base_too = cell.table == "tools" and cell.method == AUTO and cell.seed == 1
-                waiting[pool.submit(run_one, recipe, str(folder), base_too)] = cell
-
-        fill()
-        while waiting:
-            finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                cell, result = waiting.pop(future), future.result()
-                again[str(cell)] = again.get(str(cell), 0) + 1
-                if "memory" in result.get("failed", "").lower() and again[str(cell)] < TRIES:
-                    # Its neighbours on the GPU took it: that says nothing of the method.
-                    continue
-                found[str(cell)] = result
-                text = result.get("failed") or f"{result['loss']['final']:.4f} ({result['loss']['base']:.4f})"
-                print(f"{cell}: {text} {result['seconds']:.0f} s", flush=True)
+    fill()
+    while running:
+        finished, _ = wait(running, timeout=POLL, return_when=FIRST_COMPLETED)
+        for future in finished:
+            cell, worker = running.pop(future)
+            broken = future.exception()
+            result = {"failed": f"the process ended: {broken}", "seconds": 0.0} if broken else future.result()
+            times[str(cell)] += 1
+            failed = result.get("failed", "")
+            if broken or "CUDA error" in failed:
+                worker.begin()
+            if (broken or "CUDA" in failed or "memory" in failed.lower()) and times[str(cell)] < TRIES:
+                # Its neighbours on the GPU may have taken the memory: that says nothing of the method.
+                print(f"{cell}: again, {failed[:200]}", flush=True)
+                continue
+            found[str(cell)] = result
+            text = failed or f"{result['loss']['final']:.4f} ({result['loss']['base']:.4f})"
+            print(f"{cell}: {text} {result['seconds']:.0f} s", flush=True)
+        if finished:
             _keep(given.output, found)
-            fill()
+        fill()
+    for worker in workers:
+        worker.pool.shutdown()
+
+
+def context_of_workers() -> BaseContext:
+    """Starts processes that share what one of them has imported, which takes each of many a minute otherwise."""
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # else asking for a GPU would keep forked processes from it
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(1, context) as pool:
+        return multiprocessing.get_context("spawn") if pool.submit(cannot_fork).result() else context
+
+
+def cannot_fork() -> bool:
+    """Whether a GPU was begun with before this process was forked."""
+    import torch
+
+    return bool(torch.cuda._is_in_bad_fork())
+
+
+def devices_of(told: str) -> list[str]:
+    """The numbers of GPUs that are given, or are in a file by now."""
+    path = Path(told)
+    text = path.read_text() if told and path.is_file() else told
+    return text.replace("\n", ",").strip(",").split(",")
+
+
+class Worker:
+    """A process that makes one run after the other.
+
+    Args:
+        device: the number of its GPU, or nothing.
+        muted: whether it prints nothing of its runs.
+        context: starts processes.
+    """
+
+    def __init__(self, device: str, muted: bool, context: BaseContext) -> None:
+        self._device, self._muted, self._context = device, muted, context
+        self.begin()
+
+    def begin(self) -> None:
+        """A new process, in the place of one that has come to harm."""
+        self.pool = ProcessPoolExecutor(1, self._context, initializer=start, initargs=(self._device, self._muted))
+
+    def submit(self, recipe: dict[str, Any], folder: str, base_too: bool) -> Future[Run]:
+        """See `run_one`."""
+        return self.pool.submit(run_one, recipe, folder, base_too)
+
+
+def longest(found: Mapping[str, Run]) -> dict[str, float]:
+    """Seconds of the longest run so far, by method."""
+    seconds: dict[str, float] = {}
+    for name, run in found.items():
+        method = name.split(" | ")[3]
+        seconds[method] = max(run["seconds"], seconds.get(method, 0.0))
+    return seconds
 
 
 def _keep(path: Path, found: dict[str, Run]) -> None:

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from grids import Grid, Search
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 400, 230, 56, 30, 14
-_PANELS = (
-    ("math", "attention", 220),
-    ("code", "attention", 220),
-    ("math", "all-linear", 150),
-    ("code", "all-linear", 150),
-)
 _COLOURS = {
     "full": "#555555", "lora": "#000000", "rslora": "#17becf", "dora": "#8c564b", "lora+": "#2ca02c",
     "pissa": "#9467bd", "lora-ga": "#e377c2", "lora-one": "#1f77b4", "gora paper": "#ff7f0e", "gora auto": "#d62728",
+    "eva": "#bcbd22", "olora": "#aec7e8", "adalora": "#98df8a", "lora-pro": "#c49c94",
 }  # fmt: skip
 _STRONG = ("lora", "gora paper", "gora auto")
 _SHOWN = 0.2
@@ -25,15 +20,24 @@ _SHOWN = 0.2
 _RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 
-def rates_picture(grids: Mapping[Search, Grid], names: Mapping[str, str]) -> str:
-    """Four panels and a legend."""
-    panels = [_panel(grids, *panel, number) for number, panel in enumerate(_PANELS)]
+def rates_picture(
+    grids: Mapping[Search, Grid], panels_: Sequence[tuple[str, str, int]], names: Mapping[str, str]
+) -> str:
+    """Panels and a legend.
+
+    Args:
+        grids: losses by rate.
+        panels_: four of set, layers and steps.
+        names: of methods.
+    """
+    panels = [_panel(grids, *panel, number) for number, panel in enumerate(panels_)]
     legend = []
-    for number, (method, _) in enumerate(_COLOURS.items()):
+    shown = {one.method for one in grids if (one.rows, one.targets, one.steps) in panels_}
+    for number, method in enumerate(method for method in _COLOURS if method in shown):
         x, y = 20 + (number % 5) * 164, 2 * (_HEIGHT + _GAP) + 16 + (number // 5) * 18
         legend.append(f'<path d="M{x},{y - 4} h18" {_stroke(method)}/>')
         legend.append(f'<text x="{x + 24}" y="{y}">{escape(names[method].replace("`", ""))}</text>')
-    size = f'viewBox="0 0 {2 * (_WIDTH + _GAP)} {2 * (_HEIGHT + _GAP) + 48}"'
+    size = f'viewBox="0 0 {2 * (_WIDTH + _GAP)} {2 * (_HEIGHT + _GAP) + 66}"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">'
         f'<rect width="100%" height="100%" fill="#ffffff"/>{"".join(panels + legend)}</svg>\n'

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import ALL, AUTO, METHODS, NEAREST, PAPER_RATE, SEEDS, Cell, Found, best_rate
+from cells import ALL, AUTO, COMMON_RATE, METHODS, NEAREST, SEEDS, TOOLS, Cell, Found, best_rate
 from scipy import stats
 
-RAW = Path(__file__).parents[2] / "docs" / "data" / "evidence.json"
+DATA = Path(__file__).parents[2] / "docs" / "data"
+RAW, FIRST = DATA / "evidence.json", DATA / "evidence-first.json"
+"""The runs of the page, and those that another machine made before."""
 Seeded = dict[int, float]
 DRAWS = 2000
 
@@ -38,8 +40,8 @@ def fair_cells(found: Found, rows: str, targets: str, method: str) -> list[Cell]
 
 
 def paper_cells(rows: str, method: str) -> list[Cell]:
-    """All seeds of a method at the paper's rate."""
-    return [Cell("paper", rows, "attention", method, PAPER_RATE, seed) for seed in SEEDS]
+    """All seeds of a method at the one rate for all."""
+    return [Cell("paper", rows, "attention", method, COMMON_RATE, seed) for seed in SEEDS]
 
 
 def losses(found: Found, cells: Iterable[Cell]) -> Seeded:
@@ -83,15 +85,42 @@ class Noise:
         return quantile * self.deviation * math.sqrt(2 / self.seeds)
 
 
+def complete(table: Mapping[str, Seeded]) -> dict[str, Seeded]:
+    """As many seeds as two of three methods have, of the methods that have them."""
+    for count in range(len(SEEDS), 0, -1):
+        seeds = SEEDS[:count]
+        having = {method: values for method, values in table.items() if set(seeds) <= values.keys()}
+        if having and len(having) >= 2 / 3 * len(table):
+            return {method: {seed: values[seed] for seed in seeds} for method, values in having.items()}
+    return {}
+
+
+def levels(table: Mapping[str, Seeded]) -> dict[str, float]:
+    """Means over seeds; of a method with fewer seeds than the others, on the level of those, so that none is better for
+    an easy seed."""
+    whole = complete(table)
+    if not whole:
+        return {}
+    seeds = list(next(iter(whole.values())))
+    typical = {seed: statistics.fmean(values[seed] for values in whole.values()) for seed in seeds}
+    level = statistics.fmean(typical.values())
+    return {
+        method: level + statistics.fmean(values[seed] - typical[seed] for seed in seeds if seed in values)
+        for method, values in table.items()
+        if typical.keys() & values.keys()
+    }
+
+
 def noise(table: Mapping[str, Seeded]) -> Noise | None:
-    """What is left of losses without each method's and each seed's mean, over the methods that have all seeds."""
-    complete = [values for values in table.values() if len(values) == len(SEEDS)]
-    if len(complete) < 3:
+    """What is left of losses without each method's and each seed's mean; None with one seed or fewer than 3 methods."""
+    whole = complete(table)
+    seeds = list(next(iter(whole.values()), {}))
+    if len(whole) < 3 or len(seeds) < 2:
         return None
-    losses_ = np.array([[values[seed] for seed in SEEDS] for values in complete])
+    losses_ = np.array([[values[seed] for seed in seeds] for values in whole.values()])
     rest = losses_ - losses_.mean(1, keepdims=True) - losses_.mean(0, keepdims=True) + losses_.mean()
     freedom = (losses_.shape[0] - 1) * (losses_.shape[1] - 1)
-    return Noise(float(math.sqrt((rest**2).sum() / freedom)), freedom, len(SEEDS), len(complete))
+    return Noise(float(math.sqrt((rest**2).sum() / freedom)), freedom, len(seeds), len(whole))
 
 
 def difference(one: Seeded, other: Seeded) -> tuple[float, int]:
@@ -105,20 +134,16 @@ def mean(values: Seeded) -> float:
     return statistics.fmean(values.values())
 
 
-def common(table: Mapping[str, Seeded]) -> dict[str, float]:
-    """Means over the seeds that all have, so that none is better for an easy seed."""
-    shared = set.intersection(*(set(values) for values in table.values()))
-    return {method: statistics.fmean(values[seed] for seed in sorted(shared)) for method, values in table.items()}
-
-
 def tied_with_first(table: Mapping[str, Seeded]) -> list[str]:
-    """The methods whose difference from the least mean is within the interval for that many comparisons."""
-    spread = noise(table)
-    complete = {method: values for method, values in table.items() if len(values) == len(SEEDS)}
-    means = common(complete)
-    first = min(means, key=means.__getitem__)
-    half = spread.half(len(means) - 1) if spread else 0.0
-    return [method for method in sorted(means, key=means.__getitem__) if means[method] - means[first] <= half]
+    """The methods whose difference from the least mean is within the interval for that many comparisons.
+
+    With one seed there is no interval, and the list is empty.
+    """
+    spread, means = noise(table), {method: mean(values) for method, values in complete(table).items()}
+    if spread is None:
+        return []
+    half, least = spread.half(len(means) - 1), min(means.values())
+    return [method for method in sorted(means, key=means.__getitem__) if means[method] - least <= half]
 
 
 def places(columns: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -139,10 +164,14 @@ def critical_difference(methods: int, columns: int) -> float:
     return quantile * math.sqrt(methods * (methods + 1) / (6 * columns))
 
 
-def one_seed_columns(found: Found) -> dict[str, dict[str, float]]:
-    """Losses of all adapters on all sets, over the seeds that all of a set's have."""
-    columns = {rows: adapters(fair_losses(found, rows)) for rows in ALL}
-    return {rows: common(table) for rows, table in columns.items() if len(table) > len(METHODS) - 2}
+def columns(found: Found, fewest: int = 8) -> dict[str, dict[str, float]]:
+    """Mean losses of all adapters by set, where the preset and so many methods have been run."""
+    tables = {rows: complete(adapters(fair_losses(found, rows))) for rows in ALL}
+    return {
+        rows: {method: mean(values) for method, values in table.items()}
+        for rows, table in tables.items()
+        if AUTO in table and len(table) > fewest
+    }
 
 
 def task_of(found: Found, cells: Iterable[Cell], task: str, side: str = "trained") -> dict[int, dict[str, Any]]:
@@ -187,16 +216,58 @@ def tools_over_auto(found: Found, name: str, sets: Sequence[str] = ALL) -> dict[
     return more
 
 
-def auto_over_best(found: Found) -> dict[str, tuple[float, str]]:
-    """How much more loss `preset: auto` ends with than the best tuned method of its parameters, and which that is."""
-    more = {}
+@dataclass(frozen=True, kw_only=True)
+class Margin:
+    """`preset: auto` against the best method whose rate was looked for, with the same parameters.
+
+    Attributes:
+        best: that method.
+        share: how much more loss the preset ends with.
+        half: half the 95 % interval of it, for one comparison; None with one seed.
+        seeds: how many both have.
+    """
+
+    best: str
+    share: float
+    half: float | None
+    seeds: int
+
+    @property
+    def reached(self) -> bool:
+        """Whether it is no more than half a per cent."""
+        return self.share <= 0.005
+
+    @property
+    def tied(self) -> bool:
+        """Whether the interval holds 0."""
+        return self.half is not None and abs(self.share) <= self.half
+
+
+def margins(found: Found) -> dict[str, Margin]:
+    """By set, where the preset and some methods have been run."""
+    made = {}
     for rows in ALL:
-        table = adapters(fair_losses(found, rows))
-        if AUTO in table and len(table) > 1:
-            means = common(table)
+        table = complete(adapters(fair_losses(found, rows)))
+        if AUTO in table and len(table) > 3:
+            means = {method: mean(values) for method, values in table.items()}
             best = min((method for method in means if method != AUTO), key=means.__getitem__)
-            more[rows] = (means[AUTO] / means[best] - 1, best)
-    return more
+            spread = noise(table)
+            half = None if spread is None else spread.half() / means[best]
+            made[rows] = Margin(best=best, share=means[AUTO] / means[best] - 1, half=half, seeds=len(table[AUTO]))
+    return made
+
+
+def less_than_mean(found: Found, rows: str, fewest: int = 4) -> float | None:
+    """How much less loss the preset ends with than the tools on average, as a share, on the seeds that all have.
+
+    None while the preset or more than one tool has not been run.
+    """
+    mine = losses(found, tool_cells(rows, AUTO))
+    theirs = [values for name in TOOLS if (values := losses(found, tool_cells(rows, name)))]
+    shared = sorted(mine.keys() & set.intersection(*map(set, theirs))) if len(theirs) >= fewest else []
+    if not shared:
+        return None
+    return statistics.fmean(1 - mine[s] / statistics.fmean(values[s] for values in theirs) for s in shared)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

@@ -1,78 +1,113 @@
-"""Prints the long tables of the evidence's cells, as far as they have been run.
+"""The long tables of the evidence, as far as its cells have been run.
 
-python scripts/results/runs.py [evidence.json]
+python scripts/results/runs.py [evidence.json]        # prints them
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import ALL, AUTO, AUTO_LORA, GRID, METHODS, NEAREST, PAPER_METHODS, SEARCHED, SEEDS, TOOLS, Found
+from cells import (
+    ABLATIONS,
+    ALL,
+    AUTO,
+    AUTO_LORA,
+    GRID,
+    METHODS,
+    NEAREST,
+    SEARCHED,
+    TABLES,
+    TOOLS,
+    Cell,
+    Found,
+    again,
+    plan,
+)
 from cells import losses_of_search as searched
-from names import NAMES, PUBLISHED, table, title
+from names import ABLATED, NAMES, NOT_YET, TABLE_NAMES, table, title
 from reading import (
-    adapters,
-    auto_over_best,
-    critical_difference,
-    difference,
+    FIRST,
+    complete,
     fair_cells,
     fair_losses,
+    levels,
     losses,
-    mean,
+    margins,
     noise,
-    one_seed_columns,
     paper_cells,
-    places,
     read,
     right,
     says_something,
     task_of,
-    tied_with_first,
     tool_cells,
 )
 from sets import SETS
 
 
-def fair_table(found: Found) -> str:
-    """Means of the searched sets, on all linear layers, and the mean place over all sets."""
-    tables = {rows: fair_losses(found, rows) for rows in SEARCHED}
-    order = places(one_seed_columns(found))
-    names = sorted([AUTO, *METHODS], key=lambda method: order.get(method, 99.0))
+def settings_table(found: Found, sets: Sequence[str] = ALL) -> str:
+    """Mean losses of the tools' settings and the preset's, on the seeds that all of a set's have."""
+    sets = [rows for rows in sets if any(losses(found, tool_cells(rows, name)) for name in (AUTO, AUTO_LORA, *TOOLS))]
     lines = []
-    for method in names:
-        cells = []
-        for rows in SEARCHED:
-            values = tables[rows].get(method)
-            best = min(map(mean, adapters(tables[rows]).values()))
-            text = f"{mean(values):.4f}" if values else ""
-            cells.append(f"**{text}**" if values and method != "full" and mean(values) == best else text)
-        lines.append([NAMES[method], *cells, f"{order[method]:.1f}" if method in order else ""])
-    return table(["all linear layers, 0.92 M parameters", *map(title, SEARCHED), "mean place"], lines)
+    for name in (AUTO, AUTO_LORA, *TOOLS):
+        line = [NAMES[name]]
+        for rows in sets:
+            every = {other: losses(found, tool_cells(rows, other)) for other in (AUTO, AUTO_LORA, *TOOLS)}
+            value = levels({other: one for other, one in every.items() if one})
+            line.append(f"{value[name]:.4f}" if name in value else "")
+        if any(line[1:]):
+            lines.append(line)
+    seeds = [str(max((len(losses(found, tool_cells(rows, name))) for name in TOOLS), default=0)) for rows in sets]
+    return table(["settings", *map(title, sets)], [*lines, ["seeds", *seeds]] if lines else [])
 
 
-def attention_table(found: Found) -> str:
-    """Means on math with the same parameters in attention, beside those on all linear layers."""
-    attention, every = fair_losses(found, "math", "attention"), fair_losses(found, "math")
-    lines = [
-        [NAMES[method], f"{mean(attention[method]):.4f}", f"{mean(every[method]):.4f}" if method in every else ""]
-        for method in sorted(attention, key=lambda method: mean(attention[method]))
+def methods_table(found: Found, sets: Sequence[str], targets: str = "all-linear") -> str:
+    """Mean losses of every method at its own rate, and how many seeds most of a set's have."""
+    tables = {rows: fair_losses(found, rows, targets) for rows in sets}
+    values = {rows: levels(one) for rows, one in tables.items()}
+    names = [method for method in (AUTO, *METHODS) if any(method in one for one in values.values())]
+    lines = [[NAMES[name], *(f"{one[name]:.4f}" if name in one else "" for one in values.values())] for name in names]
+    seeds = [str(len(next(iter(complete(one).values()), {}))) for one in tables.values()]
+    halves = [f"{spread.half():.4f}" if (spread := noise(one)) else "" for one in tables.values()]
+    tail = [["seeds", *seeds], ["two differ by chance by (95 %)", *halves]]
+    return table([f"{targets}, 0.92 M parameters", *map(title, sets)], lines + tail if lines else [])
+
+
+def margins_table(found: Found) -> str:
+    """By how much `preset: auto` misses the best method whose rate was looked for."""
+    lines = []
+    for rows, one in margins(found).items():
+        half = "" if one.half is None else f"± {100 * one.half:.1f}"
+        rates = ", ".join(
+            f"{run['rate']:.2g}" for cell in tool_cells(rows, AUTO) if "rate" in (run := _run(found, cell))
+        )
+        own = fair_cells(found, rows, "all-linear", "gora auto")
+        lines.append(
+            [
+                title(rows),
+                NAMES[one.best],
+                f"{100 * one.share:+.1f} {half} %".replace("  ", " "),
+                str(one.seeds),
+                rates,
+                f"{own[0].rate:.2g}" if own else "",
+            ]
+        )
+    head = [
+        "set",
+        "best tuned method",
+        "`preset: auto` over it",
+        "seeds",
+        "rates that it found",
+        "best rate of its kind",
     ]
-    return table(["math", "attention, rank 8", "all linear layers"], lines)
+    return table(head, lines)
 
 
-def paper_table(found: Found) -> str:
-    """Losses at the paper's rate, and the paper's own figures."""
-    lines = []
-    for method in PAPER_METHODS:
-        cells = [losses(found, paper_cells(rows, method)) for rows in ("math", "code")]
-        own = [f"{value:.2f}" for value in PUBLISHED[method]] if method in PUBLISHED else ["", ""]
-        lines.append([NAMES[method], *(f"{mean(values):.4f}" if values else "" for values in cells), *own])
-    head = ["attention, rank 8, 5e-5", "math", "code", "paper: GSM8K", "paper: HumanEval"]
-    return table(head, sorted(lines, key=lambda line: line[1]))
+def _run(found: Found, cell: Cell) -> Mapping[str, Any]:
+    return found.get(str(cell), {})
 
 
 def rates_table(found: Found) -> str:
@@ -81,68 +116,64 @@ def rates_table(found: Found) -> str:
     for method in METHODS:
         cells = [fair_cells(found, rows, "all-linear", method) for rows in SEARCHED]
         attention = fair_cells(found, "math", "attention", method)
-        lines.append([NAMES[method], *(f"{each[0].rate:.2g}" if each else "" for each in (*cells, attention))])
-    lines.append(
-        [NAMES[AUTO], *(_auto_rates(found, rows) for rows in SEARCHED), ""],
-    )
+        if any(cells) or attention:
+            lines.append([NAMES[method], *(f"{each[0].rate:.2g}" if each else "" for each in (*cells, attention))])
     return table(["best rate", *map(title, SEARCHED), "math, attention"], lines)
 
 
-def _auto_rates(found: Found, rows: str) -> str:
-    runs = [found.get(str(cell), {}) for cell in tool_cells(rows, AUTO)]
-    return ", ".join(f"{run['rate']:.2g}" for run in runs if "rate" in run)
-
-
 def search_tables(found: Found) -> str:
-    """Losses of the search by rate."""
+    """Losses of the searches by rate, on the rows to choose by."""
     parts = []
-    for rows, targets in (*((rows, "all-linear") for rows in SEARCHED), ("math", "attention")):
+    for rows, targets in (*((rows, "all-linear") for rows in SEARCHED), ("math", "attention"), ("code", "attention")):
         lines = []
+        rates = [rate for rate in GRID if any(rate in searched(found, rows, targets, method) for method in METHODS)]
         for method in METHODS:
             tried = searched(found, rows, targets, method)
-            if not tried:
-                continue
-            best = min(tried.values())
-            cells = [("none" if loss == float("inf") else f"{loss:.4f}") for loss in tried.values()]
-            marked = dict(zip(tried, cells, strict=True))
-            lines.append(
-                [
-                    NAMES[method],
-                    *(f"**{marked[rate]}**" if tried.get(rate) == best else marked.get(rate, "") for rate in GRID),
-                ]
-            )
+            if tried:
+                shown = {rate: "none" if loss == float("inf") else f"{loss:.4f}" for rate, loss in tried.items()}
+                best = min(tried, key=tried.__getitem__)
+                cells = [f"**{shown[rate]}**" if rate == best else shown.get(rate, "") for rate in rates]
+                lines.append([NAMES[method], *cells])
         if lines:
-            found_here = table(["method", *(f"{rate:g}" for rate in GRID)], lines)
-            parts.append(f"**{title(rows)}, {targets}**\n\n{found_here}")
-    return "\n\n".join(parts)
+            parts.append(f"{title(rows)}, {targets}:\n\n{table(['method', *(f'{rate:g}' for rate in rates)], lines)}")
+    return "\n\n".join(parts) or NOT_YET
 
 
-def seeds_table(found: Found) -> str:
-    """Math with three seeds: difference from LoRA with its interval."""
-    every = fair_losses(found, "math")
-    spread = noise(every)
+def ablations_table(found: Found) -> str:
+    """Bounds, first steps and importances of ranks, as in Tables 5 and 6 of the paper."""
     lines = []
-    for method in sorted(every, key=lambda method: mean(every[method])):
-        gap, count = difference(every[method], every["lora"])
-        half = f" ± {spread.half(len(every) - 1):.4f}" if spread and count == len(SEEDS) and method != "lora" else ""
-        lines.append([NAMES[method], f"{mean(every[method]):.4f}", str(len(every[method])), f"{gap:+.4f}{half}"])
-    return table(["math, all linear layers", "loss", "seeds", "less LoRA"], lines)
+    for method in ("gora paper", *ABLATIONS):
+        values = []
+        for rows in ("math", "code"):
+            every = {name: losses(found, paper_cells(rows, name)) for name in ("gora paper", *ABLATIONS)}
+            values.append(levels({name: one for name, one in every.items() if one}).get(method))
+        what, *published = ABLATED[method]
+        cells = ["" if value is None else f"{value:.4f}" for value in values]
+        if any(cells):
+            lines.append([what, *cells, *(f"{value:.2f}" for value in published)])
+    return table(["GoRA, attention, one rate", "math", "code", "paper: GSM8K", "HumanEval"], lines)
 
 
-def transfer_table(found: Found) -> str:
-    """Losses on the sets that take their rates over."""
-    tables = {rows: fair_losses(found, rows) for rows in NEAREST}
-    names = [method for method in (AUTO, *METHODS) if any(method in each for each in tables.values())]
-    lines = [
-        [NAMES[method], *(f"{mean(tables[rows][method]):.4f}" if method in tables[rows] else "" for rows in NEAREST)]
-        for method in names
-    ]
-    return table(["rates taken over", *map(title, NEAREST)], lines)
+def again_table(found: Found, first: Found) -> str:
+    """What was run on another machine before, and what came of it this time."""
+    lines = []
+    for cell in again():
+        now, then = _run(found, cell), _run(first, cell._replace(table="tools"))
+        if "loss" in now and "loss" in then:
+            one, other = then["loss"]["final"], now["loss"]["final"]
+            rates = f"{then['rate']:.2g}, {now['rate']:.2g}"
+            lines.append([NAMES[cell.method], rates, f"{one:.4f}", f"{other:.4f}", f"{100 * (other / one - 1):+.2f} %"])
+    return table([f"{again_title()}, settings", "rates", "first machine", "second machine", "difference"], lines)
+
+
+def again_title() -> str:
+    """The sets that were run twice."""
+    return ", ".join(title(rows) for rows in dict.fromkeys(cell.rows for cell in again()))
 
 
 def accuracy_columns() -> list[tuple[str, str]]:
     """Set and task of everything that accuracies were measured of."""
-    return [(rows, task) for rows in ALL if SETS[rows].task is not None for task in SETS[rows].sources]
+    return [(rows, task) for rows in ALL if SETS[rows].task == "choice" for task in SETS[rows].sources]
 
 
 def base_of(found: Found, rows: str, task: str) -> dict[str, Any] | None:
@@ -153,38 +184,67 @@ def base_of(found: Found, rows: str, task: str) -> dict[str, Any] | None:
 def accuracy_table(found: Found) -> str:
     """Accuracies in per cent; those within two standard errors of the base or of chance are in brackets."""
     columns = [(rows, task) for rows, task in accuracy_columns() if base_of(found, rows, task)]
-    rows_of: dict[str, Callable[[str], list]] = {  # type: ignore[type-arg]
+    rows_of: dict[str, Callable[[str], list[Cell]]] = {
         **{name: (lambda rows, name=name: tool_cells(rows, name)) for name in (AUTO, AUTO_LORA, *TOOLS)},
         **{method: (lambda rows, method=method: fair_cells(found, rows, "all-linear", method)) for method in METHODS},
     }
-    base = ["base model"]
+    if not columns:
+        return NOT_YET
+    base, chance = ["base model"], ["chance"]
     for rows, task in columns:
         one = base_of(found, rows, task)
-        base.append(f"{100 * _main(one):.1f}" if one else "")
-    lines = [base]
+        base.append(f"{100 * main_figure(one):.1f}" if one else "")
+        chance.append(f"{100 * one['chance']:.1f}" if one and "chance" in one else "")
+    lines = [line for line in (chance, base) if any(line[1:])]
     for name, cells in rows_of.items():
-        line = [NAMES[name]]
-        for rows, task in columns:
-            line.append(_accuracy(found, cells(rows), rows, task))
+        line = [NAMES[name], *(_accuracy(found, cells(rows), rows, task) for rows, task in columns)]
         if any(line[1:]):
             lines.append(line)
     return table(["per cent", *(title(task) for _, task in columns)], lines)
 
 
-def _main(one: Mapping) -> float:  # type: ignore[type-arg]
+def main_figure(one: Mapping[str, Any]) -> float:
+    """The first figure of a task."""
     return float(next(iter(one["metrics"].values())))
 
 
-def _accuracy(found: Found, cells: list, rows: str, task: str) -> str:  # type: ignore[type-arg]
+def _accuracy(found: Found, cells: list[Cell], rows: str, task: str) -> str:
     mine = task_of(found, cells, task)
     if not mine:
         return ""
-    accuracy = statistics.fmean(_main(one) for one in mine.values())
+    accuracy = statistics.fmean(main_figure(one) for one in mine.values())
     count = len(next(iter(right(mine).values())))
     base = base_of(found, rows, task)
-    against = [one["chance"] for one in mine.values() if "chance" in one][:1] + ([_main(base)] if base else [])
+    against = [one["chance"] for one in mine.values() if "chance" in one][:1] + ([main_figure(base)] if base else [])
     text = f"{100 * accuracy:.1f}"
     return text if says_something(accuracy, count, against) else f"({text})"
+
+
+def answers_table(found: Found, first: Found) -> str:
+    """Questions of GSM8K that were answered right, in per cent: of these runs, or of the first machine's."""
+    cells = [Cell("answers", "math", "own", name, "auto" if name in (AUTO, AUTO_LORA) else "own", 1)
+             for name in (AUTO, AUTO_LORA, *TOOLS)]  # fmt: skip
+    if not any("loss" in _run(found, cell) for cell in cells):
+        found, cells = first, [cell._replace(table="tools") for cell in cells]
+    base = task_of(found, cells[:1], "gsm8k", "base").get(1)
+    lines = [["base model", f"{100 * main_figure(base):.1f}"]] if base else []
+    for cell in cells:
+        one = task_of(found, [cell], "gsm8k").get(1)
+        if one:
+            near = base and not says_something(main_figure(one), len(one["right"]), [main_figure(base)])
+            text = f"{100 * main_figure(one):.1f}"
+            lines.append([NAMES[cell.method], f"({text})" if near else text])
+    return table(["settings", "GSM8K"], lines)
+
+
+def progress_table(found: Found) -> str:
+    """How many of the cells that are known have been run."""
+    lines = []
+    for name in TABLES:
+        known = [str(cell) for cell in dict.fromkeys(plan(found, [name]))]
+        run, failed = (sum(test(found.get(one, {})) for one in known) for test in (bool, lambda one: "failed" in one))
+        lines.append([TABLE_NAMES[name], str(run), str(len(known) - run), str(failed)])
+    return table(["runs", "made", "not made", "fell apart"], lines)
 
 
 def failures(found: Found) -> str:
@@ -195,20 +255,15 @@ def failures(found: Found) -> str:
 
 
 def main() -> None:
-    """All tables that have something in them."""
-    found = read(*map(Path, sys.argv[1:2]))
-    print(f"{len(found)} cells, {sum('failed' in run for run in found.values())} failed\n\n{failures(found)}")
-    if "math" in one_seed_columns(found):
-        columns = one_seed_columns(found)
-        near = critical_difference(len(places(columns)), len(columns))
-        print(f"\n{fair_table(found)}\n\nMean places over {len(columns)} sets; nearer than {near:.1f} is tied.")
-        print(f"\n{seeds_table(found)}\n\nTied with the first: {tied_with_first(adapters(fair_losses(found, 'math')))}")
-        print(f"\n{rates_table(found)}\n\n{search_tables(found)}\n\n{transfer_table(found)}")
-        for rows, (more, best) in auto_over_best(found).items():
-            print(f"preset: auto over the best tuned method on {rows}: {100 * more:+.2f} % ({best})")
-    if fair_losses(found, "math", "attention"):
-        print(f"\n{attention_table(found)}")
-    print(f"\n{paper_table(found)}\n\n{accuracy_table(found)}")
+    """All tables."""
+    found, first = read(*map(Path, sys.argv[1:2])), read(FIRST)
+    for text in (
+        progress_table(found), failures(found), settings_table(found), methods_table(found, SEARCHED),
+        methods_table(found, tuple(NEAREST)), methods_table(found, ("math", "code"), "attention"), margins_table(found),
+        rates_table(found), search_tables(found), ablations_table(found), again_table(found, first),
+        accuracy_table(found), answers_table(found, first),
+    ):  # fmt: skip
+        print(f"\n{text}")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python scripts/results/sets.py DATA MODEL OUTPUT
 
 DATA has the public sets in the columns of the hub; MODEL is a folder with the tokenizer that rows are measured with. Of
-every set OUTPUT gets `train.jsonl` (2,400 rows), `choose.jsonl` (256 other training rows, where there are enough),
-`test.jsonl` (256 rows for the loss) and, for accuracies, up to 1,000 rows of each test set. Rows of more than 240
-tokens are left out. The same arguments make the same files.
+every set OUTPUT gets `train.jsonl` (1,600 rows), `choose.jsonl` (256 other training rows), `test.jsonl` (512 rows for
+the loss, where there are as many) and, for accuracies, up to 1,000 rows of each test set. Rows of more than 240 tokens
+are left out. `OUTPUT/first` has the rows of earlier runs that are made again. The same arguments make the same files.
 """
 
 from __future__ import annotations
@@ -15,10 +15,24 @@ import random
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-TRAIN, HELD_OUT, ASKED, LONGEST = 2400, 256, 1000, 240
+from cells import AGAIN
+
+ASKED, LONGEST = 1000, 240
 Row = dict[str, Any]
+
+
+class Sizes(NamedTuple):
+    """How many rows of a set are for what."""
+
+    train: int = 1600
+    choose: int = 256
+    held_out: int = 512
+
+
+SIZES, FIRST = Sizes(), Sizes(2400, 256, 256)
+"""Those of the evidence, and of the runs on another machine before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +94,14 @@ SETS: dict[str, Set] = {
 }
 
 
-def cut(one: Set, data: Path, length: Any) -> dict[str, list[Row]]:
+def cut(one: Set, data: Path, length: Any, sizes: Sizes = SIZES) -> dict[str, list[Row]]:
     """Rows by file.
 
     Args:
         one: the set.
         data: where the sources are.
         length: the number of tokens in the texts of a row.
+        sizes: how many there are to be.
     """
     files: dict[str, list[Row]] = {"train": [], "choose": [], "test": []}
     parts = len(one.sources)
@@ -94,16 +109,16 @@ def cut(one: Set, data: Path, length: Any) -> dict[str, list[Row]]:
         rows = _short(data / folder / "train.jsonl", length)
         random.Random(0).shuffle(rows)
         if one.held_out is None:
-            test, rows = rows[:HELD_OUT], rows[HELD_OUT:]
+            test, rows = rows[: sizes.held_out], rows[sizes.held_out :]
         else:
             test = _short(data / folder / one.held_out, length)
             random.Random(0).shuffle(test)
-        train = rows[: TRAIN // parts]
+        train = rows[: sizes.train // parts]
         files["train"] += train
-        files["choose"] += rows[len(train) : len(train) + HELD_OUT // parts]
-        files["test"] += test[: HELD_OUT // parts]
+        files["choose"] += rows[len(train) : len(train) + sizes.choose // parts]
+        files["test"] += test[: sizes.held_out // parts]
         if one.task is not None:
-            files[name] = test[: HELD_OUT if one.task == "gsm8k" else ASKED]
+            files[name] = test[: sizes.held_out if one.task == "gsm8k" else ASKED // min(parts, 2)]
     return files
 
 
@@ -124,13 +139,17 @@ def main() -> None:
         texts += [message["content"] for message in row.get("messages", [])]
         return sum(len(ids) for ids in tokenizer(texts)["input_ids"])
 
-    for name, one in SETS.items():
-        folder = output / name
+    def write(folder: Path, files: dict[str, list[Row]]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        for file, rows in cut(one, data, length).items():
+        for file, rows in files.items():
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (folder / f"{file}.jsonl").write_text(text, encoding="utf-8")
-            print(f"{name}/{file}.jsonl: {len(rows):,} rows")
+            print(f"{folder / file}.jsonl: {len(rows):,} rows")
+
+    for name, one in SETS.items():
+        write(output / name, cut(one, data, length))
+    for name in AGAIN:
+        write(output / "first" / name, cut(SETS[name], data, length, FIRST))
 
 
 if __name__ == "__main__":

@@ -88,6 +88,17 @@ def test_lengths_are_filled_up_to_few_and_recorded_when_they_come_again(recordin
     assert counts == [0, 1, 1, 2, 2, 2]
 
 
+def test_where_few_lengths_are_wanted_rows_of_any_length_share_a_recording(recordings):
+    model = built()
+    trained = [value for value in model.parameters() if value.requires_grad]
+    steps = RecordedSteps(model.get_base_model(), trained, 64 * 32, World(), lengths=4)
+    generator = torch.Generator().manual_seed(2)
+    for lengths in ([300, 40], [90, 60, 30], [200], [10, 8, 9]):
+        with steps.step():
+            run(model, step_of(generator, [lengths]))
+    assert {shape.tokens for shape in recordings} == {512} and len(recordings) == 1
+
+
 def test_without_memory_passes_go_on_unrecorded(recordings, monkeypatch):
     model, told = built(), []
     trained = [value for value in model.parameters() if value.requires_grad]

@@ -3,7 +3,9 @@
 import json
 import math
 import sys
+from concurrent.futures import Future
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -27,14 +29,14 @@ def bowl(rate, best):
     return {"loss": {"base": 2.0, "final": 1 + 0.1 * math.log2(rate / best) ** 2}}
 
 
-def searched(method):
-    """The cells of one method's search on math, in the order in which they are asked for, until it is over."""
+def searched(method, rows="math"):
+    """The cells of one method's search on a set, in the order in which they are asked for, until it is over."""
     found, asked = {}, []
-    while best_rate(found, "math", "all-linear", method) is None:
+    while best_rate(found, rows, "all-linear", method) is None:
         new = [
             cell
             for cell in plan(found, ["fair"])
-            if (cell.rows, cell.targets, cell.method) == ("math", "all-linear", method) and str(cell) not in found
+            if (cell.rows, cell.targets, cell.method) == (rows, "all-linear", method) and str(cell) not in found
         ]
         asked.append(new[0].rate)
         found[str(new[0])] = bowl(new[0].rate, BEST[method])
@@ -48,7 +50,7 @@ def test_a_search_ends_at_the_least_of_a_parabola():
 
 
 @pytest.mark.parametrize("method", ["gora paper", "full"])
-def test_a_search_goes_on_beyond_its_edge_and_stops_after_five_rates(method):
+def test_a_search_goes_on_beyond_its_edge_and_stops_after_four_rates(method):
     found, asked = searched(method)
     assert len(asked) == len(set(asked)) == cells.MOST_RATES
     losses = {rate: found[str(Cell("fair", "math", "all-linear", method, rate, 0))]["loss"]["final"] for rate in asked}
@@ -62,28 +64,41 @@ def test_a_rate_at_which_training_falls_apart_is_worse_than_any():
     assert best_rate(found, "math", "all-linear", "lora") in asked
 
 
-def test_other_sets_begin_where_math_ended_and_some_take_rates_over():
+def test_other_sets_begin_at_half_the_rate_and_some_take_rates_over():
     found, _ = searched("lora")
-    start = [cell.rate for cell in plan(found) if (cell.rows, cell.method, cell.seed) == ("code", "lora", 0)][:3]
-    assert min(start, key=lambda rate: abs(rate - BEST["lora"])) == start[0]
-    assert not [cell for cell in plan(found) if cell.rows in cells.NEAREST and cell.table == "fair"]
+    first = {
+        rows: next(cell.rate for cell in plan(found) if (cell.rows, cell.method, cell.seed) == (rows, "lora", 0))
+        for rows in ("math", "code")
+    }
+    assert first == {"math": 3.2e-3, "code": 1.6e-3}
+    of_sst2, _ = searched("lora", "sst2")
+    taken = [cell for cell in plan(of_sst2, ["fair"]) if cell.rows in cells.NEAREST]
+    assert {cell.rate for cell in taken} == {best_rate(of_sst2, "sst2", "all-linear", "lora")}
+    assert {cell.rows for cell in taken} == {"cola", "mrpc", "qnli", "mnli", "rte"}
+    assert not [cell for cell in plan(found, ["fair"]) if cell.rows in cells.NEAREST]
 
 
 def test_the_most_valuable_cells_come_first_and_none_twice_in_a_table():
-    order = list(plan({}))
-    assert [cell.table for cell in order[:70]] == ["tools"] * 70
-    assert {cell.rows for cell in order[:70]} == set(sets.SETS)
-    assert order[70].table == "fair" and order[70].rows == "math"
-    names = [str(cell) for cell in dict.fromkeys(order)]
+    order = list(dict.fromkeys(plan({})))
+    assert [cell.table for cell in order[:28]] == ["tools"] * 28
+    assert {cell.rows for cell in order[:28]} == set(cells.SEARCHED)
+    assert order[28].table == "fair" and order[28].rows == "math"
+    assert {cell.rows for cell in order if cell.table == "tools"} == set(sets.SETS) == set(cells.ALL)
+    names = [str(cell) for cell in order]
     assert len(names) == len(set(names))
+    assert {cell.table for cell in order} == set(cells.TABLES)
+
+
+def test_sets_that_decided_the_preset_are_not_those_that_judge_it():
+    assert set(cells.KEPT) | set(cells.DECIDED) == set(cells.ALL) and not set(cells.KEPT) & set(cells.DECIDED)
 
 
 def some_cells():
     """One of every kind."""
     fair = [Cell("fair", "math", targets, method, 1e-3, 0) for targets in cells.TARGETS for method in METHODS]
-    paper = [Cell("paper", "code", "attention", method, 5e-5, 1) for method in cells.PAPER_METHODS]
+    paper = [Cell("paper", "code", "attention", method, 2e-4, 1) for method in (*cells.PAPER_METHODS, *cells.ABLATIONS)]
     tools = [Cell("tools", rows, "own", name, "own", 1) for rows in sets.SETS for name in (AUTO, *cells.TOOLS)]
-    return [*fair, *paper, *tools]
+    return [*fair, *paper, *tools, *cells.again(), Cell("answers", "math", "own", AUTO, "auto", 1)]
 
 
 def test_every_cell_is_a_valid_recipe(tmp_path):
@@ -95,6 +110,10 @@ def test_every_cell_is_a_valid_recipe(tmp_path):
         recipe = load_recipe(str(path)).recipe
         assert recipe.seed == cell.seed
         assert ("choose" in recipe.data.eval.path) == (cell.table == "fair")
+        assert ("first" in recipe.data.train.path) == (cell.table == "again")
+        asked = {"answers": "gsm8k", "again": None}.get(cell.table, sets.SETS[cell.rows].task)
+        tasks = {task.name for task in recipe.evaluation.tasks}
+        assert tasks == (set() if asked is None or (asked == "gsm8k" and cell.table != "answers") else {asked})
         if cell.table == "fair" and cell.method != "full":
             budget.add((cell.targets, recipe.adapter.targets, recipe.adapter.rank, recipe.adapter.parameters))
             assert (recipe.train.batch_size, recipe.train.learning_rate) == (16, 1e-3)
@@ -113,11 +132,14 @@ def test_rows_to_train_on_to_choose_by_and_to_judge_are_different_ones(tmp_path)
     one = sets.Set(sources={"a": "a", "b": "b"}, data={}, held_out="test.jsonl", task="choice")
     files = sets.cut(one, tmp_path, lambda row: 999 if row["q"].endswith("7") else 5)
     questions = {file: {row["q"] for row in rows} for file, rows in files.items()}
-    assert len(questions["train"]) == sets.TRAIN and len(questions["test"]) == len(files["test"]) == sets.HELD_OUT
+    sizes = [len(questions[file]) for file in ("train", "choose", "test")]
+    assert sizes == list(sets.SIZES) and sizes == [len(files[file]) for file in ("train", "choose", "test")]
     assert not questions["train"] & questions["choose"] and all("test" in text for text in questions["test"])
     assert not any(text.endswith("7") for texts in questions.values() for text in texts)
-    alone = sets.cut(sets.Set(sources={"a": "a"}, data={}), tmp_path, lambda row: 5)
-    assert not {row["q"] for row in alone["test"]} & {row["q"] for row in alone["train"]}
+    alone = sets.cut(sets.Set(sources={"a": "a"}, data={}), tmp_path, lambda row: 5, sets.Sizes(900, 200, 300))
+    questions = {file: {row["q"] for row in rows} for file, rows in alone.items()}
+    assert [len(each) for each in questions.values()] == [900, 200, 300]
+    assert not questions["test"] & (questions["train"] | questions["choose"])
 
 
 def losses_with(noise, effects, seeds=SEEDS):
@@ -141,6 +163,79 @@ def test_noise_is_what_a_two_way_analysis_leaves_over():
     assert found.freedom == 6
     assert found.half() == pytest.approx(stats.t.ppf(0.975, 6) * found.deviation * math.sqrt(2 / 3))
     assert found.half(3) > found.half()
+
+
+def test_seeds_count_that_two_of_three_methods_have():
+    table = losses_with(0.01, dict.fromkeys("abcdef", 0.0))
+    assert reading.complete(table) == table
+    fewer = {name: values if name in "abc" else {1: values[1], 2: values[2]} for name, values in table.items()}
+    assert {tuple(values) for values in reading.complete(fewer).values()} == {(1, 2)}
+    assert len(reading.complete(fewer)) == 6
+    late = {**table, "f": {1: 0.5}}
+    assert set(reading.complete(late)) == set("abcde")
+    assert reading.noise({name: {1: values[1]} for name, values in table.items()}) is None
+
+
+def test_a_method_with_fewer_seeds_gains_nothing_by_an_easy_one():
+    table = {
+        name: {1: 1.0 + more, 2: 2.0 + more, 3: 3.0 + more} for name, more in zip("abc", (0, 0.1, 0.2), strict=True)
+    }
+    found = reading.levels({**table, "d": {1: 1.05}})
+    assert found["a"] == pytest.approx(2.0) and found["d"] == pytest.approx(2.05)
+
+
+def preset_beside(rivals, preset):
+    """Runs on math with the losses of some methods at known rates, and of the preset."""
+    found = {}
+    for method, losses in rivals.items():
+        for rate in cells._tried({}, "math", "all-linear", method):
+            found[str(Cell("fair", "math", "all-linear", method, rate, 0))] = bowl(rate, cells._CENTRE[method])
+        best = best_rate(found, "math", "all-linear", method)
+        found |= {
+            str(Cell("fair", "math", "all-linear", method, best, seed)): {"loss": {"final": loss}}
+            for seed, loss in enumerate(losses, 1)
+        }
+    for seed, loss in enumerate(preset, 1):
+        found[str(Cell("tools", "math", "own", AUTO, "auto", seed))] = {"loss": {"final": loss}}
+    return found
+
+
+def test_the_margin_of_the_preset_is_to_the_best_method_with_an_interval():
+    rivals = {"lora": [1.0, 1.1, 1.2], "rslora": [1.01, 1.11, 1.22], "dora": [1.02, 1.13, 1.22]}
+    margin = reading.margins(preset_beside(rivals, [1.004, 1.104, 1.204]))["math"]
+    assert (margin.best, margin.seeds) == ("lora", 3) and margin.share == pytest.approx(0.004 / 1.1)
+    assert margin.reached and margin.tied and margin.half > margin.share
+    far = reading.margins(preset_beside(rivals, [1.1, 1.2, 1.3]))["math"]
+    assert not far.reached and not far.tied
+    alone = reading.margins(preset_beside({name: each[:1] for name, each in rivals.items()}, [1.004]))["math"]
+    assert alone.half is None and not alone.tied
+
+
+def test_less_than_the_mean_of_the_tools_counts_only_where_all_were_run():
+    def runs(seed, losses):
+        names = (AUTO, *cells.TOOLS)
+        rates = ["auto", *["own"] * 5]
+        return {
+            str(Cell("tools", "math", "own", name, rate, seed)): {"loss": {"final": loss}}
+            for name, rate, loss in zip(names, rates, losses, strict=False)
+        }
+
+    found = runs(1, [0.9, 0.8, 0.9, 1.0, 1.1, 1.2]) | runs(2, [0.5, 9.0])
+    assert reading.less_than_mean(found, "math") == pytest.approx(0.1)
+    assert reading.less_than_mean(runs(1, [0.9, 0.8]), "math") is None
+
+
+def test_gpus_may_be_added_and_runs_that_would_last_too_long_are_told_by_the_longest_of_their_kind(tmp_path):
+    assert evidence.devices_of("0,2") == ["0", "2"] and evidence.devices_of("") == [""]
+    told = tmp_path / "gpus"
+    told.write_text("3\n")
+    assert evidence.devices_of(str(told)) == ["3"]
+    told.write_text("3\n0\n")
+    assert evidence.devices_of(str(told)) == ["3", "0"]
+    runs = {
+        str(Cell("fair", rows, "attention", "dora", 1e-3, 1)): {"seconds": n} for n, rows in enumerate(("math", "code"))
+    }
+    assert evidence.longest(runs) == {"dora": 1}
 
 
 def test_what_is_within_noise_of_the_first_is_tied_with_it():
@@ -180,3 +275,78 @@ def test_an_accuracy_near_chance_says_nothing():
 
 def test_the_grid_has_steps_of_two():
     assert all(later / earlier == pytest.approx(2) for earlier, later in pairwise(GRID))
+
+
+class Pretended:
+    """A worker whose runs are over at once: 7 s each, or what was told to go wrong first."""
+
+    wrong: ClassVar = []
+    made: ClassVar = []
+
+    def __init__(self, device, muted, context):
+        self.device, self.pool = device, self
+
+    def begin(self):
+        self.made.append("a new process")
+
+    def shutdown(self):
+        pass
+
+    def submit(self, recipe, folder, base_too):
+        future = Future()
+        self.made.append(folder.rsplit("/", 1)[1])
+        problem = self.wrong.pop(0) if self.wrong else None
+        if isinstance(problem, Exception):
+            future.set_exception(problem)
+        else:
+            loss = {"loss": {"base": 2.0, "final": 1.0}}
+            future.set_result({**({"failed": problem} if problem else loss), "seconds": 7.0})
+        return future
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Makes runs as the command does, and returns what is kept."""
+    monkeypatch.setattr(evidence, "Worker", Pretended)
+    monkeypatch.setattr(evidence, "context_of_workers", lambda: None)
+    monkeypatch.setattr(Pretended, "made", [])
+    monkeypatch.setattr(Pretended, "wrong", [])
+    output = tmp_path / "cells.json"
+
+    def make(*more):
+        folders = [
+            "--model",
+            "builtin:tiny-6m",
+            "--sets",
+            str(tmp_path),
+            "--work",
+            str(tmp_path),
+            "--output",
+            str(output),
+        ]
+        monkeypatch.setattr(sys, "argv", ["evidence.py", *folders, "--table", "again", *more])
+        evidence.main()
+        return json.loads(output.read_text()) if output.exists() else {}
+
+    return make
+
+
+def test_finished_runs_are_kept_and_not_repeated(study):
+    every = study("--workers", "2", "--devices", "0,1")
+    assert every.keys() == {str(cell) for cell in cells.again()} and len(Pretended.made) == 7
+    assert study() == every and len(Pretended.made) == 7
+
+
+def test_what_its_neighbours_on_the_gpu_did_to_a_run_is_no_result(study):
+    Pretended.wrong += [RuntimeError("died"), "OutOfMemoryError: CUDA out of memory", "GoraError: loss is not finite"]
+    every = study("--only", "peft")
+    assert Pretended.made == ["again___code___own___peft___own___1", "a new process", *Pretended.made[:1] * 2]
+    assert every["again | code | own | peft | own | 1"]["failed"] == "GoraError: loss is not finite"
+
+
+def test_no_run_is_begun_that_would_not_be_done_in_time(study):
+    every = study("--minutes", "0.1")
+    assert len(every) == 7  # of the time of which nothing was known: 7 s, as it turned out
+    begun = len(Pretended.made)
+    assert study("--table", "answers", "--minutes", "0.1") == every and len(Pretended.made) == begun
+    assert len(study("--table", "answers", "--minutes", "0.2")) == 14

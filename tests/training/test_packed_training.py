@@ -71,7 +71,7 @@ def test_the_log_says_how_fast_each_step_was_and_where_the_start_went(padded):
 def test_a_run_whose_passes_are_recorded_is_the_run_without(tmp_path, padded, monkeypatch):
     shapes = recording_on_a_cpu(monkeypatch)
 
-    def recorded(model, context, layout, *, lean):
+    def recorded(model, context, layout, *, steps, lean):
         parameters = [value for value in model.parameters() if value.requires_grad]
         return RecordedSteps(model.get_base_model(), parameters, layout.size * layout.longest, context.world)
 
