@@ -71,37 +71,62 @@ class Projection:
         return {key: self(key, sums.read(key)).clone() for key in list(sums.keys())}
 
 
-def signal_share(half: Tensor, whole: Tensor, counted_half: int, counted: int) -> float:
+def products(half: Tensor, whole: Tensor) -> Tensor:
+    """All that the functions below have to know of two projected sums.
+
+    Args:
+        half: projected sum over some of the micro-batches, (out, width).
+        whole: projected sum over all.
+
+    Returns:
+        Inner products of the columns: of the half with itself, of the half with the rest, of the rest with itself;
+        float64, (3, width, width), on the sums' device, which is not waited for.
+    """
+    first, rest = half.double(), (whole - half).double()
+    return torch.stack([first.T @ first, first.T @ rest, rest.T @ rest])
+
+
+def signal_share(products: Tensor, counted_half: int, counted: int) -> float:
     """Which share of the norm of the mean is not noise, from 0 to 1.
 
     The inner product of the means of two halves has no noise in it on average: its root over the norm of the mean of
     all is the share.
 
     Args:
-        half: projected sum over some of the micro-batches.
-        whole: projected sum over all.
-        counted_half: how many are in the one.
-        counted: how many in the other, more.
+        products: see `products`.
+        counted_half: micro-batches of the half.
+        counted: of all, more.
     """
-    first, second = half.double() / counted_half, (whole - half).double() / (counted - counted_half)
-    total = (whole.double() / counted).square().sum().item()
+    total = _of_sums(products, 1 / counted, 1 / counted).trace().item()
     if not total:
         return 0.0
-    return math.sqrt(min(1.0, max(0.0, (first * second).sum().item() / total)))
+    between = products[1].trace().item() / (counted_half * (counted - counted_half))
+    return math.sqrt(min(1.0, max(0.0, between / total)))
 
 
-def above_noise(half: Tensor, whole: Tensor, counted_half: int, counted: int, in_features: int) -> float:
+def above_noise(products: Tensor, counted_half: int, counted: int, in_features: int) -> float:
     """Sum of those singular values of the mean gradient that are above all of its noise, estimated from projections.
 
     The difference of the means of two halves holds no signal; in the right proportion it is as large as the noise of
     the mean of all.
 
     Args:
-        half, whole, counted_half, counted: see `signal_share`.
+        products, counted_half, counted: see `signal_share`.
         in_features: inputs of the layer, by which a projection is shorter.
     """
     rest = counted - counted_half
-    difference = half.double() / counted_half - (whole - half).double() / rest
-    floor = torch.linalg.matrix_norm(difference * (math.sqrt(counted_half * rest) / counted), ord=2)
-    values = torch.linalg.svdvals(whole.double() / counted)
-    return values[values > floor].sum().item() * math.sqrt(3 * in_features / whole.shape[1])
+    proportion = math.sqrt(counted_half * rest) / counted
+    noise = _of_sums(products, proportion / counted_half, -proportion / rest)
+    floor = _singular_values(noise).max()
+    values = _singular_values(_of_sums(products, 1 / counted, 1 / counted))
+    return values[values > floor].sum().item() * math.sqrt(3 * in_features / len(values))
+
+
+def _of_sums(products: Tensor, of_half: float, of_rest: float) -> Tensor:
+    """Inner products of the columns of a sum of multiples of the half and of the rest."""
+    half, between, rest = products
+    return of_half**2 * half + of_half * of_rest * (between + between.T) + of_rest**2 * rest
+
+
+def _singular_values(inner: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh(inner).clamp(min=0).sqrt()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gora.core.importance import Importance, importance_on_device
 from gora.core.settling import importances_settled, start_settled
-from gora.gradients.halves import Projection, above_noise, signal_share
+from gora.gradients.halves import Projection, above_noise, products, signal_share
 from gora.gradients.progress import Progress
 from gora.gradients.sharded import Link
 from gora.gradients.sums import Sums
@@ -225,12 +225,12 @@ def signal_of(gathered: Gathered, projection: Projection, progress: Progress, su
     lacking = gathered.count(int(set(progress.half) != set(sums.keys())))
     if lacking or not half_counted or counted <= half_counted:
         return Signal()
-    share, above = {}, {}
-    for key, half, whole in both_halves(gathered, projection, progress, sums):
-        share[key] = signal_share(half, whole, half_counted, counted)
-        above[key] = above_noise(half, whole, half_counted, counted, projection.in_features(key))
+    found = {key: products(*sums_of) for key, *sums_of in both_halves(gathered, projection, progress, sums)}
+    # Moved only now: one who waits for a layer of its own keeps all others waiting for the next.
+    found = {key: each.cpu() for key, each in found.items()}
+    share = {key: signal_share(each, half_counted, counted) for key, each in found.items()}
+    above = {key: above_noise(each, half_counted, counted, projection.in_features(key)) for key, each in found.items()}
     shares, values = (
-        gathered.merged({name: found[key] for name, key in gathered.keys.items() if key in found})
-        for found in (share, above)
+        gathered.merged({name: own[key] for name, key in gathered.keys.items() if key in own}) for own in (share, above)
     )
     return Signal(share=shares, above=values)

@@ -24,6 +24,7 @@ from gora.recipe.derived import recomputes_activations
 from gora.runs.context import RunContext
 from gora.runs.loss import EvaluationLoss
 from gora.runtime.console import output
+from gora.runtime.cuda_graphs import where_recordings_are_made
 from gora.runtime.precision import autocast
 from gora.training.arguments import trainer_arguments
 from gora.training.batches import Padding, StepBatches, StepCollator, StepNumbers
@@ -200,6 +201,12 @@ class GoraTrainer(CheckpointTrainer):
         if self._world.size > 1 or self._engine.kind != "ddp":
             return self._run_step(model, inputs, num_items_in_batch)
         return self.fitting.run(inputs, lambda step: self._run_step(model, step, num_items_in_batch))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers does; where several processes record passes, on the stream of recordings."""
+        several = self._recorded is not None and self._world.size > 1
+        with where_recordings_are_made() if several else nullcontext():
+            return super().train(*args, **kwargs)
 
     def release_recordings(self) -> None:
         """Give the memory of recorded passes back; no more are recorded."""

@@ -2,11 +2,12 @@
 
 import threading
 
+import numpy
 import pytest
 import torch
 
 from gora.core.ranks import RankBounds, allocate
-from gora.gradients.halves import Projection, above_noise, at_half, at_power, signal_share
+from gora.gradients.halves import Projection, above_noise, at_half, at_power, products, signal_share
 from gora.gradients.progress import Progress
 from gora.gradients.sharded import assign_owners
 from gora.gradients.sums import DeviceSums
@@ -135,10 +136,10 @@ def test_singular_values_above_the_noise_are_those_of_the_signal():
     projection = Projection({"layer": (200, 400)}, 0, CPU)
     halves = [8 * signal + 8**0.5 * 0.1 * torch.randn(200, 400, generator=drawn) for _ in range(2)]
     kept, whole = projection("layer", halves[0]), projection("layer", halves[0] + halves[1])
-    assert above_noise(kept, whole, 8, 16, 400) == pytest.approx(50, rel=0.15)
+    assert above_noise(products(kept, whole), 8, 16, 400) == pytest.approx(50, rel=0.15)
     noise = [projection("layer", torch.randn(200, 400, generator=drawn)) for _ in range(2)]
     total = torch.linalg.svdvals(noise[0] + noise[1]).sum() / 16
-    assert above_noise(noise[0], noise[0] + noise[1], 8, 16, 400) < 0.5 * total * (3 * 400 / 32) ** 0.5
+    assert above_noise(products(noise[0], noise[0] + noise[1]), 8, 16, 400) < 0.5 * total * (3 * 400 / 32) ** 0.5
 
 
 def test_without_a_half_nothing_is_said_of_signal():
@@ -152,9 +153,24 @@ def test_without_a_half_nothing_is_said_of_signal():
 
 def test_a_share_is_between_nothing_and_all():
     same = torch.randn(12, 8)
-    assert signal_share(same, 2 * same, 1, 2) == pytest.approx(1)
-    assert signal_share(same, 0 * same, 1, 2) == 0
-    assert signal_share(same, 0.5 * same, 1, 2) == 0
+    assert signal_share(products(same, 2 * same), 1, 2) == pytest.approx(1)
+    assert signal_share(products(same, 0 * same), 1, 2) == 0
+    assert signal_share(products(same, 0.5 * same), 1, 2) == 0
+
+
+def test_products_of_two_halves_say_what_the_halves_themselves_say():
+    """Against the means themselves and their singular values, with an odd number of micro-batches."""
+    drawn = torch.Generator().manual_seed(3)
+    common = torch.randn(50, 4, generator=drawn) @ torch.randn(4, 8, generator=drawn)
+    half, rest = (count * common + count**0.5 * torch.randn(50, 8, generator=drawn) for count in (3, 4))
+    first, second, mean = (each.double().numpy() for each in (half / 3, rest / 4, (half + rest) / 7))
+    inner = products(half, half + rest)
+    assert signal_share(inner, 3, 7) == pytest.approx(((first * second).sum() / (mean**2).sum()) ** 0.5, rel=1e-5)
+    noise = numpy.linalg.svd((first - second) * 12**0.5 / 7, compute_uv=False)
+    values = numpy.linalg.svd(mean, compute_uv=False)
+    assert 0 < (values > noise[0]).sum() < 8
+    expected = values[values > noise[0]].sum() * (3 * 30 / 8) ** 0.5
+    assert above_noise(inner, 3, 7, 30) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])

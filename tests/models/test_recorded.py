@@ -11,7 +11,7 @@ from gora.data.collate import Collator
 from gora.models.recorded import RecordedBlocks, differs
 from gora.models.rows_apart import forward, set_apart
 from gora.models.supervised_head import use_supervised_head
-from gora.runtime.cuda_graphs import recorded_into
+from gora.runtime.cuda_graphs import recorded_into, where_recordings_are_made
 from gora.runtime.world import World
 from gora.training.batches import StepCollator
 from gora.training.recording import RecordedSteps
@@ -155,15 +155,46 @@ def test_rounding_is_no_other_result_and_one_token_of_another_row_is():
     assert differs(swapped, states)
 
 
-@pytest.mark.parametrize("goes_on", [True, False])
-def test_a_recording_that_fails_is_taken_off_the_allocator_where_torch_goes_on_with_it(monkeypatch, goes_on):
-    calls, modes = [], []
+class Streams:
+    """Stands for the streams of a GPU: which one is current, and what each has waited for."""
+
+    def __init__(self, monkeypatch):
+        self.current, self.made, self.waits = "default", [], []
+        monkeypatch.setattr("gora.runtime.cuda_graphs._stream", lambda: Stream("recordings", self))
+        monkeypatch.setattr("torch.cuda.current_stream", lambda: Stream(self.current, self))
+        monkeypatch.setattr("torch.cuda.set_stream", lambda stream: setattr(self, "current", stream.name))
+        monkeypatch.setattr("torch.cuda.stream", self.on)
 
     @contextmanager
-    def failing(graph, pool, capture_error_mode):
-        modes.append(capture_error_mode)
+    def on(self, stream):
+        before, self.current = self.current, stream.name
         yield
-        raise RuntimeError("operation failed due to a previous error during capture")
+        self.current = before
+
+
+class Stream:
+    def __init__(self, name, streams):
+        self.name, self._streams = name, streams
+
+    def wait_stream(self, other):
+        self._streams.waits.append((self.name, other.name))
+
+
+@pytest.mark.parametrize("inner", [None, "host memory is not pinned"], ids=["at its end", "within"])
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_recording_that_fails_leaves_neither_its_memory_nor_its_stream_and_says_what_failed_first(
+    monkeypatch, goes_on, inner
+):
+    calls, modes, streams = [], [], Streams(monkeypatch)
+
+    @contextmanager
+    def failing(graph, pool, stream, capture_error_mode):
+        modes.append(capture_error_mode)
+        streams.current = stream.name
+        try:
+            yield
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
 
     def end(device, pool):
         calls.append(("end", device, pool))
@@ -174,7 +205,19 @@ def test_a_recording_that_fails_is_taken_off_the_allocator_where_torch_goes_on_w
     monkeypatch.setattr("torch.cuda.current_device", lambda: 3)
     monkeypatch.setattr("torch._C._cuda_endAllocateToPool", end)
     monkeypatch.setattr("torch._C._cuda_releasePool", lambda *where: calls.append(("release", *where)))
-    with pytest.raises(RuntimeError, match="previous error"), recorded_into(object(), (0, 7)):
-        pass
+    with pytest.raises(RuntimeError, match=inner or "previous error"), recorded_into(object(), (0, 7)):
+        assert streams.current == "recordings"
+        if inner:
+            raise RuntimeError(inner)
     assert calls == [("end", 3, (0, 7)), ("release", 3, (0, 7))][: 1 + goes_on]
     assert modes == ["thread_local"]
+    assert streams.current == "default"
+
+
+def test_what_runs_where_recordings_are_made_follows_what_was_before_and_comes_before_what_is_next(monkeypatch):
+    streams = Streams(monkeypatch)
+    with pytest.raises(KeyError), where_recordings_are_made():
+        assert streams.current == "recordings"
+        assert streams.waits == [("recordings", "default")]
+        raise KeyError
+    assert streams.waits[1:] == [("default", "recordings")]

@@ -59,6 +59,47 @@ def test_the_table_of_engines_on_two_gpus_is_that_of_the_runs():
         assert f"| {' | '.join(cells)} |" in PERFORMANCE
 
 
+def test_the_table_of_engines_on_four_gpus_is_that_of_the_runs():
+    rows = data("distributed-8b-four-h200.json")["rows"]
+
+    def of(engine, targets, gpus):
+        return [row for row in rows if (row["engine_asked"], row["targets"], row["gpus"]) == (engine, targets, gpus)]
+
+    def passes(row):
+        return row["micro_batches"] / row["gradient_seconds"]
+
+    for row in rows:
+        gpus, alone = row["gpus"], of("ddp", row["targets"], 1)
+        assert len(alone) == 2
+        (ddp,) = of("ddp", row["targets"], 4)
+        cells = [
+            row["targets"],
+            f"`{row['engine_asked']}`",
+            str(gpus),
+            str(row["micro_batches"]),
+            f"{row['gradient_rate'] / gpus:,.0f}",
+            f"{2 * passes(row) / sum(map(passes, alone)):.2f}",
+            f"{row['late_rate'] / gpus:,.0f}",
+            f"{2 * row['late_rate'] / sum(one['late_rate'] for one in alone):.2f}",
+            f"{ddp['late_rate'] / row['late_rate']:.2f}" if gpus == 4 else "",
+            ", ".join(f"{stage['gpu'] / 1e9:.1f}" for stage in row["memory"]),
+        ]
+        assert f"| {' | '.join(cells)} |" in PERFORMANCE
+    (alone, _), compared = of("ddp", "attention", 1), {"fsdp": 6, "zero3": 6, "zero2-offload": 3}
+    for engine, steps in compared.items():
+        (row,) = of(engine, "attention", 4)
+        assert row["losses"][:steps] == pytest.approx(alone["losses"][:steps], rel=4e-4)
+
+
+def test_the_table_of_waiting_for_images_is_that_of_the_runs():
+    page, found = (ROOT / "docs" / "results.md").read_text(), data("images-waiting-h200.json")
+    for title, precision in (("float32", "fp32"), ("bfloat16", "bf16")):
+        row = found[precision]
+        cells = [f"{row['images_per_second']:.0f}", f"{row['waiting']:.2%}", f"{row['most_waiting']:.2%}"]
+        assert f"| {title} | {' | '.join(cells).replace('%', ' %')} |" in page
+    assert f"delivered {found['alone']['images_per_second']:,.0f} images/s" in page
+
+
 def test_the_table_of_memory_is_that_of_the_runs():
     rows = data("memory-h200.json")["rows"]
     for row in rows:
