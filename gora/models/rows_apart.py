@@ -44,6 +44,8 @@ class _Rows:
     """Where rows begin, and where the last ends: int32, on the device."""
     longest: int
     """At least the tokens of the longest row: the next power of two, so that kernels see few values."""
+    span: Tensor
+    """As many bytes as that: torch.compile takes a number for a constant, and a size for one that may change."""
 
 
 _current: _Rows | None = None
@@ -85,7 +87,7 @@ def laid_out(lengths: tuple[int, ...], bounds: Tensor, longest: int) -> Abstract
         bounds: where rows begin, and where the last ends: int32, on the device.
         longest: at least the tokens of the longest row.
     """
-    return _on(_Rows(lengths, bounds, longest))
+    return _on(_Rows(lengths, bounds, longest, torch.empty(longest, dtype=torch.uint8)))
 
 
 def rows_of_pass() -> tuple[int, ...]:
@@ -230,29 +232,26 @@ def _attention(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if not causal or any(more.get(name) is not None for name in _MORE_THAN_CAUSAL):
         raise NotImplementedError("attention that is more than causal")
-    return _within_rows(query, key, value, dropout, scaling, more.get("sliding_window")), None
-
-
-@torch.compiler.disable
-def _within_rows(
-    query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None, window: int | None
-) -> Tensor:
-    """Attention of the rows of the pass. Compiled blocks leave it to itself: what is compiled holds for all rows."""
-    assert _current is not None
+    window = more.get("sliding_window")
     if _varlen_serves(query, dropout, window):
-        return _by_varlen(query, key, value, _current, scaling, window)
-    return _row_by_row(query, key, value, _current, dropout, scaling, window)
+        return _by_varlen(query, key, value, _current, scaling, window), None
+    return _row_by_row(query, key, value, dropout, scaling, window), None
 
 
 def _mask(*args: Any, **kwargs: Any) -> Any:
     return None if _current is not None else sdpa_mask(*args, **kwargs)
 
 
+@torch.compiler.disable
 def _row_by_row(
-    query: Tensor, key: Tensor, value: Tensor, rows: _Rows, dropout: float, scaling: float | None, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None, window: int | None
 ) -> Tensor:
-    """Attention of one row after the other: any device and data type."""
-    if not rows.lengths:
+    """Attention of one row after the other: any device and data type.
+
+    Compiled blocks leave it to itself: what is compiled would hold for these lengths alone.
+    """
+    rows = _current
+    if rows is None or not rows.lengths:
         raise NotImplementedError("attention that asks for the lengths of rows on the host")
     grouped = query.shape[1] != key.shape[1]
     parts = []
@@ -282,7 +281,8 @@ def _by_varlen(
     else:
         settings["is_causal"] = True
     q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
-    return _varlen(q, k, v, rows.bounds, rows.bounds, rows.longest, rows.longest, scale=scaling, **settings)[None]
+    longest = rows.span.shape[0] if torch.compiler.is_compiling() else rows.longest
+    return _varlen(q, k, v, rows.bounds, rows.bounds, longest, longest, scale=scaling, **settings)[None]
 
 
 def _varlen_serves(query: Tensor, dropout: float, window: int | None) -> bool:

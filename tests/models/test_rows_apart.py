@@ -116,24 +116,58 @@ def test_loss_and_gradients_are_those_of_the_padded_batch(apart, recompute):
         assert (actual.grad - expected.grad).abs().max().item() <= 1e-5 * scale + 1e-6, name
 
 
-def test_compiled_blocks_are_compiled_once_whatever_rows_come():
+def compiled_for_each(rows_of_batches):
+    """How many graphs there were after each batch; the logits are those of a model that is not compiled."""
     plain, model = built(FAMILIES["llama"]), built(FAMILIES["llama"])
-    assert set_apart(model, [row["input_ids"] for row in ROWS], nullcontext()) == ""
+    for each in (plain, model):
+        each.set_attn_implementation(rows_apart.NAME)
     torch._dynamo.reset()
     compile_blocks(model)
     for block in model.model.layers:
         # The real compiler takes a minute on a CPU; what is compiled how often is decided before it.
         block.compile(dynamic=True, backend="eager")
-    compiled = []
-    for rows in (ROWS, [*ROWS, ROWS[1]], [ROWS[2], ROWS[0]], [*ROWS, *ROWS]):
+    counts = []
+    for rows in rows_of_batches:
         batch = Collator(0).end_to_end(rows)
-        together = forward(model, batch)
-        together.loss.backward()
-        compiled.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-        alone = [plain(input_ids=torch.tensor([row["input_ids"]])).logits[0] for row in rows]
-        torch.testing.assert_close(together.logits[0], torch.cat(alone), rtol=1e-4, atol=1e-5)
-    assert compiled[0] > 0
-    assert compiled[1:] == compiled[:1] * 3
+        found, expected = forward(model, batch), forward(plain, batch)
+        found.loss.backward()
+        counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-5)
+    return counts
+
+
+LONG = {"input_ids": [7, 8, 9, 10, 11] * 9, "labels": [7, 8, 9, 10, 11] * 9}
+BATCHES = (ROWS, [*ROWS, ROWS[1]], [ROWS[2], LONG], [*ROWS, *ROWS, LONG], [ROWS[1], ROWS[1]])
+
+
+def test_compiled_blocks_are_compiled_once_whatever_rows_come():
+    first, *later = compiled_for_each(BATCHES)
+    assert first > 0
+    assert later == [first] * 4
+
+
+def test_blocks_with_the_kernel_for_rows_of_several_lengths_are_compiled_once_and_whole(monkeypatch):
+    monkeypatch.setattr(rows_apart, "_varlen", in_place_of_the_kernel)
+    monkeypatch.setattr(rows_apart, "_varlen_serves", lambda *asked: True)
+    torch._dynamo.utils.counters.clear()
+    first, *later = compiled_for_each(BATCHES)
+    assert 0 < first <= 2  # the first block's input needs no gradient
+    assert later == [first] * 4
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@torch.library.custom_op("gora_tests::kernel", mutates_args=())
+def kernel(query: torch.Tensor, bounds: torch.Tensor, longest: int) -> torch.Tensor:
+    """Something that a compiler cannot look into, of the same arguments."""
+    return query * (bounds[-1] + longest) / 100
+
+
+kernel.register_fake(lambda query, bounds, longest: torch.empty_like(query))
+kernel.register_autograd(lambda context, gradient: (gradient, None, None))
+
+
+def in_place_of_the_kernel(query, key, value, bounds, bounds_of_keys, longest, longest_key, **settings):
+    return kernel(query, bounds, longest)
 
 
 def test_padded_batches_and_generation_are_as_before(apart):
