@@ -104,7 +104,8 @@ def read_config(
     """
     config = _config(adapter)
     if config.peft_type != "LORA":
-        raise InputError(f"{adapter} is a {config.peft_type} adapter; only LoRA adapters can be merged.")
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise InputError(f"{adapter} is a {kind} adapter; only LoRA adapters can be merged.")
     allowed = {HEAD_KEY} if head_of(config) in ("classification", "image-classification") else set()
     allowed |= {TOKENS_KEY} if with_tokens else set()
     allowed |= {_EXPERTS_KEY} if with_experts else set()

@@ -1,6 +1,7 @@
 """gora init"""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -30,5 +31,5 @@ def init_command(
     )
     typer.echo(made.text)
     output.say(check_page(made.checked.problems, made.checked.notes, made.checked.facts))
-    typer.echo(f"recipe    {made.path}\nnext      gora run {made.path}")
+    typer.echo(f"recipe    {made.path}\nnext      gora run {quote(str(made.path))}")
     raise typer.Exit(made.checked.exit_code)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -64,9 +65,9 @@ def copy_command(
         raise InputError(f"{file} exists. Add --overwrite to replace it.")
     write_text(file, text)
     if name in comparison_paths():
-        typer.echo(f"variants  {file}\nnext      gora compare RECIPE --variants {file}")
+        typer.echo(f"variants  {file}\nnext      gora compare RECIPE --variants {quote(str(file))}")
     else:
-        typer.echo(f"recipe    {file}\nnext      gora run {file}")
+        typer.echo(f"recipe    {file}\nnext      gora run {quote(str(file))}")
 
 
 @recipes_app.command("schema", cls=PlainCommand)

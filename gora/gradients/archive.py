@@ -17,7 +17,7 @@ from gora.core.importance import Importance, importance
 from gora.core.initial import Start, initial_values
 from gora.errors import InputError
 from gora.gradients.statistics import Norm, WholeStatistics
-from gora.gradients.storage import read_document, read_shard, write_shards
+from gora.gradients.storage import DOCUMENT, read_document, read_shard, write_shards
 
 ArchiveType = Literal["bf16", "fp32"]
 _TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -77,8 +77,12 @@ class ArchivedStatistics:
     """
 
     def __init__(self, folder: Path) -> None:
-        if folder.is_dir():
-            manifest.verify(folder, "Make it again with `gora precompute --keep-gradients`.")
+        if not (folder / DOCUMENT).is_file():
+            inside = folder / "gradients"
+            known = (inside / DOCUMENT).is_file()
+            todo = f"Give {inside}." if known else "`gora precompute RECIPE --keep-gradients bf16` makes one."
+            raise InputError(f"{folder} is not a folder of kept gradients. {todo}")
+        manifest.verify(folder, "Make it again with `gora precompute --keep-gradients`.")
         document = read_document(folder)
         self._folder, self._document = folder, document
         try:

@@ -104,7 +104,7 @@ def test_gora_is_as_far_from_lora_as_said():
         f"{100 * statistics.fmean(PUBLISHED.values()):+.2f} % (lower in 0 of {len(PUBLISHED)})"
     ) in TEXT
     assert all(value > 0 for value in PUBLISHED.values())
-    assert f"GoRA {-middle:.2f} % lower, with an interval that holds 0" in README
+    assert f"GoRA {-middle:.2f} % lower; the interval includes 0" in README
 
 
 def test_all_linear_layers_are_as_far_below_attention_as_said():

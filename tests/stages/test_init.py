@@ -112,10 +112,11 @@ def test_the_recipe_is_written_with_reasons_and_settings_of_the_command_line_and
 ):
     save(tmp_path / "mine.jsonl", {"query": "1+1?", "reply": "It is 2."})
     small = ["--set", "train.max_steps=2", "--set", "gora.steps=2", "--set", "train.batch_size=4"]
-    code, out, err = gora_here("init", TINY_NAME, "mine.jsonl", *small, cwd=tmp_path)
+    output = ["--output", "my own.yaml"]
+    code, out, err = gora_here("init", TINY_NAME, "mine.jsonl", *small, *output, cwd=tmp_path)
     assert code == 0, err
-    text = (tmp_path / "mine.yaml").read_text()
-    assert text in out and "rows      train 18 of 24" in out and "next      gora run mine.yaml" in out
+    text = (tmp_path / "my own.yaml").read_text()
+    assert text in out and "rows      train 18 of 24" in out and "next      gora run 'my own.yaml'" in out
     assert (
         "preset: auto" in text
         and "response: reply" in text
@@ -123,16 +124,16 @@ def test_the_recipe_is_written_with_reasons_and_settings_of_the_command_line_and
         and "max_steps: 2" in text
     )
     assert sum(not line.startswith("#") for line in text.splitlines()) <= 16
-    code, out, err = gora_here("init", TINY_NAME, "mine.jsonl", cwd=tmp_path)
-    assert code == 2 and "mine.yaml exists. Add --overwrite to replace it" in err
-    code, out, err = gora_here("run", "mine.yaml", cwd=tmp_path)
+    code, out, err = gora_here("init", TINY_NAME, "mine.jsonl", *output, cwd=tmp_path)
+    assert code == 2 and "my own.yaml exists. Add --overwrite to replace it" in err
+    code, out, err = gora_here("run", "my own.yaml", cwd=tmp_path)
     assert code == 0, err
     code, again, err = gora_here(
         "run", "--model", TINY_NAME, "--data", "mine.jsonl", *small, "--overwrite", cwd=tmp_path
     )
     assert code == 0, err
-    losses = [line for line in out.splitlines() if "evaluation loss" in line]
-    assert len(losses) == 1 and losses == [line for line in again.splitlines() if "evaluation loss" in line]
+    losses = [line.split() for line in out.splitlines() if "evaluation loss" in line]
+    assert len(losses) == 1 and losses == [line.split() for line in again.splitlines() if "evaluation loss" in line]
     assert (tmp_path / "runs" / "mine" / "adapter" / "adapter_model.safetensors").exists()
 
 

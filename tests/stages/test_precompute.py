@@ -177,8 +177,10 @@ def test_kept_gradients_of_another_pass_and_broken_ones_are_refused(kept, tmp_pa
     with pytest.raises(InputError, match="another pass") as refused:
         plan_from_gradients(recipe(tmp_path / "a", "gora.steps=5", "seed=3"), folder / "gradients")
     assert refused.value.problems == ("seed: 42 there, 3 in the recipe", "gora.steps: 6 there, 5 in the recipe")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"none is not a folder of kept gradients\. `gora precompute RECIPE"):
         plan_from_gradients(recipe(tmp_path / "b"), tmp_path / "none")
+    with pytest.raises(InputError, match=r"is not a folder of kept gradients\. Give .*gradients\."):
+        plan_from_gradients(recipe(tmp_path / "b"), folder)
     other = tmp_path / "other"
     other.mkdir()
     (other / "state.json").write_text(json.dumps({"tensors": {}}))
