@@ -14,7 +14,10 @@ from collections.abc import Sequence
 
 BELOW_DIVERGENCE = 9.5
 BELOW_DIVERGENCE_NEW_HEAD = 15.0
-"""For a head that begins as noise: what it learns in a few steps says little about the model under it."""
+"""For a head that begins as noise."""
+COMMON_RATES = {"classification": 5e-4, "image-classification": 1e-3}
+"""What adapters under a new head are best trained with on average, by the head. A new head begins as noise, and limits
+differ more from seed to seed than best rates do from set to set: half-way between the two is nearer than either."""
 TRIALS_OVER_RUN = 0.65
 """The best rate of short trials of few rows over that of a run, for rows whose form the model knows."""
 KNOWN_FORM = 1.6
@@ -78,14 +81,28 @@ def divergence(
     return rates[last] * (rates[last + 1] / rates[last]) ** share
 
 
-def rate_below(divergence: float, *, new_head: bool = False) -> float:
+def rate_below(divergence: float) -> float:
     """What to train with, or to begin trials with.
 
     Args:
         divergence: the rate at which the loss of a range test rises above its start.
-        new_head: whether a part of the model begins as noise.
     """
-    return divergence / (BELOW_DIVERGENCE_NEW_HEAD if new_head else BELOW_DIVERGENCE)
+    return divergence / BELOW_DIVERGENCE
+
+
+def rate_under_new_head(divergence: float, common: float | None, lr_ratio: float) -> float:
+    """What to train with where a part of the model begins as noise.
+
+    Args:
+        divergence: see `rate_below`.
+        common: of `COMMON_RATES`, for one rate for A and B; None where no adapter is trained.
+        lr_ratio: rate of B over that of A.
+
+    Returns:
+        The rate of A.
+    """
+    rate = divergence / BELOW_DIVERGENCE_NEW_HEAD
+    return rate if common is None else math.sqrt(rate * common / math.sqrt(lr_ratio))
 
 
 def rate_of_trials(rates: Sequence[float], ends: Sequence[float], start: float) -> float:

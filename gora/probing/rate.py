@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from gora.core.learning_rate import rate_below, rate_of_trials
+from gora.core.learning_rate import COMMON_RATES, rate_below, rate_of_trials, rate_under_new_head
 from gora.errors import GoraError
 from gora.methods import METHODS
 from gora.plan import Decision, add_decision
@@ -74,18 +74,24 @@ def decide(context: RunContext, model: nn.Module, lr_ratio: float, steps: int) -
     rows = _rows_to_spend(context, steps)
     size = min(trials.ROWS, context.recipe.train.batch_size)
     steps = min(trials.STEPS, int(rows * (1 - _RANGE_SHARE)) // (size * trials.MOST))
-    new_head = context.recipe.model.head in ("classification", "image-classification")
-    tries = steps >= trials.FEWEST and not new_head
+    common = COMMON_RATES.get(context.recipe.model.head)
+    tries = steps >= trials.FEWEST and common is None
+    whole_weights = METHODS[context.recipe.adapter.method].saved_as == "model"
     with rehearsing(context, model, lr_ratio) as rehearsal:
         found = ranging.range_test(
             rehearsal,
             _batches(context, ranging.STEPS, _rows_of_range_test(context, rows, alone=not tries), turn=1),
-            whole_weights=METHODS[context.recipe.adapter.method].saved_as == "model",
+            whole_weights=whole_weights,
         )
         if found.limit is None:
             return None
-        rate, taken = rate_below(found.limit, new_head=new_head), len(found.losses)
+        rate, taken = rate_below(found.limit), len(found.losses)
         why = f"with a rising rate the loss was above its start from {found.limit:.2g} on, after {taken} steps"
+        if common is not None:
+            rate = rate_under_new_head(found.limit, None if whole_weights else common, lr_ratio)
+            why += "; the head begins as noise" + (
+                "" if whole_weights else f", and {common:g} is common under such a one"
+            )
         if tries:
             rates, ends = trials.try_around(rehearsal, rate, _batches(context, steps, size, turn=2))
             rate = rate_of_trials(rates, ends, sum(found.before) / taken)

@@ -13,6 +13,7 @@ from gora.core.learning_rate import (
     lowest,
     rate_below,
     rate_of_trials,
+    rate_under_new_head,
     rising_rates,
     smoothed,
 )
@@ -111,7 +112,12 @@ def test_a_loss_that_is_no_number_counts_as_risen():
 
 def test_the_rate_lies_below_by_the_measured_factor_and_further_for_a_new_head():
     assert rate_below(9.5e-2) == pytest.approx(1e-2)
-    assert rate_below(1.5e-1, new_head=True) == pytest.approx(1e-2)
+    assert rate_under_new_head(1.5e-1, None, 16.0) == pytest.approx(1e-2)
+
+
+def test_a_new_head_takes_the_middle_of_what_is_measured_and_what_is_common():
+    assert rate_under_new_head(15 * 2e-3, 5e-4, 1.0) == pytest.approx(1e-3)
+    assert rate_under_new_head(15 * 2e-3, 5e-4, 16.0) == pytest.approx(5e-4)
 
 
 @given(best=st.floats(-0.69, 0.69), curvature=st.floats(0.01, 10), level=st.floats(0.1, 10))

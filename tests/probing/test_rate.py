@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from contextlib import ExitStack
+from types import SimpleNamespace
 from shutil import copytree
 
 import pytest
@@ -22,6 +23,7 @@ from gora.runs.folder import RunFolder
 from gora.stages.train import train
 from gora.training.start import wrap_model
 from tests.helpers.callbacks import call_too
+from tests.helpers.classifiers import write_recipe
 
 SMALL = (
     "data.train.max_rows=24",
@@ -232,3 +234,21 @@ def test_fewer_rows_make_shorter_trials_and_too_few_a_better_range_test_alone(
     decision = module.decide(context, model, 1.0, steps=2)
     assert seen["rows"] == rows
     assert (f"{trial_steps} steps, annealed" in decision.why) == (trial_steps > 0)
+
+
+@pytest.mark.parametrize(("method", "rate"), [("lora", 1e-3), ("lora+", 5e-4), ("full", 2e-3)])
+def test_a_new_head_makes_no_trials_and_adapters_take_the_middle_of_measured_and_common(
+    tmp_path, monkeypatch, method, rate
+):
+    recipe = load_recipe(
+        str(write_recipe(tmp_path)),
+        [f"adapter.method={method}", "train.learning_rate=auto", "train.micro_batch_size=8"],
+    ).recipe
+    tested = SimpleNamespace(limit=15 * 2e-3, losses=[2.0], before=[2.0], curve=())
+    monkeypatch.setattr(module.ranging, "range_test", lambda *_, **__: tested)
+    with RunContext.open(recipe, command="a test") as context:
+        model = wrap_model(context, None, steps=6, resumed=False).model
+        decision = module.decide(context, model, 16.0 if method == "lora+" else 1.0, steps=6)
+    assert decision.value == pytest.approx(rate, rel=0.01)
+    assert "the head begins as noise" in decision.why
+    assert "annealed" not in decision.why

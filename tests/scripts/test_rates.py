@@ -5,7 +5,7 @@ from statistics import mean, median
 
 import pytest
 
-from gora.core.learning_rate import rate_of_trials
+from gora.core.learning_rate import BELOW_DIVERGENCE_NEW_HEAD, COMMON_RATES, rate_of_trials, rate_under_new_head
 from scripts.rates.choose import WAYS, above_best, judged, language_models
 from scripts.rates.table import JUDGED_WITH, above_with_what_ships, best_between, rows
 from tests.conftest import ROOT
@@ -57,6 +57,21 @@ def test_the_page_says_where_the_rule_that_ships_would_end(combinations):
     assert (
         f"within 1 % in {near(above)} of {len(above)} language models, on texts in {near(texts)} of {len(texts)}"
     ) in page_on_rates()
+
+
+def test_the_page_says_what_the_middle_is_worth_under_a_new_head(combinations):
+    found = [
+        (rate * BELOW_DIVERGENCE_NEW_HEAD, 16.0 if row["method"] == "lora+" else 1.0, row["grid"])
+        for row in combinations
+        if row["model"] == "minilm"
+        for rate in row["rates"]
+    ]
+    counts = [
+        near(above_best(grid, rate_under_new_head(limit, common, ratio)) for limit, ratio, grid in found)
+        for common in (COMMON_RATES["classification"], None)
+    ]
+    assert f"for {counts[0]} of the {len(found)} seeds" in page_on_rates()
+    assert f"where the limit alone does for {counts[1]}" in page_on_rates()
 
 
 def test_what_ships_is_the_rule_of_the_trials(combinations):
