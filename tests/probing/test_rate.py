@@ -4,8 +4,8 @@ import json
 import os
 import signal
 from contextlib import ExitStack
-from types import SimpleNamespace
 from shutil import copytree
+from types import SimpleNamespace
 
 import pytest
 import torch
