@@ -77,7 +77,7 @@ class ArchivedStatistics:
     """
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / DOCUMENT).is_file():
+        if not (folder / DOCUMENT).is_file() and not (folder / manifest.NAME).is_file():
             inside = folder / "gradients"
             known = (inside / DOCUMENT).is_file()
             todo = f"Give {inside}." if known else "`gora precompute RECIPE --keep-gradients bf16` makes one."
