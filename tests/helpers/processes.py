@@ -368,6 +368,8 @@ def memory(folder):
         else:
             sums = DeviceSums(shapes, device)
             collect(sums, Pace(indices=[world.index], rounds=1, total=world.size))
+        # Held is what is left after freed memory was given back.
+        ctypes.CDLL(None).malloc_trim(0)
         grown[name] = own_memory() - before
         del sums
     whole = 4 * sum(rows * columns for rows, columns in shapes.values())
