@@ -20,7 +20,7 @@ from gora.runs.decisions import RATE, write_decision
 from gora.runtime.console import output
 
 _MICRO_BATCHES, _SHARE = 60, 0.03
-"""What may be spent: so many micro-batches, or this share of the run's if that is more."""
+"""What may be spent: the rows of so many micro-batches, or this share of the run's if that is more."""
 _PASSES = 4 / 3
 """Of a step of the range test, with the forward pass before it, over that of training."""
 _RANGE_SHARE, _RANGE_ROWS, _RANGE_ROWS_ALONE = 0.25, 4, 8
@@ -88,10 +88,9 @@ def decide(context: RunContext, model: nn.Module, lr_ratio: float, steps: int) -
         rate, taken = rate_below(found.limit), len(found.losses)
         why = f"with a rising rate the loss was above its start from {found.limit:.2g} on, after {taken} steps"
         if common is not None:
-            rate = rate_under_new_head(found.limit, None if whole_weights else common, lr_ratio)
-            why += "; the head begins as noise" + (
-                "" if whole_weights else f", and {common:g} is common under such a one"
-            )
+            common = None if whole_weights else common
+            rate = rate_under_new_head(found.limit, common, lr_ratio)
+            why += "; the head begins as noise" + (f", and {common:g} is common under such a one" if common else "")
         if tries:
             rates, ends = trials.try_around(rehearsal, rate, _batches(context, steps, size, turn=2))
             rate = rate_of_trials(rates, ends, sum(found.before) / taken)

@@ -156,7 +156,7 @@ def test_blocks_with_the_kernel_for_rows_of_several_lengths_are_compiled_once_an
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
-@torch.library.custom_op("gora_tests::kernel", mutates_args=())
+@torch.library.custom_op("apart::kernel", mutates_args=())
 def kernel(query: torch.Tensor, bounds: torch.Tensor, longest: int) -> torch.Tensor:
     """Something that a compiler cannot look into, of the same arguments."""
     return query * (bounds[-1] + longest) / 100

@@ -183,16 +183,16 @@ def test_a_step_is_that_of_plain_torch_and_its_micro_batches_make_one(opened):
         torch.testing.assert_close(after[name], value.detach(), rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("settings", [("train.micro_batch_size=4",), ("train.micro_batch_size=1",)])
-def test_no_more_than_sixty_micro_batches_are_spent(opened, monkeypatch, settings):
+@pytest.mark.parametrize(("size", "tries"), [(5, True), (1, False)])
+def test_no_more_rows_than_those_of_sixty_micro_batches_are_spent(opened, monkeypatch, size, tries):
     """Of a short run; a forward pass is a third of one that learns."""
-    context, model = opened(*settings)
+    context, model = opened(f"train.micro_batch_size={size}", f"train.batch_size={max(size, 4)}")
     spent = []
     learn, loss = Rehearsal.learn, Rehearsal.loss
     monkeypatch.setattr(Rehearsal, "learn", lambda self, rows, rate: spent.append(len(rows)) or learn(self, rows, rate))
     monkeypatch.setattr(Rehearsal, "loss", lambda self, rows: spent.append(len(rows) / 3) or loss(self, rows))
-    assert module.decide(context, model, 1.0, 6) is not None
-    assert 0 < sum(spent) <= 60 * context.recipe.train.micro_batch_size
+    assert ("annealed" in module.decide(context, model, 1.0, 6).why) == tries
+    assert 0 < sum(spent) <= 60 * size
 
 
 def test_trials_end_where_training_falls_apart_and_the_lowest_is_told(opened):
