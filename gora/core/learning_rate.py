@@ -20,9 +20,9 @@ COMMON_RATES = {"classification": 5e-4, "image-classification": 1e-3}
 differ more from seed to seed than best rates do from set to set: half-way between the two is nearer than either."""
 TRIALS_OVER_RUN = 0.65
 """The best rate of short trials of few rows over that of a run, for rows whose form the model knows."""
-KNOWN_FORM = 1.6
+KNOWN_FORM = 2.0
 """The loss before training, in nats a token, up to which that is so. Above it, the first steps learn the form: they
-gain from rates that are too high for the rest, by the square root of the loss."""
+gain from rates that are too high for the rest, in proportion to the loss."""
 _WARM_UP = 0.1
 """Share of a trial."""
 _DECAY = 0.7
@@ -113,7 +113,7 @@ def rate_of_trials(rates: Sequence[float], ends: Sequence[float], start: float) 
         ends: loss at the end of each, finite.
         start: loss before training.
     """
-    return lowest(rates, ends) / (TRIALS_OVER_RUN * math.sqrt(max(1.0, start / KNOWN_FORM)))
+    return lowest(rates, ends) / (TRIALS_OVER_RUN * max(1.0, start / KNOWN_FORM))
 
 
 def annealed(step: int, steps: int) -> float:

@@ -92,8 +92,9 @@ def decide(context: RunContext, model: nn.Module, lr_ratio: float, steps: int) -
             rate = rate_under_new_head(found.limit, common, lr_ratio)
             why += "; the head begins as noise" + (f", and {common:g} is common under such a one" if common else "")
         if tries:
-            rates, ends = trials.try_around(rehearsal, rate, _batches(context, steps, size, turn=2))
-            rate = rate_of_trials(rates, ends, sum(found.before) / taken)
+            start = sum(found.before) / taken
+            rates, ends = trials.try_around(rehearsal, rate, _batches(context, steps, size, turn=2), start=start)
+            rate = rate_of_trials(rates, ends, start)
             words = ", ".join(f"{end:.3f} at {tried:.2g}" for tried, end in zip(rates, ends, strict=True))
             why += f"; {steps} steps, annealed, ended at a loss of {words}"
     return Decision(value=float(f"{rate:.1e}"), origin="measured", why=why, curve=found.curve)

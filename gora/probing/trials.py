@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from gora.core.learning_rate import annealed
+from gora.core.learning_rate import annealed, smoothed
 from gora.probing.rehearsal import Rehearsal
 from gora.runtime.console import output
 from gora.runtime.progress import Meter
@@ -18,38 +18,42 @@ MOST = len(FACTORS) + 1
 _COUNTED = 4
 """A trial ends at the mean of the last one in so many of its losses. All see the same rows, and can be compared."""
 _APART = 2.0
-"""Times the loss at the start: a trial ends there."""
+"""Times the loss at the start: a trial whose smoothed loss is above that ends there."""
 
 
-def try_around(rehearsal: Rehearsal, guess: float, batches: list[list[int]]) -> tuple[list[float], list[float]]:
+def try_around(
+    rehearsal: Rehearsal, guess: float, batches: list[list[int]], *, start: float
+) -> tuple[list[float], list[float]]:
     """Trials at half a rate, the rate and twice the rate, and one beyond where the lowest or the highest is the best.
 
     Args:
         rehearsal: of the run.
         guess: peak rate of A.
         batches: rows of each step.
+        start: loss before training, of many rows.
 
     Returns:
         Rates, rising, and the loss at the end of each trial.
     """
     rates = [guess * factor for factor in FACTORS]
-    ends = try_rates(rehearsal, rates, batches)
-    if ends[-1] == min(ends):
-        rates.append(2 * rates[-1])
-        ends += try_rates(rehearsal, rates[-1:], batches)
-    elif ends[0] == min(ends):
+    ends = try_rates(rehearsal, rates, batches, start=start)
+    if ends[0] == min(ends):  # also where training fell apart at all three
         rates.insert(0, rates[0] / 2)
-        ends = [*try_rates(rehearsal, rates[:1], batches), *ends]
+        ends = [*try_rates(rehearsal, rates[:1], batches, start=start), *ends]
+    elif ends[-1] == min(ends):
+        rates.append(2 * rates[-1])
+        ends += try_rates(rehearsal, rates[-1:], batches, start=start)
     return rates, ends
 
 
-def try_rates(rehearsal: Rehearsal, rates: list[float], batches: list[list[int]]) -> list[float]:
+def try_rates(rehearsal: Rehearsal, rates: list[float], batches: list[list[int]], *, start: float) -> list[float]:
     """The loss at the end of a short training with each rate, from the model's start and on the same rows.
 
     Args:
         rehearsal: of the run.
         rates: peak rates of A.
         batches: rows of each step.
+        start: loss before training, of many rows: those of one step may be much easier.
 
     Returns:
         In the order of the rates; twice that at the start where training fell apart.
@@ -62,10 +66,10 @@ def try_rates(rehearsal: Rehearsal, rates: list[float], batches: list[list[int]]
             for step, rows in enumerate(batches):
                 losses.append(rehearsal.learn(rows, rate * annealed(step, len(batches))))
                 meter.advance(1)
-                if not losses[-1] < _APART * losses[0]:
+                if not smoothed(losses)[-1] < _APART * max(start, losses[0]):
                     break
             last = losses[-max(1, round(len(batches) / _COUNTED)) :]
             end = sum(last) / len(last)
             complete = len(losses) == len(batches) and math.isfinite(end)
-            ends.append(min(end, _APART * losses[0]) if complete else _APART * losses[0])
+            ends.append(min(end, _APART * start) if complete else _APART * start)
     return ends

@@ -73,16 +73,16 @@ def four_trials(search: Search, shape: str) -> float:
     rates, ends = trial_ends(search, shape)
     low, middle, high = ends[AROUND]
     first, last = AROUND.start, AROUND.stop
-    if high == min(low, middle, high):
-        last += 1
-    elif low == min(low, middle, high):
+    if low == min(low, middle, high):
         first -= 1
+    elif high == min(low, middle, high):
+        last += 1
     return lowest(rates[first:last], ends[first:last])
 
 
 def by_form(search: Search, shape: str) -> float:
     """The same, lower for rows of an unknown form, as `gora.core.learning_rate.rate_of_trials` has it."""
-    return four_trials(search, shape) / math.sqrt(max(1.0, start_of(search, shape) / KNOWN_FORM))
+    return four_trials(search, shape) / max(1.0, start_of(search, shape) / KNOWN_FORM)
 
 
 WAYS: dict[str, Callable[[Search], float]] = {

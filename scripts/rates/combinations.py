@@ -100,7 +100,7 @@ class Combination(NamedTuple):
     @property
     def seeds(self) -> tuple[int, ...]:
         """A new head begins as noise, which one seed cannot judge."""
-        return SEEDS if self.model == "minilm" else SEEDS[:1]
+        return SEEDS if self.model == "minilm" else (self.seed,)
 
 
 def recipe_of(what: Combination, models: dict[str, str], data: Path) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def rows(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 def above_with_what_ships(row: dict[str, Any]) -> float:
     """How far a language model's row would end above its best with the rule that ships, read off its grid."""
-    rule = TRIALS_OVER_RUN * math.sqrt(max(1.0, row["base"] / KNOWN_FORM))
+    rule = TRIALS_OVER_RUN * max(1.0, row["base"] / KNOWN_FORM)
     return above_best(row["grid"], row["rates"][0] * JUDGED_WITH / rule)
 
 

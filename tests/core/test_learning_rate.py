@@ -145,5 +145,5 @@ def test_a_trial_rises_to_its_rate_and_comes_down_to_nearly_nothing():
 def test_rows_of_an_unknown_form_get_a_lower_rate_than_trials_say():
     rates, ends = [1e-3, 2e-3, 4e-3], [2.0, 1.0, 2.0]
     known = rate_of_trials(rates, ends, 0.8)
-    assert known == rate_of_trials(rates, ends, 1.6) == pytest.approx(2e-3 / 0.65)
-    assert rate_of_trials(rates, ends, 6.4) == pytest.approx(known / 2)
+    assert known == rate_of_trials(rates, ends, 2.0) == pytest.approx(2e-3 / 0.65)
+    assert rate_of_trials(rates, ends, 6.0) == pytest.approx(known / 3)

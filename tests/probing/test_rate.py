@@ -199,10 +199,38 @@ def test_trials_end_where_training_falls_apart_and_the_lowest_is_told(opened):
     context, model = opened("train.micro_batch_size=4")
     batches = [list(range(4 * step, 4 * step + 4)) for step in range(5)]
     with rehearsing(context, model, 1.0) as rehearsal:
-        start = rehearsal.loss(batches[0])
-        slow, better, apart = module.trials.try_rates(rehearsal, [1e-6, 1e-3, 30.0], batches)
+        start = sum(rehearsal.loss(rows) for rows in batches) / len(batches)
+        slow, better, apart = module.trials.try_rates(rehearsal, [1e-6, 1e-3, 30.0], batches, start=start)
     assert better < slow
     assert apart == pytest.approx(2 * start)
+
+
+class Learner:
+    """Learns a little faster with a higher rate, on rows of which each has a loss of its own."""
+
+    def begin(self):
+        self.learned = 0.0
+
+    def learn(self, rows, rate):
+        loss = sum(rows) / len(rows) - self.learned
+        self.learned += rate
+        return loss
+
+
+def test_first_rows_that_are_much_easier_than_the_others_do_not_make_every_trial_fall_apart():
+    batches = [[1.0], *[[3.0]] * 11]
+    ends = module.trials.try_rates(Learner(), [1e-3, 1e-2], batches, start=2.8)
+    assert 2.9 < ends[1] < ends[0] < 3.0
+
+
+def test_where_training_falls_apart_at_all_rates_the_next_one_is_lower():
+    class FallsApart(Learner):
+        def learn(self, rows, rate):
+            return float("inf")
+
+    rates, ends = module.trials.try_around(FallsApart(), 1e-3, [[1.0]] * 3, start=1.0)
+    assert rates == [2.5e-4, 5e-4, 1e-3, 2e-3]
+    assert ends == [2.0] * 4
 
 
 @pytest.mark.parametrize(
@@ -210,8 +238,8 @@ def test_trials_end_where_training_falls_apart_and_the_lowest_is_told(opened):
 )
 def test_a_fourth_trial_goes_beyond_the_best_where_that_is_the_lowest_or_the_highest(monkeypatch, ends, beyond):
     known = {5e-4: ends[0], 1e-3: ends[1], 2e-3: ends[2], beyond: 9.0}
-    monkeypatch.setattr(module.trials, "try_rates", lambda _, rates, __: [known[rate] for rate in rates])
-    rates, found = module.trials.try_around(None, 1e-3, [])
+    monkeypatch.setattr(module.trials, "try_rates", lambda _, rates, __, start: [known[rate] for rate in rates])
+    rates, found = module.trials.try_around(None, 1e-3, [], start=3.0)
     assert rates == sorted(rate for rate in known if rate)
     assert found == [known[rate] for rate in rates]
 
@@ -230,7 +258,7 @@ def test_fewer_rows_make_shorter_trials_and_too_few_a_better_range_test_alone(
         return module.ranging.RangeTest(rates=[1e-3, 1e-1], losses=[2.0, 9.0], before=[2.0, 2.0])
 
     monkeypatch.setattr(module.ranging, "range_test", tested)
-    monkeypatch.setattr(module.trials, "try_rates", lambda _, rates, batches: [len(batches) for _ in rates])
+    monkeypatch.setattr(module.trials, "try_rates", lambda _, rates, batches, start: [len(batches) for _ in rates])
     decision = module.decide(context, model, 1.0, steps=2)
     assert seen["rows"] == rows
     assert (f"{trial_steps} steps, annealed" in decision.why) == (trial_steps > 0)
