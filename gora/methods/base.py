@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NoReturn
 
@@ -106,6 +106,8 @@ class Method:
     """Optimizer steps that it needs at least."""
     plain_lora: ClassVar[bool] = True
     """Whether what is saved is B A beside each weight and no more."""
+    may_leave_out: ClassVar[bool] = False
+    """Whether it may give targets no rank, and leave them without an adapter."""
     merges: ClassVar[bool] = True
     """Whether what is saved can be folded into the base weights."""
 
@@ -219,10 +221,11 @@ def differences(wanted: Iterable[str], adapted: Iterable[str]) -> list[str]:
         "asked for and not adapted": sorted(wanted - adapted),
         "adapted and not asked for": sorted(adapted - wanted),
     }
-    return [f"{len(names)} {how}: {_some(names)}" for how, names in told.items() if names]
+    return [f"{len(names)} {how}: {some(names)}" for how, names in told.items() if names]
 
 
-def _some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first three of these."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gora.errors import InputError
-from gora.methods.base import Method, Wrapping, lora_config, lora_layers, wrap_with
+from gora.methods.base import ADAPTER, Method, Wrapping, lora_config, lora_layers, wrap_with
 from gora.models.head import head_modules
 
 
@@ -20,6 +20,7 @@ class Eva(Method):
     """PEFT's EVA on the micro-batches of the gradient pass, forward only."""
 
     name = "eva"
+    may_leave_out = True
 
     def wrap(self, model: PreTrainedModel, wrapping: Wrapping) -> PeftModel:
         """See `Method`.
@@ -47,6 +48,10 @@ class Eva(Method):
             if value.requires_grad:
                 # PEFT's EVA puts in new layers of the base's precision.
                 value.data = value.data.float()
+        adapted = lora_layers(wrapped)
+        if len(adapted) < len(wrapping.targets):
+            # The shortened names that PEFT has written hold for layers without a rank, too: loading would adapt those.
+            wrapped.peft_config[ADAPTER].target_modules = set(adapted)  # type: ignore[attr-defined]
         return wrapped
 
 

@@ -17,7 +17,7 @@ from gora.adapters.new_tokens import train_tokens
 from gora.errors import GoraError, InputError
 from gora.files import delete, publish
 from gora.methods import METHODS, AdapterSettings, Method, Wrapping
-from gora.methods.base import adapted_layers, differences, factors_of
+from gora.methods.base import adapted_layers, differences, factors_of, some
 from gora.models.experts import FusedExperts, Target
 from gora.models.fingerprint import base_weights, weights_fingerprint
 from gora.models.load import load_model
@@ -86,7 +86,7 @@ def wrap_model(context: RunContext, plan: Plan | None, *, steps: int, resumed: b
     wrapped = method.wrap(model, _wrapping(context, model, targets, plan, method, steps, resumed))
     if context.new_tokens and isinstance(wrapped, PeftModel):
         train_tokens(wrapped, context.new_tokens)
-    _check_adapted(wrapped, plan, targets)
+    _check_adapted(wrapped, method, plan, targets)
     trainable = sum(value.numel() for value in wrapped.parameters() if value.requires_grad)
     output.say(f"adapter   {context.recipe.adapter.method}, {trainable:,} trainable parameters")
     untouched = not method.moves_weights and not context.new_tokens and isinstance(wrapped, PeftModel)
@@ -111,12 +111,17 @@ def _original(context: RunContext, model: PreTrainedModel) -> str:
     )
 
 
-def _check_adapted(wrapped: nn.Module, plan: Plan | None, targets: Mapping[str, Target]) -> None:
-    """What PEFT has adapted is what was printed, whatever the method."""
-    if isinstance(wrapped, PeftModel):
-        wanted = targets if plan is None else [module.name for module in plan.adapted]
-        if wrong := differences(wanted, adapted_layers(wrapped)):
-            raise GoraError("PEFT has adapted other layers than the targets:\n" + "\n".join(f"  - {w}" for w in wrong))
+def _check_adapted(wrapped: nn.Module, method: Method, plan: Plan | None, targets: Mapping[str, Target]) -> None:
+    """What PEFT has adapted is what was printed, whatever the method; some give layers no rank, which is told."""
+    if not isinstance(wrapped, PeftModel):
+        return
+    adapted = set(adapted_layers(wrapped))
+    wanted = list(targets) if plan is None else [module.name for module in plan.adapted]
+    if method.may_leave_out and (without := [name for name in wanted if name not in adapted]):
+        output.say(f"left out  {len(without)} of {len(wanted)} layers got no rank and no adapter: {some(without)}")
+        wanted = [name for name in wanted if name in adapted]
+    if wrong := differences(wanted, adapted):
+        raise GoraError("PEFT has adapted other layers than the targets:\n" + "\n".join(f"  - {w}" for w in wrong))
 
 
 def fingerprint(model: nn.Module, world: World) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
@@ -21,6 +22,7 @@ from gora.models.fingerprint import base_weights
 from gora.models.targets import find_targets, weight_of
 from gora.recipe import load_recipe
 from gora.recipe.schema import TrainSection
+from gora.stages.merge import merge
 from gora.stages.run import run
 from gora.stages.train import train
 from gora.training import loop
@@ -216,6 +218,26 @@ def test_a_resumed_run_of_a_method_that_moves_weights_equals_an_unbroken_one(tmp
     train(recipe(broken, name, "train.max_steps=4", "train.save_steps=2"), mode="resume")
     pairs = [PeftModel.from_pretrained(base(), folder / "adapter") for folder in (whole, broken)]
     assert (logits(pairs[0]) - logits(pairs[1])).abs().max() < 1e-5
+
+
+def test_layers_that_eva_gives_no_rank_are_named_and_the_rest_is_saved_resumed_and_merged(tmp_path, capsys):
+    more = ("adapter.targets=all-linear", "adapter.rank=1", "train.max_steps=4", "train.save_steps=2")
+    train(recipe(tmp_path / "run", "eva", *more))
+    told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("left out"))
+    adapter = PeftModel.from_pretrained(base(), tmp_path / "run" / "adapter")
+    left_out = find_targets(base(), "all-linear").keys() - lora_layers(adapter).keys()
+    assert f"{len(left_out)} of 42 layers got no rank" in told and any(name in told for name in left_out)
+    saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert len(left_out) > 0 and len(saved) == 2 * (42 - len(left_out)) == 2 * len(lora_layers(adapter))
+
+    for made in ("adapter", "checkpoints/checkpoint-4"):
+        (tmp_path / "run" / made).rename(tmp_path / made.replace("/", "-"))
+    train(recipe(tmp_path / "run", "eva", *more), mode="resume")
+    resumed = PeftModel.from_pretrained(base(), tmp_path / "run" / "adapter")
+    assert (logits(resumed) - logits(adapter)).abs().max() < 1e-5
+    made = merge(tmp_path / "run", tmp_path / "merged", dtype="float32")
+    merged = AutoModelForCausalLM.from_pretrained(made.path, dtype=torch.float32)
+    assert (logits(merged) - logits(adapter)).abs().max() < 1e-4 * made.largest_logit
 
 
 def test_rslora_scales_by_the_root_of_the_rank():

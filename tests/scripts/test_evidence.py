@@ -80,9 +80,9 @@ def test_other_sets_begin_at_half_the_rate_and_some_take_rates_over():
 
 def test_the_most_valuable_cells_come_first_and_none_twice_in_a_table():
     order = list(dict.fromkeys(plan({})))
-    assert [cell.table for cell in order[:28]] == ["tools"] * 28
-    assert {cell.rows for cell in order[:28]} == set(cells.SEARCHED)
-    assert order[28].table == "fair" and order[28].rows == "math"
+    preset = {(cell.table, cell.rows, cell.method) for cell in order[: 2 * len(cells.ALL)]}
+    assert preset == {("tools", rows, name) for rows in cells.ALL for name in (AUTO, cells.AUTO_LORA)}
+    assert order[len(preset) : len(preset) + len(list(cells.again()))] == list(cells.again())
     assert {cell.rows for cell in order if cell.table == "tools"} == set(sets.SETS) == set(cells.ALL)
     names = [str(cell) for cell in order]
     assert len(names) == len(set(names))
