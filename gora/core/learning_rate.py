@@ -14,15 +14,15 @@ from collections.abc import Sequence
 
 BELOW_DIVERGENCE = 9.5
 BELOW_DIVERGENCE_NEW_HEAD = 15.0
-"""For a head that begins as noise."""
+"""For whole weights under a head that begins as noise."""
 COMMON_RATES = {"classification": 5e-4, "image-classification": 1e-3}
 """What adapters under a new head are best trained with on average, by the head. A new head begins as noise, and limits
-differ more from seed to seed than best rates do from set to set: half-way between the two is nearer than either."""
+differ more from seed to seed than best rates do from set to set."""
 TRIALS_OVER_RUN = 0.65
 """The best rate of short trials of few rows over that of a run, for rows whose form the model knows."""
-KNOWN_FORM = 2.0
+KNOWN_FORM = 1.6
 """The loss before training, in nats a token, up to which that is so. Above it, the first steps learn the form: they
-gain from rates that are too high for the rest, in proportion to the loss."""
+gain from rates that are too high for the rest, by the square root of the loss."""
 _WARM_UP = 0.1
 """Share of a trial."""
 _DECAY = 0.7
@@ -91,7 +91,7 @@ def rate_below(divergence: float) -> float:
 
 
 def rate_under_new_head(divergence: float, common: float | None, lr_ratio: float) -> float:
-    """What to train with where a part of the model begins as noise.
+    """What to train with where a part of the model begins as noise: what is common, if it is far enough from the limit.
 
     Args:
         divergence: see `rate_below`.
@@ -101,8 +101,9 @@ def rate_under_new_head(divergence: float, common: float | None, lr_ratio: float
     Returns:
         The rate of A.
     """
-    rate = divergence / BELOW_DIVERGENCE_NEW_HEAD
-    return rate if common is None else math.sqrt(rate * common / math.sqrt(lr_ratio))
+    if common is None:
+        return divergence / BELOW_DIVERGENCE_NEW_HEAD
+    return min(common / math.sqrt(lr_ratio), rate_below(divergence))
 
 
 def rate_of_trials(rates: Sequence[float], ends: Sequence[float], start: float) -> float:
@@ -113,7 +114,7 @@ def rate_of_trials(rates: Sequence[float], ends: Sequence[float], start: float) 
         ends: loss at the end of each, finite.
         start: loss before training.
     """
-    return lowest(rates, ends) / (TRIALS_OVER_RUN * max(1.0, start / KNOWN_FORM))
+    return lowest(rates, ends) / (TRIALS_OVER_RUN * math.sqrt(max(1.0, start / KNOWN_FORM)))
 
 
 def annealed(step: int, steps: int) -> float:

@@ -82,7 +82,7 @@ def four_trials(search: Search, shape: str) -> float:
 
 def by_form(search: Search, shape: str) -> float:
     """The same, lower for rows of an unknown form, as `gora.core.learning_rate.rate_of_trials` has it."""
-    return four_trials(search, shape) / max(1.0, start_of(search, shape) / KNOWN_FORM)
+    return four_trials(search, shape) / math.sqrt(max(1.0, start_of(search, shape) / KNOWN_FORM))
 
 
 WAYS: dict[str, Callable[[Search], float]] = {

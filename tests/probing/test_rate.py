@@ -264,10 +264,8 @@ def test_fewer_rows_make_shorter_trials_and_too_few_a_better_range_test_alone(
     assert (f"{trial_steps} steps, annealed" in decision.why) == (trial_steps > 0)
 
 
-@pytest.mark.parametrize(("method", "rate"), [("lora", 1e-3), ("lora+", 5e-4), ("full", 2e-3)])
-def test_a_new_head_makes_no_trials_and_adapters_take_the_middle_of_measured_and_common(
-    tmp_path, monkeypatch, method, rate
-):
+@pytest.mark.parametrize(("method", "rate"), [("lora", 5e-4), ("lora+", 1.25e-4), ("full", 2e-3)])
+def test_a_new_head_makes_no_trials_and_adapters_take_what_is_common(tmp_path, monkeypatch, method, rate):
     recipe = load_recipe(
         str(write_recipe(tmp_path)),
         [f"adapter.method={method}", "train.learning_rate=auto", "train.micro_batch_size=8"],
@@ -277,6 +275,6 @@ def test_a_new_head_makes_no_trials_and_adapters_take_the_middle_of_measured_and
     with RunContext.open(recipe, command="a test") as context:
         model = wrap_model(context, None, steps=6, resumed=False).model
         decision = module.decide(context, model, 16.0 if method == "lora+" else 1.0, steps=6)
-    assert decision.value == pytest.approx(rate, rel=0.01)
+    assert decision.value == pytest.approx(rate, rel=0.05)
     assert "the head begins as noise" in decision.why
     assert "annealed" not in decision.why
