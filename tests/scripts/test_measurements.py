@@ -12,12 +12,14 @@ from tests.conftest import ROOT
 sys.path.insert(0, str(ROOT / "scripts" / "vision"))
 sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
 
+import distributed_table
 import methods
 import study
 from vision_search import AUTO, Results
 
 DATA = ROOT / "docs" / "data"
 PERFORMANCE = (ROOT / "docs" / "performance.md").read_text()
+RATES = (distributed_table.whole_rate, distributed_table.late_rate)
 TRIED = (0.0003, 0.001, 0.003)
 
 
@@ -89,6 +91,71 @@ def test_the_table_of_engines_on_four_gpus_is_that_of_the_runs():
     for engine, steps in compared.items():
         (row,) = of(engine, "attention", 4)
         assert row["losses"][:steps] == pytest.approx(alone["losses"][:steps], rel=4e-4)
+
+
+def test_the_table_of_equal_work_on_one_and_four_gpus_is_that_of_the_runs():
+    rows = data("distributed-8b-equal-work-h200.json")["rows"]
+    alone = [row for row in rows if row["gpus"] == 1]
+    four = rows[-1]
+    for row in rows:
+        gpus = row["gpus"]
+        assert row["micro_batches"] == 64 * gpus
+        speed_ups = [distributed_table.speed_up(rate, row, alone) for rate in RATES]
+        cells = [
+            row["targets"],
+            f"`{row['engine_asked']}`",
+            str(gpus),
+            str(row["micro_batches"]),
+            f"{row['gradient_seconds']:.1f}",
+            f"{row['gradient_rate'] / gpus:,.0f}",
+            f"{speed_ups[0]:.2f}",
+            f"{row['late_rate'] / gpus:,.0f}",
+            f"{speed_ups[1]:.2f}",
+            ", ".join(f"{stage['gpu'] / 1e9:.1f}" for stage in row["memory"]),
+        ]
+        assert f"| {' | '.join(cells)} |" in PERFORMANCE
+    assert speed_ups[0] > 3.9
+    assert speed_ups[1] > 3.7
+
+    def milliseconds(of):
+        found = [1000 * part["rounds"] / 63 for row in of for part in row["parts"]]
+        return f"{min(found):.0f} to {max(found):.0f} ms"
+
+    assert f"one takes {milliseconds([four])} on each of four GPUs and {milliseconds(alone)} on one" in PERFORMANCE
+    signal = [row["parts"][0]["signal"] for row in alone]
+    assert (
+        f"takes {four['parts'][0]['signal']:.2f} s, and {min(signal):.2f} to {max(signal):.2f} s on one" in PERFORMANCE
+    )
+    assert f"takes {four['parts'][0]['reduced']:.2f} s (27.9 GB)" in PERFORMANCE
+    shared = four["gradient_seconds"] - 48 / 63 * four["parts"][0]["rounds"]
+    single = statistics.mean(row["gradient_seconds"] for row in alone)
+    assert f"would be {single / shared:.1f} times as fast as on one" in PERFORMANCE
+    waited = [max(steps[len(steps) // 2 :]) for steps in four["waited"]]
+    assert f"Of a step of {64 * 1024 / four['late_rate']:.2f} s" in PERFORMANCE
+    assert f"wait up to {max(waited):.2f} s for the slowest" in PERFORMANCE
+    assert min(waited) < 0.001
+
+
+def test_what_is_said_of_a_70b_shape_is_what_was_measured():
+    four, two = data("large-four-h200.json"), data("large-h200.json")
+    gradients = four["gradients"]
+    said = f"took the gradient pass {gradients['seconds']:.2f} s,\n  {gradients['tokens_per_second']:,.0f} tokens/s"
+    assert said in PERFORMANCE
+    assert f"{gradients['sums']['device_bytes'] / 1e9:.1f} GB of sums" in PERFORMANCE
+    assert f"{max(gradients['allocated']) / 1e9:.1f} GB at most on each GPU" in PERFORMANCE
+    for found in (four, two):
+        training = found["training"]
+        seconds, rate = training["step_seconds"], training["tokens_per_second_per_gpu"]
+        assert rate * statistics.median(seconds) == pytest.approx(2 * 1024)
+        said = f"took {min(seconds):.2f} to {max(seconds):.2f} s"
+        assert said in PERFORMANCE
+        assert f"{rate:.0f} tokens/s per GPU, with {max(training['allocated']) / 1e9:.1f} GB at most" in PERFORMANCE
+    rates, memory = zip(
+        *((each["training"]["tokens_per_second_per_gpu"], each["training"]["allocated"][0]) for each in (four, two)),
+        strict=True,
+    )
+    assert f"have {2 * rates[0] / rates[1]:.2f} times the tokens per second" in PERFORMANCE
+    assert f"need {memory[0] / memory[1]:.2f} of the memory" in PERFORMANCE
 
 
 def test_the_table_of_waiting_for_images_is_that_of_the_runs():
