@@ -217,18 +217,64 @@ def test_what_is_said_of_the_earlier_time_of_methods_is_that_of_its_steps():
     assert "{:.4f} times LoRA's steps and {:.4f} times its whole run".format(*adalora) in PERFORMANCE
 
 
-def test_the_table_of_the_gradient_pass_on_mixed_lengths_is_that_of_the_passes():
-    rows = {row["way"]: row for row in data("gradient-rows-h200.json")["results"]}
-    padded, *_, alone, together = rows.values()
-    for row in rows.values():
+def passes_in(results, padded):
+    """Cells of a table of the gradient pass, a row for each way."""
+    for row in results:
         first, second = row["rates"]
         cells = [f"{first:,.0f}", f"{second:,.0f}", f"{second / padded['rates'][1]:.2f}"]
-        cells += [f"{1000 * row['seconds'][1] / row['micro_batches']:.0f}", f"{row['memory'] / 1e9:.1f} GB"]
-        assert f" | {' | '.join(cells)} |" in PERFORMANCE
+        yield [*cells, f"{1000 * row['seconds'][1] / row['micro_batches']:.0f}", f"{row['memory'] / 1e9:.1f} GB"]
+
+
+def test_the_tables_of_the_gradient_pass_on_mixed_lengths_are_those_of_the_passes():
+    found = data("gradient-rows-h200.json")
+    rows = {row["way"]: row for row in found["results"]}
+    padded, *_, alone, together = rows.values()
+    math = {row["way"]: row for row in found["math"]["results"]}
+    for results, first in ((rows, padded), (math, math["padded, unrecorded"])):
+        for cells in passes_in(results.values(), first):
+            assert f" | {' | '.join(cells)} |" in PERFORMANCE
     assert together["seconds"][1] / alone["seconds"][1] == pytest.approx(1.18, abs=5e-3)
     assert rows["padded, kernels, unrecorded"]["apart"] == pytest.approx(alone["apart"], rel=1e-3)
     assert "by 12.39 %" in PERFORMANCE
     assert alone["apart"] == pytest.approx(0.1239, abs=5e-5)
+
+
+def test_what_the_gradient_pass_gains_is_compared_with_what_training_gains_over():
+    """Both over PEFT with the Trainer on the same lengths."""
+    trained = [row for run in data("training-h200.json")["runs"] for row in run["results"]]
+
+    def rate(setting, way="PEFT + Trainer"):
+        return next(
+            row["rate"] for row in trained if (row["shape"], row["setting"], row["way"]) == ("8b", setting, way)
+        )
+
+    found = data("gradient-rows-h200.json")
+    math = {row["way"]: row["rates"][1] for row in found["math"]["results"]}
+    instruction = {row["way"]: row["rates"][1] for row in found["results"]}
+    alone, padded = math["end to end, each alone, unrecorded"], math["padded, unrecorded"]
+    gains = (
+        alone / rate("attention, math"),
+        instruction["end to end, 16 rows, unrecorded"] / rate("attention, instruction"),
+    )
+    assert f"the pass gains {gains[0]:.2f}\n" in PERFORMANCE
+    assert f"and {gains[1]:.2f} (the instruction set's, 16 rows)" in PERFORMANCE
+    assert f"It has {padded / rate('attention, math'):.1f} times the tokens per second of PEFT's" in PERFORMANCE
+    full = {
+        row["way"]: row["batch"] * row["length"] / row["flowing"]
+        for row in data("precompute-h200.json")["rows"]
+        if (row["targets"], row.get("batch"), row.get("length")) == ("attention", 8, 1024) and "flowing" in row
+    }
+    assert f"one of rows of one length: {full['gora']:,.0f} tokens/s at 8x1024" in PERFORMANCE
+    assert f"plain accumulation has {full['plain']:,.0f} and PEFT {full['lora']:,.0f}" in PERFORMANCE
+    assert alone >= full["gora"]
+    share = next(row["padding"] for row in found["math"]["results"])
+    assert f"leaving out {share:.0%} padding\n  can give, {1 / (1 - share):.2f} times".replace("%", " %") in PERFORMANCE
+    # A token's operations: training's tell how many weights it meets, and the targets' gradients are two for each.
+    width, heads = 4096, 1024
+    targets = 32 * 2 * (width * width + width * heads)
+    row = next(row for row in trained if row["way"] == "gora, kernels liger" and row["setting"] == "attention, math")
+    operations = row["tflops"] * 1e12 / row["rate"]
+    assert f"{2 * targets / (operations + 2 * targets):.0%} of a token's".replace("%", " %") in PERFORMANCE
 
 
 def test_the_table_of_whole_sets_is_that_of_the_runs():
