@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from gora.gradients.buffered import ENOUGH_TOKENS, BufferedSums, buffered_bytes
 from gora.gradients.checkpoint import NoCheckpoint, PassCheckpoint
 from gora.gradients.collect import Collection, Pace
 from gora.gradients.host import staging_bytes
+from gora.gradients.losses import Losses
 from gora.gradients.placement import Operands, place, refuse_what_cannot_fit, split, sum_bytes
 from gora.gradients.replay import Recorder, Replay
 from gora.gradients.sharded import reduce_to_owners
@@ -768,3 +770,38 @@ def test_passes_that_are_tried_count_and_are_recorded_where_that_is_faster(
         assert losses[index] == pytest.approx(loss_of(llama)(batch).item(), rel=1e-6)
     found = {name: sums.read(attachment.keys[name]).double() / 12 for name in targets}
     assert_equal(found, {name: mean.double() for name, mean in expected.items()}, 1e-5)
+
+
+def test_the_host_runs_two_passes_ahead_however_many_micro_batches_share_them(monkeypatch):
+    waited = []
+
+    class OnDevice(SimpleNamespace):
+        """Losses of a pass that the device has not ended."""
+
+        is_cuda = True
+
+        def detach(self):
+            return self
+
+        def view(self, _):
+            return self
+
+        def to(self, device, non_blocking):
+            assert (device, non_blocking) == ("cpu", True)
+            return torch.tensor(self.values)
+
+    def event(number):
+        return SimpleNamespace(query=lambda: number in waited, synchronize=lambda: waited.append(number))
+
+    losses, told = Losses(), []
+    for number in range(3):
+        monkeypatch.setattr(
+            torch.cuda,
+            "current_stream",
+            lambda number=number: SimpleNamespace(record_event=lambda: event(number)),
+        )
+        losses.put(range(3 * number, 3 * number + 3), OnDevice(values=[float(number)] * 3))
+        told.append([index for index, _ in losses.ready()])
+    assert told == [[], [], [0, 1, 2]]
+    assert waited == [0]
+    assert list(losses.all()) == [(3, 1.0), (4, 1.0), (5, 1.0), (6, 2.0), (7, 2.0), (8, 2.0)]
