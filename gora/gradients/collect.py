@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from gora.gradients.attach import Attachment
 from gora.gradients.losses import Losses
 from gora.gradients.probe import Probe
 from gora.gradients.progress import Progress
+from gora.gradients.replay import Recorder
 from gora.gradients.sums import Sums, all_finite
 from gora.gradients.watch import NoWatch, Watch
 
@@ -91,8 +93,7 @@ class Collection:
         checkpoint: saves on the way.
         on_step: told of every micro-batch once its loss is known.
         rows_of: names the rows of a micro-batch, for messages.
-        recorder: records a faster way to run the micro-batch of an index, which adds it and gives its loss. May fail
-            with a RuntimeError; None where there is no such way.
+        recorder: replays micro-batches where that is faster than running them; None where it is not possible.
         watch: is asked after every pass whether to stop.
         ends: rounds after which a pass ends, where micro-batches share passes; without any, each has its own.
         together: several micro-batches in one batch, by their indices; asked for where they share passes.
@@ -106,7 +107,7 @@ class Collection:
     checkpoint: Checkpoint
     on_step: Callable[[Step], Any] = lambda step: None
     rows_of: Callable[[int], str] = "micro-batch {}".format
-    recorder: Callable[[], Callable[[int], Tensor]] | None = None
+    recorder: Recorder | None = None
     watch: Watch = field(default_factory=NoWatch)
     ends: Sequence[int] = ()
     together: Callable[[Sequence[int]], Batch] | None = None
@@ -133,16 +134,15 @@ class Collection:
         """The fast way, for micro-batches that are all in order."""
         losses = Losses()
         start = progress.cursor
-        replay = self._record()
         while progress.cursor < self.pace.rounds:
-            first, rounds = progress.cursor == start, 1 if replay else self._rounds(progress)
-            self._round(progress, losses, replay, rounds)
+            first, rounds = progress.cursor == start, self._rounds(progress)
+            self._round(progress, losses, rounds)
             has_one = self._index(progress) is not None
             if first and self.pace.agree(has_one and self.attachment.adopt_silent()):
                 self._refuse_passing_by()
                 # Layers that were passed by are now left to autograd; the first micro-batch is run again for them.
-                progress, replay = self.checkpoint.restore(self.sums), None
-                self._round(progress, Losses(), None, rounds)
+                progress = self.checkpoint.restore(self.sums)
+                self._round(progress, Losses(), rounds)
             progress.cursor += rounds
             self.sums.settle()
             self._refuse_not_finite(not self._tell(losses.ready()))
@@ -165,31 +165,25 @@ class Collection:
                 "sharded over processes. Leave them out (adapter.exclude), or give distributed: ddp."
             )
 
-    def _record(self) -> Callable[[int], Tensor] | None:
-        if self.recorder is None:
-            return None
-        try:
-            return self.recorder()
-        except RuntimeError:
-            # Some models look at values on the host, which cannot be recorded; running them one by one always works.
-            return None
-
     def _rounds(self, progress: Progress) -> int:
         """How many rounds the pass makes whose turn it is."""
+        if self.recorder is not None and self.recorder.replays:
+            return 1
         return next((end - progress.cursor for end in self.ends if end > progress.cursor), 1)
 
-    def _round(
-        self, progress: Progress, losses: Losses, replay: Callable[[int], Tensor] | None, rounds: int = 1
-    ) -> None:
+    def _round(self, progress: Progress, losses: Losses, rounds: int) -> None:
         """Add the micro-batches whose turn it is, if there is one for this process."""
         index = self._index(progress)
+        indices = self.pace.indices[progress.cursor : progress.cursor + rounds]
         if index is None:
             progress.idle += 1
             self._keep_company()
-        elif replay is not None:
-            losses.put(index, replay(index))
+        elif self.recorder is None:
+            self._add(indices, losses)
+        elif self.recorder.replays:
+            losses.put([index], self.recorder.replay(index))
         else:
-            self._add(self.pace.indices[progress.cursor : progress.cursor + rounds], losses)
+            self.recorder.run(partial(self._add, indices, losses), len(indices))
 
     def _index(self, progress: Progress) -> int | None:
         indices = self.pace.indices
@@ -202,8 +196,7 @@ class Collection:
         if not means.requires_grad:
             raise GoraError("No target layer takes part in the loss: no gradient can be collected.")
         (means.sum() if shared else means).backward()
-        for index, loss in zip(indices, means.detach().view(-1), strict=True):
-            losses.put(index, loss)
+        losses.put(indices, means)
 
     def _keep_company(self) -> None:
         """A pass that counts for nothing, where the others cannot do theirs without this process."""

@@ -6,9 +6,9 @@ the GPU needs to run them. Replayed as one CUDA graph they follow each other wit
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,60 +18,94 @@ from gora.gradients.probe import Probe
 from gora.runtime.cuda_graphs import recorded_into
 
 LONGEST = 1024
-"""Most tokens of a micro-batch that is worth it for any model: with more, large ones keep a GPU busy anyway."""
+"""Most tokens of a micro-batch that is small whatever the model: a recording of it takes little memory."""
 MOST = 8192
-"""Most tokens of a micro-batch for which it is tried out whether it is worth it."""
+"""Most tokens of a micro-batch for which it is tried out whether a recording is worth it."""
 
 _WARM_UPS = 2
+_TIMED = (3, 4)
+"""Which passes are timed as usual, counted from 1: the first ones load kernels and take memory."""
+_REPLAYS = 2
+"""Replayed micro-batches that are timed: the first also uploads the graph."""
 _LAUNCHING = 0.7
 """Share of a pass that the host takes to launch it, from which on a recording is tried."""
-_LEAST = 0.25
-"""Share of the usual time that arithmetic alone may take for it."""
+_LEAST = 0.5
+"""Share of the usual time that a recorded pass may take by arithmetic at a GPU's peak; it takes about twice as long."""
 
 
-def is_faster(
-    attachment: Attachment,
-    loss_of: Callable[[Mapping[str, Tensor]], Tensor],
-    batch: Mapping[str, Tensor],
-    padded: Mapping[str, Tensor],
-    least: float,
-    micro_batches: int = 1,
-) -> bool:
-    """Whether a recorded pass takes less time than a pass as usual; adds to no sum.
+class Recorder:
+    """Runs the passes of micro-batches as usual, and replays recorded ones where that turns out to be faster.
+
+    That is found out on passes that count like all others: two are timed as usual and, where the GPU waits for its
+    host, two replayed ones after them.
 
     Args:
-        attachment: attached, with every layer tapped.
-        loss_of: mean loss of a micro-batch; of several, one for each.
-        batch: what is run as usual.
-        padded: as it would be recorded.
-        least: seconds that a GPU takes for a recorded pass at least, by arithmetic; nothing is recorded to be tried
-            where that is not far below the time as usual.
-        micro_batches: how many there are in `batch`.
-
-    Raises:
-        RuntimeError: the model does something that cannot be recorded.
+        record: records a pass; gives what runs the micro-batch of an index, adds it and returns its loss. May fail with
+            a RuntimeError, since some models look at values on the host.
+        least: seconds that arithmetic takes at least for a recorded pass.
+        say: is told what was decided, in words.
     """
-    probe = attachment.receiver = Probe(next(iter(padded.values())).device)
-    launched, usual = (each / micro_batches for each in _seconds(lambda: loss_of(batch).sum().backward()))
-    if launched < _LAUNCHING * usual or least > _LEAST * usual:
-        return False
-    _, replayed = _seconds(partial(Replay(attachment, probe, loss_of, padded), padded))
-    torch.cuda.empty_cache()
-    return replayed < usual
+
+    def __init__(
+        self, record: Callable[[], Callable[[int], Tensor]], least: float, say: Callable[[str], object]
+    ) -> None:
+        self._record, self._least, self._say = record, least, say
+        self._replay: Callable[[int], Tensor] | None = None
+        self._passes, self._replays = 0, 0
+        self._usual, self._replayed = math.inf, math.inf
+        self._waits = True
+
+    @property
+    def replays(self) -> bool:
+        """Whether the next micro-batch is replayed."""
+        return self._replay is not None
+
+    def run(self, work: Callable[[], object], micro_batches: int) -> None:
+        """Run a pass of so many micro-batches as usual."""
+        self._passes += 1
+        if self._passes not in _TIMED:
+            work()
+            return
+        launched, done = _seconds(work)
+        self._usual = min(self._usual, done / micro_batches)
+        self._waits = self._waits and launched >= _LAUNCHING * done
+        if self._passes == _TIMED[-1]:
+            self._decide()
+
+    def replay(self, index: int) -> Tensor:
+        """Replay a micro-batch; returns its loss."""
+        assert self._replay is not None
+        if self._replays == _REPLAYS:
+            return self._replay(index)
+        losses: list[Tensor] = []
+        _, done = _seconds(lambda: losses.append(self._replay(index)))  # type: ignore[misc]
+        self._replays, self._replayed = self._replays + 1, min(self._replayed, done)
+        if self._replays == _REPLAYS and self._replayed >= self._usual:
+            self._replay = None
+            torch.cuda.empty_cache()
+            self._say("no longer: it is not faster")
+        return losses[0]
+
+    def _decide(self) -> None:
+        if not self._waits:
+            self._say("no: the GPU does not wait for its host")
+        elif self._least > _LEAST * self._usual:
+            self._say("no: padding would cost more than launches do")
+        else:
+            try:
+                self._replay = self._record()
+            except RuntimeError as error:
+                self._say(f"no: {str(error).strip().splitlines()[0]}")
 
 
 def _seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """Until the host has launched it, and until it is done; of two times the shorter one."""
-    times = []
-    for _ in range(2):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        work()
-        launched = time.perf_counter() - began
-        torch.cuda.synchronize()
-        times.append((time.perf_counter() - began, launched))
-    done, launched = min(times)
-    return launched, done
+    """Until the host has launched it, and until it is done."""
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    launched = time.perf_counter() - began
+    torch.cuda.synchronize()
+    return launched, time.perf_counter() - began
 
 
 class Replay:

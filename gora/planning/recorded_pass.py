@@ -10,7 +10,7 @@ from torch import Tensor
 from torch import no_grad as without_gradients
 
 from gora.gradients.attach import Attachment
-from gora.gradients.replay import LONGEST, MOST, Replay, is_faster
+from gora.gradients.replay import LONGEST, MOST, Recorder, Replay
 from gora.gradients.sums import DeviceSums, Sums
 from gora.models.tokenizer import embeddings_of
 from gora.planning.micro_batches import MicroBatches
@@ -30,8 +30,9 @@ def recorder_of(
     batches: MicroBatches,
     sums: Sums,
     loss_of: Callable[[Mapping[str, Tensor]], Tensor],
-) -> Callable[[], Callable[[int], Tensor]] | None:
-    """How to record the passes of a micro-batch on a GPU, where that is possible and of use."""
+) -> Recorder | None:
+    """What records the passes of micro-batches on a GPU, where that is possible and may be of use."""
+    tokens = batches.most_tokens
     possible = (
         context.device.type == "cuda"
         and isinstance(sums, DeviceSums)
@@ -40,37 +41,23 @@ def recorder_of(
         and not recomputes_activations(context.recipe.train)
         and not context.engine.shards_weights
     )
-    if not possible or not _promising(context, batches.most_tokens):
+    # With steps auto, few may come.
+    if not possible or tokens > (LONGEST if context.recipe.gora.steps == "auto" else MOST):
         return None
 
-    def replay() -> Replay:
-        _check_padding_changes_nothing(batches, loss_of)
-        if batches.most_tokens > LONGEST:
-            # Two products for each weight and token in both passes.
-            least = 4 * batches.most_tokens * sum(value.numel() for value in attachment.model.parameters()) / _PEAK
-            first = batches.indices[: batches.ends(batches.indices)[0]] if batches.share_passes else [0]
-            usual = batches.together(first) if len(first) > 1 else batches[0]
-            if not is_faster(attachment, loss_of, usual, batches.fixed(0), least, len(first)):
-                raise RuntimeError("it would not be faster")
-        return Replay(attachment, sums, loss_of, batches.fixed(0))
-
     def record() -> Callable[[int], Tensor]:
-        try:
-            recorded = replay()
-        except RuntimeError as error:
-            output.log(f"recorded  no: {str(error).strip().splitlines()[0]}")
-            raise
-        output.log(f"recorded  micro-batches padded to {batches.most_tokens:,} tokens, as a CUDA graph")
+        if not attachment.all_tapped:
+            raise RuntimeError("some layers are left to autograd")
+        if tokens > LONGEST and not _has_room(context, tokens):
+            raise RuntimeError(f"the logits of {tokens:,} tokens would take too much of the memory")
+        _check_padding_changes_nothing(batches, loss_of)
+        recorded = Replay(attachment, sums, loss_of, batches.fixed(0))
+        output.log(f"recorded  micro-batches padded to {tokens:,} tokens, as a CUDA graph")
         return lambda index: recorded(batches.fixed(index))
 
-    return record
-
-
-def _promising(context: RunContext, tokens: int) -> bool:
-    """Whether to try: small micro-batches always, others where many will come and memory is there for their logits."""
-    if tokens <= LONGEST:
-        return True
-    return tokens <= MOST and context.recipe.gora.steps != "auto" and _has_room(context, tokens)
+    # Two products for each weight and token in both passes.
+    least = 4 * tokens * sum(value.numel() for value in attachment.model.parameters()) / _PEAK
+    return Recorder(record, least, lambda words: output.log(f"recorded  {words}"))
 
 
 def _has_room(context: RunContext, tokens: int) -> bool:

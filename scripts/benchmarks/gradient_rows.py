@@ -69,11 +69,12 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["8b", "135m"])
     parser.add_argument("--targets", nargs="+", default=["attention", "all-linear"])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--micro-batches", type=int, default=32)
+    parser.add_argument("--micro-batches", nargs="+", type=int, default=[32], help="of all shapes, or of each")
     arguments = parser.parse_args()
     device = the_device()
     results: list[dict[str, Any]] = []
-    for shape in arguments.shapes:
+    counts = arguments.micro_batches
+    for shape, steps in zip(arguments.shapes, counts * (len(arguments.shapes) // len(counts)), strict=True):
         model = make_model(shape, device).eval()
         for name, _, path in (each.partition("=") for each in arguments.rows):
             rows = drawn(lengths(Path(path)), int(SHAPES[shape]["vocab_size"]))
@@ -82,7 +83,7 @@ def main() -> None:
                 for way in arguments.ways:
                     row = {"shape": shape, "rows": name, "targets": targets, "way": way}
                     try:
-                        row |= measure(model, rows, targets, way, arguments.micro_batches, first)
+                        row |= measure(model, rows, targets, way, steps, first)
                     except Exception as error:  # one setting less, and said so
                         row["error"] = f"{type(error).__name__}: {error}"[:500]
                     restore(model)

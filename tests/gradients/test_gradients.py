@@ -25,7 +25,9 @@ from gora.gradients.buffered import ENOUGH_TOKENS, BufferedSums, buffered_bytes
 from gora.gradients.checkpoint import NoCheckpoint, PassCheckpoint
 from gora.gradients.collect import Collection, Pace
 from gora.gradients.host import staging_bytes
+from gora.gradients.losses import Losses
 from gora.gradients.placement import Operands, place, refuse_what_cannot_fit, split, sum_bytes
+from gora.gradients.replay import Recorder, Replay
 from gora.gradients.sharded import reduce_to_owners
 from gora.gradients.sums import DeviceSums, SplitSums
 from gora.gradients.taps import tapped
@@ -655,13 +657,11 @@ def test_reentrant_segments_of_the_caller_s_own_are_exact():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_replayed_micro_batches_add_what_eager_ones_add(llama, dtype):
-    from gora.gradients.replay import Replay
-
     llama.requires_grad_(False).to("cuda", dtype)
     targets = find_targets(llama, "all-linear")
     generator = torch.Generator().manual_seed(3)
     batches = []
-    for _ in range(4):
+    for _ in range(8):
         ids = torch.randint(3, 97, (2, 16), generator=generator).cuda()
         batches.append({"input_ids": ids, "labels": ids})
     expected, _ = collect(llama, targets, batches, device="cuda")
@@ -672,7 +672,7 @@ def test_replayed_micro_batches_add_what_eager_ones_add(llama, dtype):
         sums=sums,
         batch_of=batches.__getitem__,
         loss_of=loss_of(llama),
-        pace=4,
+        pace=Pace.alone(8),
         checkpoint=NoCheckpoint(),
     )
     recorded = []
@@ -681,36 +681,127 @@ def test_replayed_micro_batches_add_what_eager_ones_add(llama, dtype):
         recorded.append(Replay(attachment, sums, loss_of(llama), batches[0]))
         return lambda index: recorded[0](batches[index])
 
-    run.recorder = record
-    assert run.run().counted == 4
+    run.recorder = Recorder(record, least=0, say=print)
+    assert run.run().counted == 8
     assert recorded
-    found = {name: sums.read(attachment.keys[name]).double().cpu() / 4 for name in targets}
+    found = {name: sums.read(attachment.keys[name]).double().cpu() / 8 for name in targets}
     assert_equal(found, {name: mean.double() for name, mean in expected.items()}, 1e-5)
 
 
 @pytest.mark.parametrize(
-    ("launched", "usual", "least", "recorded", "faster"),
+    ("usual", "least", "replayed", "by_replay", "said"),
     [
-        (0.09, 0.1, 0.01, 0.02, True),
-        (0.09, 0.1, 0.01, 0.15, False),
-        (0.03, 0.1, 0.01, None, False),
-        (0.09, 0.1, 0.05, None, False),
+        ([(0.18, 0.2), (0.18, 0.2)], 0.01, [0.3, 0.04], range(8, 12), []),
+        ([(0.18, 0.2), (0.18, 0.2)], 0.01, [0.3, 0.2], range(8, 10), ["no longer: it is not faster"]),
+        ([(0.06, 0.2), (0.06, 0.2)], 0.01, [], [], ["no: the GPU does not wait for its host"]),
+        ([(0.90, 1.0), (0.06, 0.2)], 0.01, [], [], ["no: the GPU does not wait for its host"]),
+        ([(0.18, 0.2), (0.18, 0.2)], 0.06, [], [], ["no: padding would cost more than launches do"]),
+        ([(0.18, 0.2), (0.18, 0.2)], 0.01, None, [], ["no: it looks at values"]),
     ],
     ids=[
         "the GPU waits",
         "padding costs more than launches",
         "the GPU does not wait, and nothing is recorded",
+        "the GPU waited once, for kernels to load",
         "the model is large, and nothing is recorded",
+        "the model cannot be recorded",
     ],
 )
-def test_a_larger_micro_batch_is_recorded_where_that_is_faster(monkeypatch, launched, usual, least, recorded, faster):
+def test_passes_that_are_tried_count_and_are_recorded_where_that_is_faster(
+    llama, monkeypatch, usual, least, replayed, by_replay, said
+):
+    """Twelve micro-batches, two of which share each pass as usual; times are given, everything else is run."""
     from gora.gradients import replay
 
-    seconds = iter([(launched, usual), (0.0, recorded)])
-    monkeypatch.setattr(replay, "_seconds", lambda work: next(seconds))
-    made = []
-    monkeypatch.setattr(replay, "Replay", lambda *arguments: made.append(arguments) or (lambda batch: None))
-    attachment = SimpleNamespace(receiver=None)
-    batch = {"input_ids": torch.zeros(1, 4)}
-    assert replay.is_faster(attachment, None, batch, batch, least) is faster
-    assert len(made) == (recorded is not None)
+    seconds = iter([*usual, *((0.0, each) for each in replayed or [])])
+
+    def timed(work):
+        work()
+        return next(seconds)
+
+    monkeypatch.setattr(replay, "_seconds", timed)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    targets = find_targets(llama, "attention")
+    generator = torch.Generator().manual_seed(3)
+    ids = [torch.randint(3, 97, (1, 12), generator=generator) for _ in range(12)]
+    batches = [{"input_ids": each, "labels": each} for each in ids]
+    expected, _ = collect(llama, targets, batches)
+    attachment = Attachment(llama, targets)
+    sums = make_sums(attachment, targets)
+    replays, recordings, told, losses, words = [], [], [], {}, []
+
+    def loss_of_each(batch):
+        return torch.stack([loss_of(llama)(each) for each in batch.get("shared", [batch])]).squeeze(0)
+
+    def record():
+        recordings.append(len(told))
+        if replayed is None:
+            raise RuntimeError("it looks at values")
+
+        def run(index):
+            replays.append(index)
+            attachment.receiver = sums
+            loss = loss_of(llama)(batches[index])
+            loss.backward()
+            return loss
+
+        return run
+
+    run = Collection(
+        attachment=attachment,
+        sums=sums,
+        batch_of=batches.__getitem__,
+        loss_of=loss_of_each,
+        pace=Pace.alone(12),
+        checkpoint=NoCheckpoint(),
+        on_step=lambda step: told.append(step.index) or losses.update({step.index: step.loss}),
+        recorder=Recorder(record, least, words.append),
+        ends=range(2, 13, 2),
+        together=lambda indices: {"shared": [batches[index] for index in indices]},
+    )
+    assert run.run().counted == 12
+    assert replays == list(by_replay)
+    assert words == said
+    assert not list(seconds), "a pass that should have been timed was not"
+    # Recorded, if at all, after four passes of two micro-batches, the last of which is not told of yet.
+    assert recordings == ([6] if by_replay or replayed is None else [])
+    assert told == list(range(12))
+    for index, batch in enumerate(batches):
+        assert losses[index] == pytest.approx(loss_of(llama)(batch).item(), rel=1e-6)
+    found = {name: sums.read(attachment.keys[name]).double() / 12 for name in targets}
+    assert_equal(found, {name: mean.double() for name, mean in expected.items()}, 1e-5)
+
+
+def test_the_host_runs_two_passes_ahead_however_many_micro_batches_share_them(monkeypatch):
+    waited = []
+
+    class OnDevice(SimpleNamespace):
+        """Losses of a pass that the device has not ended."""
+
+        is_cuda = True
+
+        def detach(self):
+            return self
+
+        def view(self, _):
+            return self
+
+        def to(self, device, non_blocking):
+            assert (device, non_blocking) == ("cpu", True)
+            return torch.tensor(self.values)
+
+    def event(number):
+        return SimpleNamespace(query=lambda: number in waited, synchronize=lambda: waited.append(number))
+
+    losses, told = Losses(), []
+    for number in range(3):
+        monkeypatch.setattr(
+            torch.cuda,
+            "current_stream",
+            lambda number=number: SimpleNamespace(record_event=lambda: event(number)),
+        )
+        losses.put(range(3 * number, 3 * number + 3), OnDevice(values=[float(number)] * 3))
+        told.append([index for index, _ in losses.ready()])
+    assert told == [[], [], [0, 1, 2]]
+    assert waited == [0]
+    assert list(losses.all()) == [(3, 1.0), (4, 1.0), (5, 1.0), (6, 2.0), (7, 2.0), (8, 2.0)]
