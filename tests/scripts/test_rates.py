@@ -120,3 +120,15 @@ def test_the_best_between_points_of_a_parabola_is_its_least():
     rate, loss = best_between([(10.0**x, 1 + (x - 0.3) ** 2) for x in (-1, 0, 1, 2)])
     assert abs(rate / 10**0.3 - 1) < 1e-9
     assert abs(loss - 1) < 1e-9
+
+
+def test_the_preset_ends_where_a_search_did_on_a_recipe_of_a_model_and_rows():
+    page = (ROOT / "docs" / "preset.md").read_text()
+    found = json.loads((ROOT / "docs" / "data" / "rate-five-lines.json").read_text())
+    for method in ("gora", "lora"):
+        name = f"smollm2 math auto {method} 440"
+        auto = next(run["loss"]["final"] for run in found[name] if run.get("auto"))
+        searched = min(run["loss"]["final"] for run in runs_of("-range-test")[name])
+        assert auto < 1.01 * searched
+        assert f"{auto:.4f}" in page
+        assert f"{searched:.4f}" in page
