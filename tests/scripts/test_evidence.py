@@ -74,10 +74,26 @@ def test_other_sets_begin_at_half_the_rate_and_some_take_rates_over():
     }
     assert first == {"math": 3.2e-3, "code": 1.6e-3}
     of_sst2, _ = searched("lora", "sst2")
-    taken = [cell for cell in plan(of_sst2, ["fair"]) if cell.rows in cells.NEAREST]
+    taken = [cell for cell in plan(of_sst2, ["fair"]) if cell.rows in cells.NEAREST and not cell.searches]
     assert {cell.rate for cell in taken} == {best_rate(of_sst2, "sst2", "all-linear", "lora")}
     assert {cell.rows for cell in taken} == {"cola", "mrpc", "qnli", "mnli", "rte"}
-    assert not [cell for cell in plan(found, ["fair"]) if cell.rows in cells.NEAREST]
+    assert not [cell for cell in plan(found, ["fair"]) if cell.rows in cells.NEAREST and not cell.searches]
+
+
+def test_where_rates_are_taken_over_an_own_search_counts_once_it_was_run():
+    found = searched("lora", "sst2")[0] | searched("lora", "qnli")[0]
+    taken, own = (best_rate(found, rows, "all-linear", "lora") for rows in ("sst2", "qnli"))
+    found[str(Cell("fair", "sst2", "all-linear", "lora", GRID[3], 0))] = bowl(1e-4, 1e-4)  # below all others
+    taken = best_rate(found, "sst2", "all-linear", "lora")
+    assert taken != own
+
+    def read(*rates):
+        finals = {str(Cell("fair", "qnli", "all-linear", "lora", rate, 1)): {"loss": {"final": rate}} for rate in rates}
+        return reading.fair_losses(found | finals, "qnli")["lora"][1]
+
+    assert read(taken) == taken and read(taken, own) == own
+    finals = {cell.rate for cell in plan(found, ["fair"]) if (cell.rows, cell.method, cell.seed) == ("qnli", "lora", 1)}
+    assert finals == {own}
 
 
 def test_the_most_valuable_cells_come_first_and_none_twice_in_a_table():
