@@ -6,8 +6,17 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from cells import ALL, AUTO, AUTO_LORA, KEPT, SEARCHED, TOOLS, Found, again
-from names import NAMES, NOT_YET, named, plain, title, titles
-from preset import Margin, accuracies_against, columns, less_than_mean, margins, settings_columns, tools_over_auto
+from names import NAMES, NOT_YET, named, plain, points, signed, title, titles
+from preset import (
+    Margin,
+    accuracies_against,
+    columns,
+    less_than_mean,
+    margins,
+    rows_in_a_step,
+    settings_columns,
+    tools_over_auto,
+)
 from reading import (
     adapters,
     complete,
@@ -17,6 +26,7 @@ from reading import (
     mean,
     noise,
     places,
+    tool_cells,
 )
 
 ENOUGH = 0.03
@@ -35,36 +45,43 @@ def answer_tools(found: Found) -> str:
     if not less:
         return NOT_YET
     enough = [rows for rows, value in less.items() if value >= ENOUGH]
-    missed = [f"{title(rows)} ({100 * -value:+.1f} %)" for rows, value in less.items() if value < ENOUGH]
+    missed = [f"{title(rows)} ({signed(-value)})" for rows, value in less.items() if value < ENOUGH]
     text = (
         f"**`preset: auto` ends with less loss than five tools' documented settings do on average, on "
-        f"{sum(value > 0 for value in less.values())} of {len(less)} sets and by at least 3 % on {len(enough)}: "
-        f"{100 * statistics.median(less.values()):.0f} % less in the middle.**"
+        f"{sum(value > 0 for value in less.values())} of {len(less)} sets and by at least 3 % on {len(enough)} (median "
+        f"{100 * statistics.median(less.values()):.0f} %).**"
     )
-    return text + (f" Not 3 % less: {named(missed)}." if missed else "")
+    return f"{text}{f' Not 3 % less: {named(missed)}.' if missed else ''} {_best_tool(found, list(less))}"
+
+
+def nearest_tool(found: Found, sets: Sequence[str]) -> str:
+    """The tool whose settings end with the least loss beside the preset's, by the median over sets."""
+    return min(TOOLS, key=lambda name: statistics.median(tools_over_auto(found, name, sets).values()))
+
+
+def _best_tool(found: Found, sets: Sequence[str]) -> str:
+    name = nearest_tool(found, sets)
+    over = tools_over_auto(found, name, sets)
+    middle, below = statistics.median(over.values()), [rows for rows, value in over.items() if value < 0]
+    trained, own = (found[str(tool_cells("math", one)[0])]["trainable"] for one in (name, AUTO))
+    return (
+        f"{NAMES[name]}'s, the best of them, take {rows_in_a_step(AUTO) / rows_in_a_step(name):g} times the steps and "
+        f"{trained / own:.1f} times the trained values, and end {100 * abs(middle):.1f} % "
+        f"{'above' if middle > 0 else 'below'} the preset (median; below on {titles(below)})."
+    )
 
 
 def more_of_tools(found: Found) -> str:
-    """The nearest tool, places, accuracies, and the preset with LoRA."""
+    """Accuracies beside the best tool's, the preset with LoRA, and places."""
     sets = list(compared(found))
     if not sets:
         return NOT_YET
-    over = {name: tools_over_auto(found, name, sets) for name in TOOLS}
-    nearest = min(TOOLS, key=lambda name: statistics.median(over[name].values()))
-    ahead = [rows for rows, value in over[nearest].items() if value < 0]
-    where = f"less on {titles(ahead)}" if ahead else "less on no set"
-    text = (
-        f"{NAMES[nearest]} is nearest: {100 * statistics.median(over[nearest].values()):+.1f} % in the middle, {where}."
-    )
-    text += _accuracies(found, nearest)
-    lora = tools_over_auto(found, AUTO_LORA, sets)
+    lora, beside = tools_over_auto(found, AUTO_LORA, sets), ""
     if lora:
         low = sum(value < 0 for value in lora.values())
-        text += (
-            f" With LoRA in GoRA's place the preset is {100 * statistics.median(lora.values()):+.1f} % in the middle "
-            f"and has less loss on {low} of {len(lora)} sets."
-        )
-    return text + _level(settings_columns(found), "sets")
+        middle = signed(statistics.median(lora.values()))
+        beside = f"With LoRA in GoRA's place the preset has less loss on {low} of {len(lora)} sets (median {middle})."
+    return points([_accuracies(found, nearest_tool(found, sets)), beside, _level(settings_columns(found), "sets")])
 
 
 def _accuracies(found: Found, name: str) -> str:
@@ -74,8 +91,8 @@ def _accuracies(found: Found, name: str) -> str:
         return ""
     higher = [task for task, (_, low, _) in gaps.items() if low > 0]
     lower = [task for task, (_, _, high) in gaps.items() if high < 0]
-    told = f"`auto` is above it on {titles(higher)}, below it on {titles(lower)}"
-    return f" Of the {len(gaps)} accuracies that say something {told}; the others are tied."
+    told = f"`preset: auto` is above {NAMES[name]}'s settings on {titles(higher)}, below them on {titles(lower)}"
+    return f"Of the {len(gaps)} accuracies that say something {told}; the others are tied."
 
 
 def _level(table: Mapping[str, Mapping[str, float]], what: str) -> str:
@@ -87,7 +104,7 @@ def _level(table: Mapping[str, Mapping[str, float]], what: str) -> str:
     first, *rest = sorted(order, key=order.__getitem__)
     level = [f"{plain(name)} ({order[name]:.1f})" for name in rest if order[name] - order[first] <= near]
     text = (
-        f" By mean place over {len(table)} {what} {plain(first)} is first of {len(order)} ({order[first]:.1f}); places "
+        f"By mean place over {len(table)} {what} {plain(first)} is first of {len(order)} ({order[first]:.1f}); places "
         f"nearer than {near:.1f} are tied (Nemenyi): {named(level)}."
     )
     return text + ("" if order[AUTO] - order[first] <= near else f" `preset: auto` is not, at {order[AUTO]:.1f}.")
@@ -108,15 +125,14 @@ def answer_fair(found: Found) -> str:
 
 
 def _missed_by(one: Margin) -> str:
-    loss = f"{100 * one.share:+.1f} %"
+    loss = signed(one.share)
     return loss if one.points is None else f"{loss}, accuracy {100 * one.points:+.1f} points"
 
 
 def more_of_fair(found: Found) -> str:
     """How the preset stands, GoRA beside LoRA, what is noise, and mean places."""
     table = columns(found)
-    parts = [_standing(margins(found)), _gora_and_lora(found), _noise(found), _level(table, "sets")]
-    return " ".join(part.strip() for part in parts if part) or NOT_YET
+    return points([_standing(margins(found)), _gora_and_lora(found), _noise(found), _level(table, "sets")])
 
 
 def _standing(every: Mapping[str, Margin]) -> str:
@@ -126,9 +142,15 @@ def _standing(every: Mapping[str, Margin]) -> str:
     kept = {rows: one for rows, one in every.items() if rows in KEPT}
     by_accuracy = [rows for rows, one in every.items() if one.reached and not one.by_loss]
     tied = [rows for rows, one in every.items() if one.tied and not one.reached]
-    text = f"The preset is {100 * statistics.median(one.share for one in every.values()):+.1f} % in the middle"
+    text = (
+        f"At the median its loss is {100 * statistics.median(one.share for one in every.values()):+.1f} % to the best"
+    )
     text += f", within the aim by accuracy alone on {titles(by_accuracy)}" if by_accuracy else ""
     text += f", within noise on {titles(tied)}." if tied else "."
+    counts: dict[int, list[str]] = {}
+    for rows, one in every.items():
+        counts.setdefault(one.methods, []).append(rows)
+    text += f" That is the best of {named([f'{count} on {titles(sets)}' for count, sets in counts.items()])}."
     if kept:
         text += (
             f" Of the {len(kept)} sets that had no part in the preset {sum(one.reached for one in kept.values())} are "

@@ -65,6 +65,16 @@ def plain(method: str) -> str:
     return NAMES[method].replace("**", "")
 
 
+def signed(share: float) -> str:
+    """A share in per cent, with its sign; what rounds to nothing has a plus."""
+    return f"{round(100 * share, 1) + 0.0:+.1f} %"
+
+
+def points(parts: Sequence[str]) -> str:
+    """A list in Markdown, without what is empty."""
+    return "\n".join(f"- {part}" for part in parts if part) or NOT_YET
+
+
 def table(head: list[str], lines: list[list[str]]) -> str:
     """A Markdown table; a sentence where it has no lines."""
     if not lines:

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import earlier
-import yaml
 from answers import (
     answer_again,
     answer_fair,
@@ -26,11 +25,10 @@ from answers import (
     more_of_tools,
 )
 from cells import AUTO, AUTO_LORA, KEPT, METHODS, NEAREST, SEARCHED, TOOLS, Found, losses_of_search
-from evidence import RECIPES
 from grids import Grid, Search, read_grids
-from names import NAMES, PUBLISHED, TABLE_2, table, title
+from names import NAMES, PUBLISHED, TABLE_2, signed, table, title
 from picture import rates_picture
-from preset import columns, margins, settings_columns, settings_losses, tools_over_auto
+from preset import columns, margins, rows_in_a_step, settings_columns, settings_losses, tools_over_auto
 from protocol import answer_paper, more_of_paper, one_rate
 from reading import FIRST, complete, fair_losses, levels, places, read, tied_with_first, tool_cells
 from runs import (
@@ -68,23 +66,15 @@ def tools_table(found: Found) -> str:
             [
                 NAMES[name],
                 f"{run['trainable'] / 1e6:.2f} M",
-                str(math.ceil(SIZES.train / batch_of(name))),
+                str(math.ceil(SIZES.train / rows_in_a_step(name))),
                 f"{run['rate']:g}" if name in TOOLS else "found",
                 *(f"{every[rows][name]:.3f}" if name in every[rows] else "" for rows in sets),
-                "" if name == AUTO else f"{100 * statistics.median(more.values()):+.1f} %",
+                "" if name == AUTO else signed(statistics.median(more.values())),
                 f"{order[name]:.1f}" if name in order else "",
             ]
         )
     head = ["settings", "trained", "steps", "rate", *map(title, sets), f"over `auto`, median of {len(compared(found))}"]
     return table([*head, f"mean place, {len(whole)} sets"], lines)
-
-
-def batch_of(name: str) -> int:
-    """Rows in a step."""
-    if name not in TOOLS:
-        return 16
-    written_ = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
-    return int(written_["train"]["batch_size"])
 
 
 def fair_table(found: Found) -> str:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import yaml
 from accuracy import (
     accuracy,
     accuracy_columns,
@@ -18,6 +19,7 @@ from accuracy import (
     to_beat,
 )
 from cells import ALL, AUTO, AUTO_LORA, METHODS, TOOLS, Found
+from evidence import RECIPES
 from reading import (
     Seeded,
     adapters,
@@ -31,7 +33,7 @@ from reading import (
 )
 
 NEAR, FEWEST = 0.005, 3
-"""How much more loss than the best tuned method is allowed, as a share, and how many others make a comparison."""
+"""How much more loss than the best tuned method is allowed, as a share, and how many others make an order."""
 
 
 def beside(found: Found, rows: str) -> dict[str, Seeded]:
@@ -92,11 +94,11 @@ class Margin:
 
 
 def margins(found: Found) -> dict[str, Margin]:
-    """By set, where the preset and enough methods have been run."""
+    """By set, where the preset and a tuned method have been run."""
     made = {}
     for rows in ALL:
         table = beside(found, rows)
-        if AUTO not in table or len(table) <= FEWEST:
+        if AUTO not in table or len(table) < 2:
             continue
         means = {method: mean(values) for method, values in table.items()}
         best = min((method for method in means if method != AUTO), key=means.__getitem__)
@@ -127,6 +129,14 @@ def _points(found: Found, rows: str) -> tuple[float | None, float]:
     if not says_something(best, count, to_beat(found, rows)):
         return None, standard_error(best, count)
     return statistics.fmean(each.mean() for each in mine.values()) - best, standard_error(best, count)
+
+
+def rows_in_a_step(name: str) -> int:
+    """Of a tool's settings, or of the preset."""
+    if name not in TOOLS:
+        return 16
+    written = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+    return int(written["train"]["batch_size"])
 
 
 def settings_losses(found: Found, rows: str) -> dict[str, Seeded]:

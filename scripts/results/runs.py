@@ -28,7 +28,7 @@ from cells import (
     plan,
 )
 from cells import losses_of_search as searched
-from names import ABLATED, NAMES, NOT_YET, TABLE_NAMES, table, title
+from names import ABLATED, NAMES, NOT_YET, TABLE_NAMES, signed, table, title
 from preset import margins, settings_losses
 from reading import FIRST, complete, fair_cells, fair_losses, levels, losses, noise, paper_cells, read, tool_cells
 
@@ -64,7 +64,7 @@ def margins_table(found: Found) -> str:
     """By how much `preset: auto` misses the best method whose rate was looked for."""
     lines = []
     for rows, one in margins(found).items():
-        half = "" if one.half is None else f"± {100 * one.half:.1f}"
+        half = "" if one.half is None else f" (± {100 * one.half:.1f})"
         rates = ", ".join(
             f"{run['rate']:.2g}" for cell in tool_cells(rows, AUTO) if "rate" in (run := _run(found, cell))
         )
@@ -73,7 +73,7 @@ def margins_table(found: Found) -> str:
             [
                 title(rows),
                 f"{NAMES[one.best]} ({one.methods})",
-                f"{100 * one.share:+.1f} {half} %".replace("  ", " "),
+                f"{signed(one.share)}{half}",
                 "" if one.points is None else f"{100 * one.points:+.1f} (± {100 * one.error:.1f})",
                 "yes" if one.reached else "no",
                 str(one.seeds),

@@ -116,8 +116,8 @@ def test_the_answer_about_tools_is_that_of_the_runs(found):
         assert text == "Not run yet."
         return
     assert f"on {sum(value > 0 for value in less.values())} of {len(less)} sets" in text
-    assert f"by at least 3 % on {sum(value >= 0.03 for value in less.values())}: " in text
-    assert f"{100 * statistics.median(less.values()):.0f} % less in the middle" in text
+    assert f"by at least 3 % on {sum(value >= 0.03 for value in less.values())} (" in text
+    assert f"(median {100 * statistics.median(less.values()):.0f} %)" in text
     for rows, value in less.items():
         assert (f"{title(rows)} ({-100 * value:+.1f} %)" in text) == (value < 0.03)
 
@@ -126,14 +126,14 @@ def test_margins_are_to_the_best_method_with_the_noise_of_a_two_way_layout(found
     lines = lines_of(runs.margins_table(found))
     for rows in ALL:
         table = {method: np.array(values) for method, values in methods_on(found, rows).items()}
-        if AUTO not in table or len(table) < 4:
+        if AUTO not in table or len(table) < 2:
             assert title(rows) not in lines
             continue
         means = {method: values.mean() for method, values in table.items()}
         best = min((method for method in means if method != AUTO), key=means.get)
         share, seeds = means[AUTO] / means[best] - 1, len(table[AUTO])
         expected = f"{100 * share:+.1f} %"
-        if seeds > 1:
+        if seeds > 1 and len(table) > 2:
             # Least squares on dummies of method and seed.
             values = np.array(list(table.values()))
             design = np.zeros((values.size, sum(values.shape)))
@@ -142,7 +142,7 @@ def test_margins_are_to_the_best_method_with_the_noise_of_a_two_way_layout(found
             rest = values.ravel() - design @ np.linalg.lstsq(design, values.ravel(), rcond=None)[0]
             freedom = (len(values) - 1) * (seeds - 1)
             half = stats.t.ppf(0.975, freedom) * np.sqrt((rest**2).sum() / freedom) * np.sqrt(2 / seeds) / means[best]
-            expected = f"{100 * share:+.1f} ± {100 * half:.1f} %"
+            expected += f" (± {100 * half:.1f})"
         aim = "yes" if share <= 0.005 else "no"
         assert lines[title(rows)][:5] == [f"{NAMES[best]} ({len(table) - 1})", expected, "", aim, str(seeds)]
 
@@ -162,6 +162,9 @@ def test_the_answer_about_methods_counts_sets_and_places(found):
     ranks = [stats.rankdata([values[method] for method in methods]) for values in columns.values()]
     places = dict(zip(methods, np.mean(ranks, axis=0), strict=True))
     first = min(places, key=places.get)
+    if not columns:
+        assert "By mean place" not in answers.more_of_fair(found)
+        return
     told = f"By mean place over {len(columns)} sets {PLAIN[first]} is first of {len(methods)} ({places[first]:.1f})"
     assert told in answers.more_of_fair(found)
     shown = lines_of(page.fair_table(found))
