@@ -255,17 +255,18 @@ def test_full_fine_tuning_is_as_far_below_the_best_adapter_as_said():
 
 
 def test_sizes_of_what_is_trained_are_as_said():
-    trained = {
-        name.split(" | ")[3]: run["trainable"] for name, run in FOUND.items() if name.startswith("fair | math | all")
-    }
-    assert round(trained["full"] / 1e6) == 106 and round(trained["full"] / trained["lora"]) in (115, 116)
-    assert "with 115 times the trained parameters" in TEXT and trained["lora"] == 915_840
-    assert all(abs(trained[method] / 921_600 - 1) < 0.01 for method in ("gora paper", "gora auto"))
-    ranks = [
-        FOUND[f"paper | math | attention | gora paper{more} | 0.0002 | 1"]["trainable"]
-        for more in ("", " r32", " r128")
-    ]
-    assert [round(count / ranks[0]) for count in ranks] == [1, 4, 16]
+    here = {name: run for name, run in FOUND.items() if name.startswith("fair | math | all-linear")}
+    trained = {name.split(" | ")[3]: run["trainable"] for name, run in here.items()}
+    assert round(trained["full"] / 1e6) == 106 and round(trained["full"] / trained["lora"]) == 116
+    assert "with 116 times the trained parameters" in TEXT and "trains 106 million values" in TEXT
+    assert f"rank 3 on all linear layers {trained['lora']:,}; GoRA within 1 % of the former" in TEXT
+    assert f"DoRA's magnitudes come on top ({trained['dora']:,})" in TEXT
+    others = set(trained) - {"full", "dora", "eva"}
+    assert all(abs(trained[method] / 921_600 - 1) < 0.01 for method in others)
+    published = [f"paper | math | attention | gora paper{more} | 0.0002 | 1" for more in ("", " r32", " r128")]
+    ranks = [FOUND[name]["trainable"] for name in published]
+    assert [round(count / ranks[0]) for count in ranks] == [1, 4, 15]
+    assert "r32 and r128 have 4 and 15 times the parameters" in TEXT
 
 
 def test_the_rate_that_the_preset_missed_is_the_one_that_is_named():
