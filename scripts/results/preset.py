@@ -19,7 +19,7 @@ from accuracy import (
     to_beat,
 )
 from cells import ALL, AUTO, AUTO_LORA, METHODS, TOOLS, Found
-from evidence import RECIPES
+from making import RECIPES
 from reading import (
     Seeded,
     adapters,

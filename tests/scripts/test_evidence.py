@@ -19,7 +19,9 @@ sys.path.insert(0, str(ROOT / "scripts" / "results"))
 import accuracy
 import cells
 import evidence
+import making
 import preset
+import processes
 import reading
 import sets
 from cells import AUTO, GRID, METHODS, SEEDS, Cell, best_rate, plan
@@ -122,7 +124,7 @@ def some_cells():
 def test_every_cell_is_a_valid_recipe(tmp_path):
     budget = set()
     for cell in some_cells():
-        made = evidence.recipe_of(cell, "builtin:tiny-6m", tmp_path)
+        made = making.recipe_of(cell, "builtin:tiny-6m", tmp_path)
         path = tmp_path / "recipe.yaml"
         path.write_text(json.dumps({**made, "output": str(tmp_path / "run")}))
         recipe = load_recipe(str(path)).recipe
@@ -244,12 +246,12 @@ def test_less_than_the_mean_of_the_tools_counts_only_where_all_were_run():
 
 
 def test_gpus_may_be_added_and_runs_that_would_last_too_long_are_told_by_the_longest_of_their_kind(tmp_path):
-    assert evidence.devices_of("0,2") == ["0", "2"] and evidence.devices_of("") == [""]
+    assert processes.devices_of("0,2") == ["0", "2"] and processes.devices_of("") == [""]
     told = tmp_path / "gpus"
     told.write_text("3\n")
-    assert evidence.devices_of(str(told)) == ["3"]
+    assert processes.devices_of(str(told)) == ["3"]
     told.write_text("3\n0\n")
-    assert evidence.devices_of(str(told)) == ["3", "0"]
+    assert processes.devices_of(str(told)) == ["3", "0"]
     runs = {
         str(Cell("fair", rows, "attention", "dora", 1e-3, 1)): {"seconds": n} for n, rows in enumerate(("math", "code"))
     }
