@@ -19,6 +19,7 @@ import earlier
 from answers import (
     answer_again,
     answer_fair,
+    answer_rules,
     answer_tools,
     compared,
     more_of_fair,
@@ -30,7 +31,7 @@ from names import NAMES, PUBLISHED, TABLE_2, signed, table, title
 from picture import rates_picture
 from preset import columns, margins, rows_in_a_step, settings_columns, settings_losses, tools_over_auto
 from protocol import answer_paper, more_of_paper, one_rate
-from reading import FIRST, complete, fair_losses, levels, places, read, tied_with_first, tool_cells
+from reading import FIRST, OTHER_RULE, complete, fair_losses, levels, places, read, tied_with_first, tool_cells
 from runs import (
     ablations_table,
     accuracy_table,
@@ -41,6 +42,7 @@ from runs import (
     methods_table,
     progress_table,
     rates_table,
+    rules_table,
     search_tables,
     settings_table,
 )
@@ -131,6 +133,7 @@ def parts(found: Found, grids: Mapping[Search, Grid], first: Found) -> dict[Path
             "answer-fair": partial(answer_fair, found),
             "fair": partial(fair_table, found),
             "more-fair": partial(more_of_fair, found),
+            "rules": partial(answer_rules, found, read(OTHER_RULE)),
             "answer-paper": partial(answer_paper, found),
             "order": partial(order_table, found),
             "more-paper": partial(more_of_paper, found),
@@ -140,6 +143,7 @@ def parts(found: Found, grids: Mapping[Search, Grid], first: Found) -> dict[Path
         APPENDIX: {
             "settings": partial(settings_table, found),
             "margins": partial(margins_table, found),
+            "other-rule": partial(rules_table, found, read(OTHER_RULE)),
             "searched": partial(methods_table, found, SEARCHED),
             "taken": partial(methods_table, found, tuple(NEAREST)),
             "attention": partial(methods_table, found, ("math", "code"), "attention"),

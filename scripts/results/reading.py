@@ -16,6 +16,8 @@ from scipy import stats
 DATA = Path(__file__).parents[2] / "docs" / "data"
 RAW, FIRST = DATA / "evidence.json", DATA / "evidence-first.json"
 """The runs of the page, and those that another machine made before."""
+OTHER_RULE = DATA / "evidence-proportional.json"
+"""Runs of the preset with a rule for rates that does not ship, on sets of labels and short answers."""
 Seeded = dict[int, float]
 
 

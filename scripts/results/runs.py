@@ -154,6 +154,18 @@ def again_table(found: Found, first: Found) -> str:
     return table([f"{again_title()}, settings", "rates", "first machine", "second machine", "difference"], lines)
 
 
+def rules_table(found: Found, other: Found) -> str:
+    """The preset with the rule for rates that ships, and with another one."""
+    lines = []
+    for name in other:
+        _, rows, _, method, _, _ = name.split(" | ")
+        pair = [one[name] for one in (found, other) if "loss" in one.get(name, {})]
+        if len(pair) == 2:
+            cells = [f"{run['loss']['final']:.4f} ({run['rate']:.2g})" for run in pair]
+            lines.append([title(rows), NAMES[method], *cells])
+    return table(["set", "", "the rule that ships: loss (rate)", "the other rule"], sorted(lines))
+
+
 def again_title() -> str:
     """The sets that were run twice."""
     return ", ".join(title(rows) for rows in dict.fromkeys(cell.rows for cell in again()))

@@ -16,9 +16,9 @@ import page
 from cells import AUTO, KEPT, TOOLS
 from grids import at, read_grids
 from names import NAMES, PUBLISHED, RANK_8, TABLE_2, title
-from reading import FIRST, read
+from reading import FIRST, OTHER_RULE, read
 
-GRIDS, FOUND, BEFORE = read_grids(), read(), read(FIRST)
+GRIDS, FOUND, BEFORE, OTHER = read_grids(), read(), read(FIRST), read(OTHER_RULE)
 TEXT = " ".join((ROOT / "docs" / "results.md").read_text().split())
 README = " ".join((ROOT / "README.md").read_text().split())
 LAYERS = earlier.layers(GRIDS)
@@ -95,18 +95,14 @@ def test_the_preset_has_so_much_less_loss_than_the_tools_as_said():
     nearest = min(TOOLS, key=lambda name: statistics.median(over[name]))
     below = [title(rows) for rows, value in zip(SETS, over[nearest], strict=True) if value < 0]
     middle = statistics.median(over[nearest])
-    assert nearest == "axolotl" and middle < 0
+    assert nearest == "axolotl" and middle > 0
     assert (
         f"Axolotl's, the best of them, take 4 times the steps and 5.3 times the trained values, and end "
-        f"{per_cent(-middle)} % below the preset (median; below on {', '.join(below[:-1])} and {below[-1]})."
+        f"{per_cent(middle)} % above the preset (median; below on {', '.join(below[:-1])} and {below[-1]})."
     ) in TEXT
     trained = [FOUND[f"tools | math | own | {name} | 1"]["trainable"] for name in ("axolotl | own", f"{AUTO} | auto")]
     assert f"{trained[0] / trained[1]:.1f}" == "5.3"
-    assert (
-        f"Axolotl's defaults, with 4 times the steps, end lower on {len(below)} of 10 sets, all of one-word answers"
-        in README
-    )
-    assert set(below) == {"SST-2", "MRPC", "QNLI", "MNLI", "RTE"}
+    assert f"Axolotl's defaults, with 4 times the steps, end lower on {len(below)} of 10 sets" in README
 
 
 def test_places_among_tools_are_those_of_the_losses():
@@ -180,15 +176,14 @@ def test_the_preset_is_as_far_from_the_best_tuned_method_as_said():
         within.append((name, reached, share))
     good = sum(reached for _, reached, _ in within)
     assert f"or one standard error of its accuracy - on {good} of {len(within)} sets." in TEXT
-    close = sum(share <= 0.005 for *_, share in within)
-    assert f"within 0.5 % of the best on {close} of {len(within)} sets" in README and len(within) == 10
+    assert f"or one standard error of its accuracy, on {good} of {len(within)} sets" in README and len(within) == 10
     for name, reached, share in within:
         assert (f"{title(name)} ({100 * share:+.1f} %" in TEXT.split("Not on ")[-1]) != reached
     assert (
         f"At the median its loss is {100 * statistics.median(share for *_, share in within):+.1f} % to the best" in TEXT
     )
     kept = [reached for name, reached, _ in within if name in KEPT]
-    assert f"Of the {len(kept)} sets that had no part in the preset {sum(kept)} are within the aim." in TEXT
+    assert f"Of the {len(kept)} sets that were kept to judge the preset {sum(kept)} are within the aim." in TEXT
 
 
 def test_an_accuracy_near_chance_or_the_base_model_is_in_brackets():
@@ -272,7 +267,27 @@ def test_sizes_of_what_is_trained_are_as_said():
 def test_the_rate_that_the_preset_missed_is_the_one_that_is_named():
     found = FOUND[f"tools | sst2 | own | {AUTO} | auto | 1"]["rate"]
     (tuned,) = finals("sst2", "gora auto", 1)
+    best = max(each.mean() for method in ADAPTERS if (each := pooled("sst2", method)) is not None)
+    points = per_cent(best - pooled("sst2", AUTO).mean())
     assert f"on SST-2 the preset's short trials ended at {found:g}, where {float(tuned):.2g} was the best rate" in TEXT
+    assert f"and accuracy {points} points below the best method's" in TEXT
+
+
+def test_the_rule_that_does_not_ship_is_told_with_where_it_ends():
+    assert {name.split(" | ")[1] for name in OTHER} == set(SETS) - {"math", "code", "instruction"}
+    more = {rows: OTHER[name]["loss"]["final"] / FOUND[name]["loss"]["final"] - 1
+            for rows in SETS if (name := f"tools | {rows} | own | {AUTO} | auto | 1") in OTHER}  # fmt: skip
+    lower = [title(rows) for rows, value in more.items() if value < 0]
+    auto = {rows: loss(f"tools | {rows} | own | {AUTO} | auto | 1", {**FOUND, **OTHER}) for rows in SETS}
+    less = [1 - auto[rows] / statistics.fmean(of_tool(rows, name) for name in TOOLS) for rows in SETS]
+    axolotl = [of_tool(rows, "axolotl") / auto[rows] - 1 for rows in SETS]
+    assert (
+        f"With the one that does not ship loss is {100 * statistics.median(more.values()):+.1f} % (median; lower on "
+        f"{' and '.join(lower)}). Of all ten sets 6 instead of 7 are then within the aim; the preset has "
+        f"{per_cent(statistics.median(less), 0)} % less loss than the tools' mean, and Axolotl "
+        f"{100 * statistics.median(axolotl):+.1f} % to it (medians)."
+    ) in TEXT
+    assert "the sets that were kept to judge the preset are no longer unseen" in TEXT
 
 
 def test_gora_is_as_far_from_lora_as_said():
@@ -363,10 +378,13 @@ def test_sets_without_a_search_are_named():
 
 def test_the_machines_of_the_runs_are_as_said():
     cards = {name: run["device"].split(",")[0] for name, run in FOUND.items()}
-    assert set(cards.values()) == {"NVIDIA H200", "NVIDIA H100 80GB HBM3"}
     on_h100 = {name for name, card in cards.items() if "H100" in card}
-    preset = {name for name in FOUND if f"| {AUTO}" in name}
-    assert preset <= on_h100 and f"the preset's and {len(on_h100 - preset)} others on H100s" in TEXT
+    assert len(FOUND) == 367 and all("H200" in card for name, card in cards.items() if name not in on_h100)
+    again = {name for name in on_h100 if name.startswith("again")}
+    preset = {name for name in on_h100 - again if f"| {AUTO}" in name}
+    assert {name.split(" | ")[1] for name in preset} == {"math", "code", "instruction"} and len(again) == 5
+    assert f"{len(on_h100)} of the 367 runs on H100s" in TEXT
+    assert f"five of those that were made again, and {len(on_h100 - again - preset)} of other methods" in TEXT
     assert {run["device"].split(",")[0] for run in BEFORE.values()} == {"NVIDIA H200"}
 
 
