@@ -1,37 +1,36 @@
-"""The sentences that answer the three questions of docs/results.md, from whatever has been run."""
+"""The sentences of docs/results.md about tools, tuned methods and a second machine, from whatever has been run."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
 
-import earlier
-from cells import ALL, AUTO, AUTO_LORA, NEAREST, SEARCHED, TOOLS, Found
-from grids import Grid, Search
-from names import NAMES, NOT_YET, RANK_8, TABLE_2, title
-from reading import (
+from cells import ALL, AUTO, AUTO_LORA, KEPT, SEARCHED, TOOLS, Found, again
+from names import NAMES, NOT_YET, named, plain, points, signed, title, titles
+from preset import (
+    Margin,
+    accuracies_against,
     columns,
-    critical_difference,
-    fair_losses,
     less_than_mean,
-    levels,
-    losses,
     margins,
-    paper_cells,
-    places,
+    rows_in_a_step,
+    settings_columns,
     tools_over_auto,
 )
-from sets import FIRST as EARLIER
-from sets import SIZES, Sizes
+from reading import (
+    adapters,
+    complete,
+    critical_difference,
+    fair_losses,
+    interval,
+    mean,
+    noise,
+    places,
+    tool_cells,
+)
 
-ENOUGH, FEWEST = 0.03, 5
-"""How much less than the tools' mean is wanted, and how many methods make an order."""
-
-
-def named(sets: Sequence[str]) -> str:
-    """Sets as in a sentence."""
-    names = [title(rows) for rows in sets]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "none"
+ENOUGH = 0.03
+"""How much less than the tools' mean is wanted, as a share."""
 
 
 def compared(found: Found, sets: Sequence[str] = ALL) -> dict[str, float]:
@@ -40,91 +39,130 @@ def compared(found: Found, sets: Sequence[str] = ALL) -> dict[str, float]:
     return {rows: value for rows, value in less.items() if value is not None}
 
 
-def settings_of(found: Found, first: Found) -> tuple[Found, Sizes]:
-    """The runs that the tools are judged by: these, or those of another machine while those cover more sets."""
-    return (found, SIZES) if len(compared(found)) >= len(compared(first)) else (first, EARLIER)
-
-
-def answer_tools(found: Found, sizes: Sizes) -> str:
+def answer_tools(found: Found) -> str:
     """Whether the preset is better than what people use."""
     less = compared(found)
     if not less:
         return NOT_YET
     enough = [rows for rows, value in less.items() if value >= ENOUGH]
-    missed = [rows for rows in less if rows not in enough]
+    missed = [f"{title(rows)} ({signed(-value)})" for rows, value in less.items() if value < ENOUGH]
     text = (
-        f"**Less loss than the mean of five tools' documented settings on {sum(v > 0 for v in less.values())} of "
-        f"{len(less)} sets, by at least 3 % on {len(enough)}: {100 * statistics.median(less.values()):.0f} % less in "
-        "the middle.**"
+        f"**`preset: auto` ends with less loss than five tools' documented settings do on average, on "
+        f"{sum(value > 0 for value in less.values())} of {len(less)} sets and by at least 3 % on {len(enough)} (median "
+        f"{100 * statistics.median(less.values()):.0f} %).**"
     )
-    if missed:
-        text += f" Not 3 % less on {', '.join(f'{title(rows)} ({100 * -less[rows]:+.1f} %)' for rows in missed)}."
-    over = {name: tools_over_auto(found, name, list(less)) for name in TOOLS}
-    nearest = min(TOOLS, key=lambda name: statistics.median(over[name].values()))
-    ahead = [rows for rows, value in over[nearest].items() if value < 0]
-    text += (
-        f" The same {sizes.train:,} rows, one epoch. The nearest tool is {NAMES[nearest]}, with "
-        f"{100 * statistics.median(over[nearest].values()):.1f} % more loss in the middle"
+    return f"{text}{f' Not 3 % less: {named(missed)}.' if missed else ''} {_best_tool(found, list(less))}"
+
+
+def nearest_tool(found: Found, sets: Sequence[str]) -> str:
+    """The tool whose settings end with the least loss beside the preset's, by the median over sets."""
+    return min(TOOLS, key=lambda name: statistics.median(tools_over_auto(found, name, sets).values()))
+
+
+def _best_tool(found: Found, sets: Sequence[str]) -> str:
+    name = nearest_tool(found, sets)
+    over = tools_over_auto(found, name, sets)
+    middle, below = statistics.median(over.values()), [rows for rows, value in over.items() if value < 0]
+    trained, own = (found[str(tool_cells("math", one)[0])]["trainable"] for one in (name, AUTO))
+    return (
+        f"{NAMES[name]}'s, the best of them, take {rows_in_a_step(AUTO) / rows_in_a_step(name):g} times the steps and "
+        f"{trained / own:.1f} times the trained values, and end {100 * abs(middle):.1f} % "
+        f"{'above' if middle > 0 else 'below'} the preset (median; below on {titles(below)})."
     )
-    text += f", and less on {named(ahead)}." if ahead else "."
-    lacking = {name: [rows for rows in less if rows not in over[name]] for name in TOOLS}
-    for name, sets in lacking.items():
-        text += f" {NAMES[name]}'s have not been run on {named(sets)}." if sets else ""
-    lora = tools_over_auto(found, AUTO_LORA, list(less))
+
+
+def more_of_tools(found: Found) -> str:
+    """Accuracies beside the best tool's, the preset with LoRA, and places."""
+    sets = list(compared(found))
+    if not sets:
+        return NOT_YET
+    lora, beside = tools_over_auto(found, AUTO_LORA, sets), ""
     if lora:
         low = sum(value < 0 for value in lora.values())
-        middle = 100 * statistics.median(lora.values())
-        where = "higher" if middle > 0 else "lower"
-        text += (
-            f" With LoRA in the place of GoRA the preset ends {abs(middle):.1f} % {where} in the middle, and lower on "
-            f"{low} of {len(lora)} sets."
-        )
-    return text
+        middle = signed(statistics.median(lora.values()))
+        beside = f"With LoRA in GoRA's place the preset has less loss on {low} of {len(lora)} sets (median {middle})."
+    return points([_accuracies(found, nearest_tool(found, sets)), beside, _level(settings_columns(found), "sets")])
 
 
-def answer_fair(found: Found, grids: Mapping[Search, Grid]) -> str:
-    """Whether the preset keeps up with methods whose rate was looked for; while that was not run, GoRA with LoRA."""
-    every, text = margins(found), ""
+def _accuracies(found: Found, name: str) -> str:
+    """How many accuracies differ from those of a tool beyond chance."""
+    gaps = accuracies_against(found, name)
+    if not gaps:
+        return ""
+    higher = [task for task, (_, low, _) in gaps.items() if low > 0]
+    lower = [task for task, (_, _, high) in gaps.items() if high < 0]
+    told = f"`preset: auto` is above {NAMES[name]}'s settings on {titles(higher)}, below them on {titles(lower)}"
+    return f"Of the {len(gaps)} accuracies that say something {told}; the others are tied."
+
+
+def _level(table: Mapping[str, Mapping[str, float]], what: str) -> str:
+    """Who is first by mean place, and who is tied with it."""
+    if not table:
+        return ""
+    order = places(table)
+    near = critical_difference(len(order), len(table))
+    first, *rest = sorted(order, key=order.__getitem__)
+    level = [f"{plain(name)} ({order[name]:.1f})" for name in rest if order[name] - order[first] <= near]
+    text = (
+        f"By mean place over {len(table)} {what} {plain(first)} is first of {len(order)} ({order[first]:.1f}); places "
+        f"nearer than {near:.1f} are tied (Nemenyi): {named(level)}."
+    )
+    return text + ("" if order[AUTO] - order[first] <= near else f" `preset: auto` is not, at {order[AUTO]:.1f}.")
+
+
+def answer_fair(found: Found) -> str:
+    """Whether the preset keeps up with methods whose rate was looked for."""
+    every = margins(found)
     if not every:
-        return earlier.answer(grids)
-    for what, sets in (("whose rates were looked for", SEARCHED), ("that took rates over", tuple(NEAREST))):
-        here = {rows: every[rows] for rows in sets if rows in every}
-        if not here:
-            continue
-        reached = [rows for rows, one in here.items() if one.reached]
-        tied = [rows for rows, one in here.items() if one.tied and rows not in reached]
-        shares = [100 * one.share for one in here.values()]
-        start = "**`preset: auto` is" if not text else " It is"
+        return NOT_YET
+    reached = [rows for rows, one in every.items() if one.reached]
+    missed = [f"{title(rows)} ({_missed_by(one)})" for rows, one in every.items() if rows not in reached]
+    text = (
+        "**`preset: auto` is no worse than the best of the tuned methods - within 0.5 % of its loss, or one standard "
+        f"error of its accuracy - on {len(reached)} of {len(every)} sets.**"
+    )
+    return text + (f" Not on {named(missed)}." if missed else "")
+
+
+def _missed_by(one: Margin) -> str:
+    loss = signed(one.share)
+    return loss if one.points is None else f"{loss}, accuracy {100 * one.points:+.1f} points"
+
+
+def more_of_fair(found: Found) -> str:
+    """How the preset stands, GoRA beside LoRA, what is noise, and mean places."""
+    table = columns(found)
+    return points([_standing(margins(found)), _gora_and_lora(found), _noise(found), _level(table, "sets")])
+
+
+def _standing(every: Mapping[str, Margin]) -> str:
+    """The middle, on what sets accuracy or noise decides, and the sets that judge."""
+    if not every:
+        return ""
+    kept = {rows: one for rows, one in every.items() if rows in KEPT}
+    by_accuracy = [rows for rows, one in every.items() if one.reached and not one.by_loss]
+    tied = [rows for rows, one in every.items() if one.tied and not one.reached]
+    text = (
+        f"At the median its loss is {100 * statistics.median(one.share for one in every.values()):+.1f} % to the best"
+    )
+    text += f", within the aim by accuracy alone on {titles(by_accuracy)}" if by_accuracy else ""
+    text += f", within noise on {titles(tied)}." if tied else "."
+    counts: dict[int, list[str]] = {}
+    for rows, one in every.items():
+        counts.setdefault(one.methods, []).append(rows)
+    text += f" That is the best of {named([f'{count} on {titles(sets)}' for count, sets in counts.items()])}."
+    if kept:
         text += (
-            f"{start} within 0.5 % of the best tuned method, or below it, on {len(reached)} of {len(here)} sets {what}"
-            f" ({statistics.median(shares):+.1f} % in the middle, {max(shares):+.1f} % at worst)."
+            f" Of the {len(kept)} sets that were kept to judge the preset {sum(one.reached for one in kept.values())} "
+            "are within the aim."
         )
-        text += "**" if start.startswith("**") else ""
-        if tied:
-            text += f" On {named(tied)} the difference is within noise."
-    order = places(columns(found)) if columns(found) else {}
-    if order:
-        near = critical_difference(len(order), len(columns(found)))
-        first = min(order, key=order.__getitem__)
-        level = [method for method in sorted(order, key=order.__getitem__) if order[method] - order[first] <= near]
-        text += (
-            f" Over {len(columns(found))} sets {_plain(first)} has the best mean place of {len(order)}, "
-            f"{order[first]:.1f}; places nearer than {near:.1f} are tied, which are "
-            f"{', '.join(f'{_plain(method)} ({order[method]:.1f})' for method in level[1:]) or 'none'}."
-        )
-        if AUTO not in level:
-            text += f" `preset: auto` is at {order[AUTO]:.1f}."
     return text
-
-
-def _plain(method: str) -> str:
-    return NAMES[method].replace("**", "")
 
 
 def gap(found: Found, method: str, other: str) -> list[float]:
     """How much more loss one method ends with than another, each at its own rate, as a share, by set."""
     shares = []
-    for rows in ALL:
+    for rows in SEARCHED:
         every = fair_losses(found, rows)
         shared = sorted(every.get(method, {}).keys() & every.get(other, {}).keys())
         if shared:
@@ -132,48 +170,79 @@ def gap(found: Found, method: str, other: str) -> list[float]:
     return shares
 
 
-def one_rate(found: Found, rows: str) -> dict[str, float]:
-    """Losses at the one rate, of the methods of the paper's Table 2."""
-    every = {method: losses(found, paper_cells(rows, method)) for method in TABLE_2}
-    return levels({method: values for method, values in every.items() if values})
+def _gora_and_lora(found: Found) -> str:
+    shares = gap(found, "gora auto", "lora")
+    if len(shares) < 2:
+        return ""
+    middle, low, high = (100 * value for value in interval(shares))
+    verdict = "level with" if low < 0 < high else "behind" if low > 0 else "ahead of"
+    return (
+        f"GoRA with the preset's settings is {verdict} LoRA, each at its own rate: {middle:+.1f} % over the "
+        f"{len(shares)} searched sets (95 % interval {low:+.1f} to {high:+.1f} %)."
+    )
 
 
-def own_rates(found: Found, rows: str) -> dict[str, float]:
-    """Losses at each one's rate on all linear layers, of the adapters of the paper's Table 2."""
-    every = levels(fair_losses(found, rows))
-    return {method: every[method] for method in RANK_8 if method in every}
+def chance(found: Found) -> dict[str, float]:
+    """How far two tuned adapters lie apart by chance on one seed (95 %, one comparison), as a share, by set."""
+    shares = {}
+    for rows in SEARCHED:
+        table = complete(adapters(fair_losses(found, rows)))
+        if spread := noise(table):
+            level = statistics.fmean(mean(values) for values in table.values())
+            shares[rows] = spread.half() * spread.seeds**0.5 / level
+    return shares
 
 
-def answer_paper(found: Found) -> str:
-    """Whether the paper's order is there, with SmolLM2 or, while that was not run, the 28M model."""
-    if len(one_rate(found, "math")) < FEWEST:
-        one, own, what = earlier.agreements(own=False), earlier.agreements(own=True), len(RANK_8)
-        return _order(one, own, what) + " Losses are those of a model of 28 million parameters."
-    one = [
-        earlier.agreement(values, n)
-        for n, rows in enumerate(("math", "code"))
-        if len(values := one_rate(found, rows)) >= FEWEST
-    ]
-    own = [
-        earlier.agreement(values, n)
-        for n, rows in enumerate(("math", "code"))
-        if len(values := own_rates(found, rows)) >= FEWEST
-    ]
-    return _order(one, own, len(own_rates(found, "math")))
+def _noise(found: Found) -> str:
+    parts = [f"{100 * share:.1f} % on {title(rows)}" for rows, share in chance(found).items()]
+    return f"On one seed two methods differ by chance by up to {named(parts)} (95 %)." if parts else ""
 
 
-def _order(one: Sequence[float], own: Sequence[float], adapters: int) -> str:
-    text = f"**At one small rate for all the paper's order is {_strength(one)}"
-    text += f"; when each adapter has its own rate it is {_strength(own)}.**" if own else ".**"
-    text += f" Rank correlations with its GSM8K and HumanEval: {_figures(one)} at one rate"
-    return text + (f", {_figures(own)} at own rates ({adapters} adapters of one size)." if own else ".")
+def answer_rules(found: Found, other: Found) -> str:
+    """What the preset comes to with the rule for rates that does not ship, run on some of the sets."""
+    sets = [rows for rows in ALL if any(str(cell) in other for cell in tool_cells(rows, AUTO))]
+    shipped = margins(found)
+    if not sets or not shipped:
+        return NOT_YET
+    changed = {**found, **other}
+    more = {rows: changed[name]["loss"]["final"] / found[name]["loss"]["final"] - 1
+            for rows in sets if (name := str(tool_cells(rows, AUTO)[0])) in found}  # fmt: skip
+    lower = [rows for rows, value in more.items() if value < 0]
+    less = statistics.median(compared(changed).values())
+    name = nearest_tool(changed, list(compared(changed)))
+    over = statistics.median(tools_over_auto(changed, name, list(compared(changed))).values())
+    reached = [sum(one.reached for one in each.values()) for each in (margins(changed), shipped)]
+    return (
+        f"Two rules for the rate were run on {titles(sets)}. With the one that does not ship loss is "
+        f"{signed(statistics.median(more.values()))} (median; lower on {titles(lower)}). Of all ten sets {reached[0]} "
+        f"instead of {reached[1]} are then within the aim; the preset has {100 * less:.0f} % less loss than the tools' "
+        f"mean, and {plain(name)} {signed(over)} to it (medians)."
+    )
 
 
-def _strength(values: Sequence[float]) -> str:
-    if not values:
-        return "not known"
-    return "there" if min(values) >= 0.6 else "gone" if max(values) < 0.3 else "there in part"
+def differences_of_machines(found: Found, first: Found) -> dict[str, float]:
+    """By settings, how much more loss the second machine ended with than the first, as a share."""
+    shares = {}
+    for cell in again():
+        now, then = found.get(str(cell), {}), first.get(str(cell._replace(table="tools")), {})
+        if "loss" in now and "loss" in then:
+            shares[cell.method] = now["loss"]["final"] / then["loss"]["final"] - 1
+    return shares
 
 
-def _figures(values: Sequence[float]) -> str:
-    return " and ".join(f"{value:.2f}" for value in values)
+def answer_again(found: Found, first: Found) -> str:
+    """How far two machines lie apart."""
+    shares = differences_of_machines(found, first)
+    if not shares:
+        return NOT_YET
+    fixed = [abs(value) for name, value in shares.items() if name in TOOLS]
+    looked = {name: value for name, value in shares.items() if name not in TOOLS}
+    parts = [f"{len(fixed)} with fixed rates differ by {100 * max(fixed):.2f} % at most"] if fixed else []
+    parts += [f"{plain(name)}, whose rate is looked for, by {100 * value:+.2f} %" for name, value in looked.items()]
+    return f"Of the runs of {titles([again_set()])} on a second machine {named(parts)}."
+
+
+def again_set() -> str:
+    """The set that was run twice."""
+    (rows,) = {cell.rows for cell in again()}
+    return rows

@@ -26,6 +26,9 @@ GRID = tuple(2.5e-5 * 2**step for step in range(13))
 SEARCHED = ("math", "code", "instruction", "sst2")
 NEAREST = {"commonsense": "instruction", **dict.fromkeys(("cola", "mrpc", "qnli", "mnli", "rte"), "sst2")}
 """Sets whose rates are not looked for, and the one whose rates they take over."""
+SEARCHED_TOO = ("qnli", "mnli")
+"""Of those the ones whose rates are looked for all the same, of `TUNED_TOO`: accuracies tell of training there."""
+TUNED_TOO = ("lora", "gora auto", "rslora", "dora", "gora paper", "lora+")
 ALL = (*SEARCHED, *NEAREST)
 DECIDED = (*SEARCHED, "commonsense")
 """Sets that had a part in what `preset: auto` says, or in how it finds a rate; the others are kept to judge it."""
@@ -132,6 +135,9 @@ def _all(found: Found) -> Iterator[Cell]:
     for rows in ("math", "code"):
         yield Cell("tools", rows, "own", AUTO, "auto", 2)
     yield from _fair(found, ("code", "instruction"), ("eva",), 1)
+    yield from _fair(found, tuple(NEAREST), ("gora auto",), 1)
+    for method in TUNED_TOO:
+        yield from _searches(found, SEARCHED_TOO, method)
     for method in first:
         # One method after another, so that the sets that judge the preset have the same ones.
         yield from _fair(found, tuple(NEAREST), (method,), 1)
@@ -207,9 +213,23 @@ def _fair(
             if rows in SEARCHED:
                 for rate in _tried(found, rows, targets, method):
                     yield Cell("fair", rows, targets, method, rate, SEARCH_SEED)
-            rate = best_rate(found, NEAREST.get(rows, rows), targets, method)
+            rate = best_rate(found, rows, targets, method) or rate_taken_over(found, rows, targets, method)
             if rate is not None:
                 yield Cell("fair", rows, targets, method, rate, seed)
+
+
+def _searches(found: Found, sets: Sequence[str], method: str) -> Iterator[Cell]:
+    """Searches on sets that have rates taken over, and one seed at the rates that they end with."""
+    for rows in sets:
+        for rate in _tried(found, rows, "all-linear", method):
+            yield Cell("fair", rows, "all-linear", method, rate, SEARCH_SEED)
+        if (best := best_rate(found, rows, "all-linear", method)) is not None:
+            yield Cell("fair", rows, "all-linear", method, best, 1)
+
+
+def rate_taken_over(found: Found, rows: str, targets: str, method: str) -> float | None:
+    """The best rate of the set that is nearest; None while that is not known, or where there is none."""
+    return best_rate(found, NEAREST[rows], targets, method) if rows in NEAREST else None
 
 
 def losses_of_search(found: Found, rows: str, targets: str, method: str) -> dict[float, float]:

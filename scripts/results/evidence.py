@@ -16,181 +16,97 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
-import platform
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import islice
-from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any
 
-import yaml
-from cells import ABLATIONS, AUTO, AUTO_LORA, METHODS, PAPER_METHODS, TABLES, TARGETS, TOOLS, Cell, Run, plan
-from sets import SETS
+from cells import AUTO, TABLES, Cell, Run, plan
+from making import recipe_of
+from processes import Worker, context_of_workers, devices_of
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "defaults"
-EVALUATED, ASKED_AT_A_TIME, TRIES = 64, 64, 3
+TRIES = 3
+"""Of a run that may have failed because of its neighbours on a GPU."""
 POLL = 5.0
-PRELOADED = [
-    "gora.stages.run",
-    "gora.stages.evaluate",
-    "gora.methods",
-    "gora.training.loop",
-    "peft",
-    "transformers.models.llama",
-]
-"""What a run imports; no GPU is begun with."""
-SETTINGS = METHODS | PAPER_METHODS | ABLATIONS
+"""Seconds after which it is seen whether there are more GPUs."""
 
 
-def recipe_of(cell: Cell, model: str, sets: Path, steps: int | None = None) -> dict[str, Any]:
-    """The recipe of a cell, but for its folder."""
-    one, folder = SETS[cell.rows], sets / ("first" if cell.table == "again" else "") / cell.rows
-    recipe: dict[str, Any] = {
-        "preset": "paper",
-        "seed": cell.seed,
-        "model": {"name": model},
-        "data": {
-            "train": {"path": str(folder / "train.jsonl")},
-            "eval": {"path": str(folder / ("choose.jsonl" if cell.searches else "test.jsonl"))},
-            "max_length": 256,
-            "overlong": "drop",
-            **one.data,
-        },
-        "adapter": {},
-        "gora": {},
-        "train": {"kernels": "fused", "save_minutes": None, "log_steps": 25},
-        "evaluation": {
-            "micro_batch_size": EVALUATED,
-            "batch_size": ASKED_AT_A_TIME,
-            "tasks": tasks_of(cell, sets),
-        },
-    }
-    if cell.method in TOOLS:
-        written = yaml.safe_load((RECIPES / f"{cell.method}.yaml").read_text(encoding="utf-8"))
-        recipe["adapter"] |= written["adapter"]
-        recipe["train"] |= written["train"]
-        # A step is the same in one micro-batch.
-        recipe["train"]["micro_batch_size"] = written["train"]["batch_size"]
-    elif cell.method in (AUTO, AUTO_LORA):
-        recipe |= {"preset": "auto", "adapter": {"method": "lora" if cell.method == AUTO_LORA else "gora"}}
-        recipe["train"]["micro_batch_size"] = 16
-    else:
-        settings = {
-            **TARGETS[cell.targets],
-            "train.batch_size": 16,
-            "train.micro_batch_size": 16,
-            "train.learning_rate": cell.rate,
-            **SETTINGS[cell.method],
-        }
-        if cell.method == "full":
-            del settings["adapter.rank"]
-            settings.pop("adapter.parameters", None)
-        for key, value in settings.items():
-            *sections, name = key.split(".")
-            (recipe[sections[0]] if sections else recipe)[name] = value
-    if steps is not None:
-        recipe["train"]["max_steps"] = steps
-    return recipe
+class Study:
+    """Runs that go on, and those that are over.
 
+    Args:
+        given: the options of the command.
+    """
 
-def tasks_of(cell: Cell, sets: Path) -> list[dict[str, Any]]:
-    """What a run closes with: choices where a set has them; answers of many tokens are asked of few runs only."""
-    one = SETS[cell.rows]
-    asked = "gsm8k" if cell.table == "answers" else "choice"
-    if one.task != asked or cell.searches or cell.table not in ("tools", "fair", "answers"):
-        return []
-    more: dict[str, Any] = {"max_new_tokens": 200} if asked == "gsm8k" else {"columns": one.columns}
-    return [
-        {"name": one.task, "label": name, "path": str(sets / cell.rows / f"{name}.jsonl"), **more}
-        for name in one.sources
-    ]
+    def __init__(self, given: argparse.Namespace) -> None:
+        self._given = given
+        self._end = time.monotonic() + 60 * given.minutes
+        self._found: dict[str, Run] = json.loads(given.output.read_text()) if given.output.exists() else {}
+        self._running: dict[Future[Run], tuple[Cell, Worker]] = {}
+        self._workers: list[Worker] = []
+        self._context = context_of_workers()
+        self._kinds: set[tuple[str, str, str]] = set()
+        self._times: Counter[str] = Counter()
 
+    def run(self) -> None:
+        """Make runs until none is left, or none would be done in time."""
+        self._fill()
+        while self._running:
+            finished, _ = wait(self._running, timeout=POLL, return_when=FIRST_COMPLETED)
+            for future in finished:
+                self._take(future)
+            if finished:
+                _keep(self._given.output, self._found)
+            self._fill()
+        for worker in self._workers:
+            worker.pool.shutdown()
 
-def start(device: str, muted: bool) -> None:
-    """Give a worker its GPU, before it knows of any."""
-    if device:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
-    os.environ["OMP_NUM_THREADS"] = "1"
-    if muted:
-        from gora.runtime.console import output
+    def _fill(self) -> None:
+        """Give free workers the next cells; more GPUs get workers of their own."""
+        given = self._given
+        for device in devices_of(given.devices)[len(self._workers) // given.workers :]:
+            self._workers.extend(Worker(device, not given.loud, self._context) for _ in range(given.workers))
+        busy = [worker for _, worker in self._running.values()]
+        free = [worker for worker in self._workers if worker not in busy]
+        for cell, worker in zip(islice(self._ready(), len(free)), free, strict=False):
+            recipe = recipe_of(cell, given.model, given.sets, given.steps)
+            folder = given.work / "".join(letter if letter.isalnum() else "_" for letter in str(cell))
+            base_too = cell.method == AUTO and cell.seed == 1
+            self._running[worker.submit(recipe, str(folder), base_too)] = cell, worker
 
-        output.mute()
+    def _ready(self) -> Iterator[Cell]:
+        """Cells to begin with now, each once."""
+        given, seconds = self._given, longest(self._found)
+        begun = {str(cell) for cell, _ in self._running.values()} | self._found.keys()
+        for cell in plan(self._found, given.table or TABLES):
+            kind = (cell.table, cell.targets, cell.method)
+            if str(cell) in begun or (given.only is not None and given.only not in str(cell)):
+                continue
+            late = time.monotonic() + seconds.get(cell.method, 0.0) > self._end
+            if late or (given.first_of_each and kind in self._kinds):
+                continue
+            begun.add(str(cell))
+            self._kinds.add(kind)
+            yield cell
 
-
-def run_one(recipe: dict[str, Any], folder: str, base_too: bool) -> Run:
-    """One run; what came of it, or why nothing did."""
-    begin = time.monotonic()
-    path = Path(f"{folder}.yaml")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump({**recipe, "output": folder}))
-    from gora.runtime.out_of_memory import release_memory
-
-    try:
-        found = _results(path, Path(folder), base_too)
-    except Exception as error:  # a rate at which training falls apart, for one
-        found = {"failed": f"{type(error).__name__}: {error}"[:400]}
-    shutil.rmtree(folder, ignore_errors=True)
-    release_memory()
-    return {**found, "seconds": round(time.monotonic() - begin, 1), "device": _device()}
-
-
-def _results(path: Path, folder: Path, base_too: bool) -> Run:
-    from gora.recipe import load_recipe
-    from gora.stages.evaluate import closing_job, evaluate
-    from gora.stages.run import run
-
-    recipe = load_recipe(str(path)).recipe
-    run(recipe, mode="overwrite")
-    if base_too and recipe.evaluation.tasks:
-        job = closing_job(recipe, allow_code_execution=False, trust_remote_code=False)
-        evaluate(str(folder), type(job)(tasks=job.tasks, which="base", batch_size=job.batch_size))
-    written = json.loads((folder / "results.json").read_text())
-    used = yaml.safe_load((folder / "recipe.yaml").read_text())
-    return {
-        "loss": written["loss"],
-        "trainable": written.get("trainable_parameters"),
-        "rate": used["train"]["learning_rate"],
-        "rank": used["adapter"].get("rank"),
-        "versions": written.get("versions"),
-        **_decided(folder),
-        "tasks": {
-            task: {side: _task(one) for side, one in sides.items()} for task, sides in written.get("tasks", {}).items()
-        },
-    }
-
-
-def _decided(folder: Path) -> dict[str, str]:
-    """What a rate rests on that gora has found."""
-    from gora.runs.decisions import RATE
-    from gora.runs.folder import RunFolder
-
-    path = RunFolder(folder).decisions
-    decisions = json.loads(path.read_text()) if path.exists() else {}
-    return {"why": decisions[RATE]["why"]} if RATE in decisions else {}
-
-
-def _task(one: dict[str, Any]) -> dict[str, Any]:
-    """Figures, and which rows were answered right, one digit for each."""
-    rows = [json.loads(line) for line in Path(one["rows"]).read_text(encoding="utf-8").splitlines()]
-    found = {"metrics": one["metrics"], "right": "".join(str(int(row["correct"])) for row in rows)}
-    if "correct_norm" in rows[0]:
-        most = max(Counter(row["label"] for row in rows).values())
-        # What whoever guesses, or always says the same, would reach.
-        found["chance"] = max(most, sum(1 / len(row["choices"]) for row in rows)) / len(rows)
-    return found
-
-
-def _device() -> str:
-    import torch
-
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return f"{name}, {platform.node()}"
+    def _take(self, future: Future[Run]) -> None:
+        """Keep what came of a run, unless its neighbours on the GPU may have spoilt it."""
+        cell, worker = self._running.pop(future)
+        broken = future.exception()
+        result = {"failed": f"the process ended: {broken}", "seconds": 0.0} if broken else future.result()
+        failed = result.get("failed", "")
+        self._times[str(cell)] += 1
+        if broken or "CUDA error" in failed:
+            worker.begin()
+        if (broken or "CUDA" in failed or "memory" in failed.lower()) and self._times[str(cell)] < TRIES:
+            # Its neighbours on the GPU may have taken the memory: that says nothing of the method.
+            print(f"{cell}: again, {failed[:200]}", flush=True)
+            return
+        self._found[str(cell)] = result
+        text = failed or f"{result['loss']['final']:.4f} ({result['loss']['base']:.4f})"
+        print(f"{cell}: {text} {result['seconds']:.0f} s", flush=True)
 
 
 def main() -> None:
@@ -212,106 +128,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="instead of one epoch, to try it out")
     parser.add_argument("--first-of-each", action="store_true", help="one cell of each kind, to try it out")
     parser.add_argument("--loud", action="store_true", help="print what the runs print")
-    given = parser.parse_args()
-    found: dict[str, Run] = json.loads(given.output.read_text()) if given.output.exists() else {}
-    end = time.monotonic() + 60 * given.minutes
-    context, workers = context_of_workers(), list[Worker]()
-    running: dict[Future[Run], tuple[Cell, Worker]] = {}
-    tried: set[tuple[str, str, str]] = set()
-    times: Counter[str] = Counter()
-
-    def ready() -> Iterator[Cell]:
-        """Cells to begin with now, each once."""
-        begun, seconds = {str(cell) for cell, _ in running.values()} | found.keys(), longest(found)
-        for cell in plan(found, given.table or TABLES):
-            kind = (cell.table, cell.targets, cell.method)
-            if str(cell) in begun or (given.only is not None and given.only not in str(cell)):
-                continue
-            if time.monotonic() + seconds.get(cell.method, 0.0) > end or (given.first_of_each and kind in tried):
-                continue
-            begun.add(str(cell))
-            tried.add(kind)
-            yield cell
-
-    def fill() -> None:
-        for device in devices_of(given.devices)[len(workers) // given.workers :]:
-            workers.extend(Worker(device, not given.loud, context) for _ in range(given.workers))
-        busy = [worker for _, worker in running.values()]
-        free = [worker for worker in workers if worker not in busy]
-        for cell, worker in zip(islice(ready(), len(free)), free, strict=False):
-            recipe = recipe_of(cell, given.model, given.sets, given.steps)
-            folder = given.work / "".join(letter if letter.isalnum() else "_" for letter in str(cell))
-            base_too = cell.method == AUTO and cell.seed == 1
-            running[worker.submit(recipe, str(folder), base_too)] = cell, worker
-
-    fill()
-    while running:
-        finished, _ = wait(running, timeout=POLL, return_when=FIRST_COMPLETED)
-        for future in finished:
-            cell, worker = running.pop(future)
-            broken = future.exception()
-            result = {"failed": f"the process ended: {broken}", "seconds": 0.0} if broken else future.result()
-            times[str(cell)] += 1
-            failed = result.get("failed", "")
-            if broken or "CUDA error" in failed:
-                worker.begin()
-            if (broken or "CUDA" in failed or "memory" in failed.lower()) and times[str(cell)] < TRIES:
-                # Its neighbours on the GPU may have taken the memory: that says nothing of the method.
-                print(f"{cell}: again, {failed[:200]}", flush=True)
-                continue
-            found[str(cell)] = result
-            text = failed or f"{result['loss']['final']:.4f} ({result['loss']['base']:.4f})"
-            print(f"{cell}: {text} {result['seconds']:.0f} s", flush=True)
-        if finished:
-            _keep(given.output, found)
-        fill()
-    for worker in workers:
-        worker.pool.shutdown()
-
-
-def context_of_workers() -> BaseContext:
-    """Starts processes that share what one of them has imported, which takes each of many a minute otherwise."""
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # else asking for a GPU would keep forked processes from it
-    multiprocessing.set_forkserver_preload(PRELOADED)
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(1, context) as pool:
-        return multiprocessing.get_context("spawn") if pool.submit(cannot_fork).result() else context
-
-
-def cannot_fork() -> bool:
-    """Whether a GPU was begun with before this process was forked."""
-    import torch
-
-    return bool(torch.cuda._is_in_bad_fork())
-
-
-def devices_of(told: str) -> list[str]:
-    """The numbers of GPUs that are given, or are in a file by now."""
-    path = Path(told)
-    text = path.read_text() if told and path.is_file() else told
-    return text.replace("\n", ",").strip(",").split(",")
-
-
-class Worker:
-    """A process that makes one run after the other.
-
-    Args:
-        device: the number of its GPU, or nothing.
-        muted: whether it prints nothing of its runs.
-        context: starts processes.
-    """
-
-    def __init__(self, device: str, muted: bool, context: BaseContext) -> None:
-        self._device, self._muted, self._context = device, muted, context
-        self.begin()
-
-    def begin(self) -> None:
-        """A new process, in the place of one that has come to harm."""
-        self.pool = ProcessPoolExecutor(1, self._context, initializer=start, initargs=(self._device, self._muted))
-
-    def submit(self, recipe: dict[str, Any], folder: str, base_too: bool) -> Future[Run]:
-        """See `run_one`."""
-        return self.pool.submit(run_one, recipe, folder, base_too)
+    Study(parser.parse_args()).run()
 
 
 def longest(found: Mapping[str, Run]) -> dict[str, float]:

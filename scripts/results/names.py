@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cells import AUTO, AUTO_LORA
 
 NAMES = {
@@ -46,6 +48,31 @@ NOT_YET = "Not run yet."
 def title(rows: str) -> str:
     """What a set is called in tables."""
     return TITLES.get(rows, rows)
+
+
+def named(names: Sequence[str]) -> str:
+    """Names as in a sentence."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "none"
+
+
+def titles(sets: Sequence[str]) -> str:
+    """Sets as in a sentence."""
+    return named([title(rows) for rows in sets])
+
+
+def plain(method: str) -> str:
+    """A method as in a sentence."""
+    return NAMES[method].replace("**", "")
+
+
+def signed(share: float) -> str:
+    """A share in per cent, with its sign; what rounds to nothing has a plus."""
+    return f"{round(100 * share, 1) + 0.0:+.1f} %"
+
+
+def points(parts: Sequence[str]) -> str:
+    """A list in Markdown, without what is empty."""
+    return "\n".join(f"- {part}" for part in parts if part) or NOT_YET
 
 
 def table(head: list[str], lines: list[list[str]]) -> str:

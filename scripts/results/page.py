@@ -16,29 +16,22 @@ from functools import partial
 from pathlib import Path
 
 import earlier
-import yaml
-from answers import FEWEST, answer_fair, answer_paper, answer_tools, compared, gap, one_rate, settings_of
-from cells import AUTO, AUTO_LORA, KEPT, METHODS, NEAREST, SEARCHED, TOOLS, Found, losses_of_search
-from evidence import RECIPES
-from grids import Grid, Search, read_grids
-from names import NAMES, PUBLISHED, TABLE_2, table, title
-from picture import rates_picture
-from reading import (
-    FIRST,
-    columns,
-    complete,
-    fair_losses,
-    interval,
-    levels,
-    losses,
-    margins,
-    mean,
-    places,
-    read,
-    tied_with_first,
-    tool_cells,
-    tools_over_auto,
+from answers import (
+    answer_again,
+    answer_fair,
+    answer_rules,
+    answer_tools,
+    compared,
+    more_of_fair,
+    more_of_tools,
 )
+from cells import AUTO, AUTO_LORA, KEPT, METHODS, NEAREST, SEARCHED, TOOLS, Found, losses_of_search
+from grids import Grid, Search, read_grids
+from names import NAMES, PUBLISHED, TABLE_2, signed, table, title
+from picture import rates_picture
+from preset import columns, margins, rows_in_a_step, settings_columns, settings_losses, tools_over_auto
+from protocol import answer_paper, more_of_paper, one_rate
+from reading import FIRST, OTHER_RULE, complete, fair_losses, levels, places, read, tied_with_first, tool_cells
 from runs import (
     ablations_table,
     accuracy_table,
@@ -49,51 +42,41 @@ from runs import (
     methods_table,
     progress_table,
     rates_table,
+    rules_table,
     search_tables,
     settings_table,
 )
-from sets import SIZES, Sizes
+from sets import SIZES
 
 ROOT = Path(__file__).parents[2]
 PAGE, APPENDIX, README = ROOT / "docs" / "results.md", ROOT / "docs" / "results-appendix.md", ROOT / "README.md"
 PICTURE = ROOT / "docs" / "results-rates.svg"
 
 
-def tools_table(found: Found, sizes: Sizes) -> str:
+def tools_table(found: Found) -> str:
     """Loss with each tool's settings, trained parameters, steps, and how much more than the preset's."""
     sets = [rows for rows in SEARCHED if rows in compared(found)]
-    every = {rows: levels(_tools(found, rows)) for rows in sets}
+    every = {rows: levels(settings_losses(found, rows)) for rows in sets}
+    order = places(whole) if (whole := settings_columns(found)) else {}
     lines = []
     for name in (AUTO, AUTO_LORA, *TOOLS):
         run = next((run for cell in tool_cells("math", name) if "loss" in (run := found.get(str(cell), {}))), None)
-        if run is None:
+        if run is None or not sets:
             continue
         more = tools_over_auto(found, name, list(compared(found)))
         lines.append(
             [
                 NAMES[name],
                 f"{run['trainable'] / 1e6:.2f} M",
-                str(math.ceil(sizes.train / batch_of(name))),
+                str(math.ceil(SIZES.train / rows_in_a_step(name))),
                 f"{run['rate']:g}" if name in TOOLS else "found",
                 *(f"{every[rows][name]:.3f}" if name in every[rows] else "" for rows in sets),
-                "" if name == AUTO else f"{100 * statistics.median(more.values()):+.1f} %",
+                "" if name == AUTO else signed(statistics.median(more.values())),
+                f"{order[name]:.1f}" if name in order else "",
             ]
         )
     head = ["settings", "trained", "steps", "rate", *map(title, sets), f"over `auto`, median of {len(compared(found))}"]
-    return table(head, lines)
-
-
-def _tools(found: Found, rows: str) -> dict[str, dict[int, float]]:
-    every = {name: losses(found, tool_cells(rows, name)) for name in (AUTO, AUTO_LORA, *TOOLS)}
-    return {name: values for name, values in every.items() if values}
-
-
-def batch_of(name: str) -> int:
-    """Rows in a step."""
-    if name not in TOOLS:
-        return 16
-    written_ = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
-    return int(written_["train"]["batch_size"])
+    return table([*head, f"mean place, {len(whole)} sets"], lines)
 
 
 def fair_table(found: Found) -> str:
@@ -105,7 +88,8 @@ def fair_table(found: Found) -> str:
     tied = {rows: tied_with_first({m: v for m, v in one.items() if m != "full"}) for rows, one in tables.items()}
     names = {method for one in values.values() for method in one}
     lines = []
-    for method in sorted(names, key=lambda method: (order.get(method, 99.0), method)):
+    first = next(iter(values.values()), {})
+    for method in sorted(names, key=lambda method: (order.get(method, 99.0), first.get(method, 99.0))):
         cells = [f"{one[method]:.4f}" if method in one else "" for one in values.values()]
         marked = [f"**{text}**" if method in tied[rows] else text for rows, text in zip(sets, cells, strict=True)]
         lines.append([NAMES[method], *marked, f"{order[method]:.1f}" if method in order else ""])
@@ -126,66 +110,67 @@ def order_table(found: Found) -> str:
     return table(head, lines)
 
 
-def expected_table(found: Found, sizes: Sizes) -> str:
+def expected_table(found: Found) -> str:
     """Five lines for the README."""
     sets = [rows for rows in SEARCHED if rows in compared(found)]
-    every = {rows: levels(_tools(found, rows)) for rows in sets}
-    names = (AUTO, AUTO_LORA, "axolotl", "unsloth")
+    every = {rows: levels(settings_losses(found, rows)) for rows in sets}
     lines = [
-        [NAMES[name], *(f"{every[rows][name]:.3f}" if name in every[rows] else "" for rows in sets)] for name in names
+        [NAMES[name], *(f"{every[rows][name]:.3f}" if name in every[rows] else "" for rows in sets)]
+        for name in (AUTO, AUTO_LORA, "axolotl", "unsloth")
     ]
     means = [statistics.fmean(every[rows][name] for name in TOOLS if name in every[rows]) for rows in sets]
     lines.append(["mean of five tools' settings", *(f"{value:.3f}" for value in means)])
-    return table([f"eval loss after {sizes.train:,} rows", *map(title, sets)], lines)
+    return table([f"eval loss after {SIZES.train:,} rows", *map(title, sets)], lines if sets else [])
 
 
 def parts(found: Found, grids: Mapping[Search, Grid], first: Found) -> dict[Path, dict[str, Callable[[], str]]]:
-    """What is written where; what has not been run is as earlier runs and searches have it."""
-    settings, sizes = settings_of(found, first)
-    tuned, ordered = bool(margins(found)), len(one_rate(found, "math")) >= FEWEST
+    """What is written where."""
     return {
         PAGE: {
-            "answer-tools": partial(answer_tools, settings, sizes),
-            "tools": partial(tools_table, settings, sizes),
-            "answer-fair": partial(answer_fair, found, grids),
-            "fair": partial(fair_table, found) if tuned else partial(earlier.best_table, grids),
-            "margins": partial(margins_table, found) if tuned else partial(earlier.pairs_table, grids),
+            "answer-tools": partial(answer_tools, found),
+            "tools": partial(tools_table, found),
+            "more-tools": partial(more_of_tools, found),
+            "answer-fair": partial(answer_fair, found),
+            "fair": partial(fair_table, found),
+            "more-fair": partial(more_of_fair, found),
+            "rules": partial(answer_rules, found, read(OTHER_RULE)),
             "answer-paper": partial(answer_paper, found),
-            "order": partial(order_table, found) if ordered else partial(earlier.order_table, grids),
+            "order": partial(order_table, found),
+            "more-paper": partial(more_of_paper, found),
+            "answer-again": partial(answer_again, found, first),
             "progress": partial(progress_table, found),
         },
         APPENDIX: {
-            "settings": partial(settings_table, settings),
+            "settings": partial(settings_table, found),
+            "margins": partial(margins_table, found),
+            "other-rule": partial(rules_table, found, read(OTHER_RULE)),
             "searched": partial(methods_table, found, SEARCHED),
             "taken": partial(methods_table, found, tuple(NEAREST)),
             "attention": partial(methods_table, found, ("math", "code"), "attention"),
             "ablations": partial(ablations_table, found),
             "again": partial(again_table, found, first),
-            "accuracies": partial(accuracy_table, settings),
+            "accuracies": partial(accuracy_table, found),
             "answers": partial(answers_table, found, first),
             "rates": partial(rates_table, found),
             "search": partial(search_tables, found),
             "failures": partial(failures, found),
             "searches": partial(earlier.searches_table, grids),
         },
-        README: {"expect": partial(expected_table, settings, sizes)},
+        README: {"expect": partial(expected_table, found)},
     }
 
 
-def picture(found: Found, grids: Mapping[Search, Grid]) -> str:
-    """Loss by rate: long curves of earlier searches, and all methods of this one."""
+def picture(found: Found) -> str:
+    """Loss by rate of all methods, on the rows that rates were chosen by."""
     steps = SIZES.train // 16
-    mine = {
+    searches = {
         Search(rows, "all-linear", method, steps): losses_of_search(found, rows, "all-linear", method)
         for rows in SEARCHED
         for method in METHODS
     }
-    mine = {search: grid for search, grid in mine.items() if len(grid) > 2}
-    panels = [("math", "attention", 220), ("code", "attention", 220)]
-    for rows in ("math", "code"):
-        searched = sum(search.rows == rows for search in mine) >= 5
-        panels.append((rows, "all-linear", steps if searched else 150))
-    return rates_picture({**grids, **mine}, panels, NAMES)
+    grids = {search: grid for search, grid in searches.items() if len(grid) > 2}
+    panels = [(rows, "all-linear", steps) for rows in SEARCHED if any(search.rows == rows for search in grids)]
+    return rates_picture(grids, panels, NAMES)
 
 
 def filled(text: str, name: str, part: str) -> str:
@@ -210,19 +195,11 @@ def main() -> None:
     found, grids, first = read(), read_grids(), read(FIRST)
     for path, made in parts(found, grids, first).items():
         path.write_text(written(path, made), encoding="utf-8")
-    PICTURE.write_text(picture(found, grids), encoding="utf-8")
-    less = compared(found)
-    print(f"less than the tools' mean: { ({rows: round(100 * value, 1) for rows, value in less.items()}) }")
+    PICTURE.write_text(picture(found), encoding="utf-8")
+    print(f"less than the tools' mean: { ({rows: round(100 * value, 1) for rows, value in compared(found).items()}) }")
     print(f"kept to judge: {KEPT}")
     for rows, one in margins(found).items():
-        print(f"{rows}: auto {100 * one.share:+.2f} % over {one.best}, half {one.half}, {one.seeds} seeds")
-    for other in ("lora", "rslora"):
-        for method in ("gora auto", "gora paper", AUTO):
-            if len(shares := gap(found, method, other)) > 2:
-                middle, *ends = (100 * value for value in interval(shares))
-                print(f"{method} over {other}: {middle:+.2f} % ({ends[0]:+.2f} to {ends[1]:+.2f}), {len(shares)} sets")
-    if means := {rows: mean(losses(found, tool_cells(rows, AUTO))) for rows in less}:
-        print(means)
+        print(f"{rows}: auto {100 * one.share:+.2f} % over {one.best}, {one}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from grids import Grid, Search
+from names import title as named
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _GAP = 400, 230, 56, 30, 14
 _COLOURS = {
@@ -15,8 +16,8 @@ _COLOURS = {
     "eva": "#bcbd22", "olora": "#aec7e8", "adalora": "#98df8a", "lora-pro": "#c49c94",
 }  # fmt: skip
 _STRONG = ("lora", "gora paper", "gora auto")
-_SHOWN = 0.2
-"""How far above the least loss of a set a panel goes, as a share."""
+_SHOWN = 0.25
+"""How far above the least loss of a set a panel goes at most, as a share."""
 _RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 
@@ -27,7 +28,7 @@ def rates_picture(
 
     Args:
         grids: losses by rate.
-        panels_: four of set, layers and steps.
+        panels_: up to four of set, layers and steps, each with a search at least.
         names: of methods.
     """
     panels = [_panel(grids, *panel, number) for number, panel in enumerate(panels_)]
@@ -47,15 +48,16 @@ def rates_picture(
 def _panel(grids: Mapping[Search, Grid], rows: str, targets: str, steps: int, number: int) -> str:
     left, top = (number % 2) * (_WIDTH + _GAP), (number // 2) * (_HEIGHT + _GAP)
     curves = {s.method: grid for s, grid in grids.items() if (s.rows, s.targets, s.steps) == (rows, targets, steps)}
-    low = min(loss for curve in curves.values() for loss in curve.values())
-    high = low * (1 + _SHOWN)
+    losses = [loss for curve in curves.values() for loss in curve.values()]
+    low = min(losses)
+    high = min(max(losses), low * (1 + _SHOWN))
 
     def place(rate: float, loss: float) -> tuple[float, float]:
         across = math.log(rate / _RATES[0]) / math.log(_RATES[-1] / _RATES[0])
         up = (loss - low) / (high - low)
         return left + _LEFT + across * (_WIDTH - _LEFT - 8), top + _HEIGHT - 24 - up * (_HEIGHT - _TOP - 34)
 
-    title = f"{rows}, {targets}, {steps} steps: eval loss by rate"
+    title = f"{named(rows)}, {targets}, {steps} steps: eval loss by rate"
     parts = [f'<text x="{left + _LEFT}" y="{top + 18}" font-weight="bold">{title}</text>']
     for rate in _RATES:
         x, y = place(rate, low)

@@ -5,12 +5,12 @@ python scripts/results/runs.py [evidence.json]        # prints them
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accuracy import accuracy, accuracy_columns, base_of, main_figure, says_something, task_of
 from cells import (
     ABLATIONS,
     ALL,
@@ -28,35 +28,19 @@ from cells import (
     plan,
 )
 from cells import losses_of_search as searched
-from names import ABLATED, NAMES, NOT_YET, TABLE_NAMES, table, title
-from reading import (
-    FIRST,
-    complete,
-    fair_cells,
-    fair_losses,
-    levels,
-    losses,
-    margins,
-    noise,
-    paper_cells,
-    read,
-    right,
-    says_something,
-    task_of,
-    tool_cells,
-)
-from sets import SETS
+from names import ABLATED, NAMES, NOT_YET, TABLE_NAMES, signed, table, title
+from preset import margins, settings_losses
+from reading import FIRST, complete, fair_cells, fair_losses, levels, losses, noise, paper_cells, read, tool_cells
 
 
 def settings_table(found: Found, sets: Sequence[str] = ALL) -> str:
     """Mean losses of the tools' settings and the preset's, on the seeds that all of a set's have."""
-    sets = [rows for rows in sets if any(losses(found, tool_cells(rows, name)) for name in (AUTO, AUTO_LORA, *TOOLS))]
+    sets = [rows for rows in sets if settings_losses(found, rows)]
     lines = []
     for name in (AUTO, AUTO_LORA, *TOOLS):
         line = [NAMES[name]]
         for rows in sets:
-            every = {other: losses(found, tool_cells(rows, other)) for other in (AUTO, AUTO_LORA, *TOOLS)}
-            value = levels({other: one for other, one in every.items() if one})
+            value = levels(settings_losses(found, rows))
             line.append(f"{value[name]:.4f}" if name in value else "")
         if any(line[1:]):
             lines.append(line)
@@ -80,7 +64,7 @@ def margins_table(found: Found) -> str:
     """By how much `preset: auto` misses the best method whose rate was looked for."""
     lines = []
     for rows, one in margins(found).items():
-        half = "" if one.half is None else f"± {100 * one.half:.1f}"
+        half = "" if one.half is None else f" (± {100 * one.half:.1f})"
         rates = ", ".join(
             f"{run['rate']:.2g}" for cell in tool_cells(rows, AUTO) if "rate" in (run := _run(found, cell))
         )
@@ -88,8 +72,10 @@ def margins_table(found: Found) -> str:
         lines.append(
             [
                 title(rows),
-                NAMES[one.best],
-                f"{100 * one.share:+.1f} {half} %".replace("  ", " "),
+                f"{NAMES[one.best]} ({one.methods})",
+                f"{signed(one.share)}{half}",
+                "" if one.points is None else f"{100 * one.points:+.1f} (± {100 * one.error:.1f})",
+                "yes" if one.reached else "no",
                 str(one.seeds),
                 rates,
                 f"{own[0].rate:.2g}" if own else "",
@@ -97,11 +83,13 @@ def margins_table(found: Found) -> str:
         )
     head = [
         "set",
-        "best tuned method",
-        "`preset: auto` over it",
+        "least loss of tuned methods (how many)",
+        "`auto` over it",
+        "accuracy to the best one, points",
+        "within the aim",
         "seeds",
-        "rates that it found",
-        "best rate of its kind",
+        "rates that `auto` found",
+        "tuned rate of its kind",
     ]
     return table(head, lines)
 
@@ -166,19 +154,21 @@ def again_table(found: Found, first: Found) -> str:
     return table([f"{again_title()}, settings", "rates", "first machine", "second machine", "difference"], lines)
 
 
+def rules_table(found: Found, other: Found) -> str:
+    """The preset with the rule for rates that ships, and with another one."""
+    lines = []
+    for name in other:
+        _, rows, _, method, _, _ = name.split(" | ")
+        pair = [one[name] for one in (found, other) if "loss" in one.get(name, {})]
+        if len(pair) == 2:
+            cells = [f"{run['loss']['final']:.4f} ({run['rate']:.2g})" for run in pair]
+            lines.append([title(rows), NAMES[method], *cells])
+    return table(["set", "", "the rule that ships: loss (rate)", "the other rule"], sorted(lines))
+
+
 def again_title() -> str:
     """The sets that were run twice."""
     return ", ".join(title(rows) for rows in dict.fromkeys(cell.rows for cell in again()))
-
-
-def accuracy_columns() -> list[tuple[str, str]]:
-    """Set and task of everything that accuracies were measured of."""
-    return [(rows, task) for rows in ALL if SETS[rows].task == "choice" for task in SETS[rows].sources]
-
-
-def base_of(found: Found, rows: str, task: str) -> dict[str, Any] | None:
-    """What the base model reached."""
-    return task_of(found, tool_cells(rows, AUTO), task, "base").get(1)
 
 
 def accuracy_table(found: Found) -> str:
@@ -203,21 +193,9 @@ def accuracy_table(found: Found) -> str:
     return table(["per cent", *(title(task) for _, task in columns)], lines)
 
 
-def main_figure(one: Mapping[str, Any]) -> float:
-    """The first figure of a task."""
-    return float(next(iter(one["metrics"].values())))
-
-
 def _accuracy(found: Found, cells: list[Cell], rows: str, task: str) -> str:
-    mine = task_of(found, cells, task)
-    if not mine:
-        return ""
-    accuracy = statistics.fmean(main_figure(one) for one in mine.values())
-    count = len(next(iter(right(mine).values())))
-    base = base_of(found, rows, task)
-    against = [one["chance"] for one in mine.values() if "chance" in one][:1] + ([main_figure(base)] if base else [])
-    text = f"{100 * accuracy:.1f}"
-    return text if says_something(accuracy, count, against) else f"({text})"
+    told = accuracy(found, cells, rows, task)
+    return "" if told is None else f"{100 * told[0]:.1f}" if told[1] else f"({100 * told[0]:.1f})"
 
 
 def answers_table(found: Found, first: Found) -> str:

@@ -16,8 +16,12 @@ from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts" / "results"))
 
+import accuracy
 import cells
 import evidence
+import making
+import preset
+import processes
 import reading
 import sets
 from cells import AUTO, GRID, METHODS, SEEDS, Cell, best_rate, plan
@@ -72,10 +76,26 @@ def test_other_sets_begin_at_half_the_rate_and_some_take_rates_over():
     }
     assert first == {"math": 3.2e-3, "code": 1.6e-3}
     of_sst2, _ = searched("lora", "sst2")
-    taken = [cell for cell in plan(of_sst2, ["fair"]) if cell.rows in cells.NEAREST]
+    taken = [cell for cell in plan(of_sst2, ["fair"]) if cell.rows in cells.NEAREST and not cell.searches]
     assert {cell.rate for cell in taken} == {best_rate(of_sst2, "sst2", "all-linear", "lora")}
     assert {cell.rows for cell in taken} == {"cola", "mrpc", "qnli", "mnli", "rte"}
-    assert not [cell for cell in plan(found, ["fair"]) if cell.rows in cells.NEAREST]
+    assert not [cell for cell in plan(found, ["fair"]) if cell.rows in cells.NEAREST and not cell.searches]
+
+
+def test_where_rates_are_taken_over_an_own_search_counts_once_it_was_run():
+    found = searched("lora", "sst2")[0] | searched("lora", "qnli")[0]
+    taken, own = (best_rate(found, rows, "all-linear", "lora") for rows in ("sst2", "qnli"))
+    found[str(Cell("fair", "sst2", "all-linear", "lora", GRID[3], 0))] = bowl(1e-4, 1e-4)  # below all others
+    taken = best_rate(found, "sst2", "all-linear", "lora")
+    assert taken != own
+
+    def read(*rates):
+        finals = {str(Cell("fair", "qnli", "all-linear", "lora", rate, 1)): {"loss": {"final": rate}} for rate in rates}
+        return reading.fair_losses(found | finals, "qnli")["lora"][1]
+
+    assert read(taken) == taken and read(taken, own) == own
+    finals = {cell.rate for cell in plan(found, ["fair"]) if (cell.rows, cell.method, cell.seed) == ("qnli", "lora", 1)}
+    assert finals == {own}
 
 
 def test_the_most_valuable_cells_come_first_and_none_twice_in_a_table():
@@ -104,7 +124,7 @@ def some_cells():
 def test_every_cell_is_a_valid_recipe(tmp_path):
     budget = set()
     for cell in some_cells():
-        made = evidence.recipe_of(cell, "builtin:tiny-6m", tmp_path)
+        made = making.recipe_of(cell, "builtin:tiny-6m", tmp_path)
         path = tmp_path / "recipe.yaml"
         path.write_text(json.dumps({**made, "output": str(tmp_path / "run")}))
         recipe = load_recipe(str(path)).recipe
@@ -184,30 +204,30 @@ def test_a_method_with_fewer_seeds_gains_nothing_by_an_easy_one():
     assert found["a"] == pytest.approx(2.0) and found["d"] == pytest.approx(2.05)
 
 
-def preset_beside(rivals, preset):
-    """Runs on math with the losses of some methods at known rates, and of the preset."""
-    found = {}
+def preset_beside(rivals, own, rows="math"):
+    """Runs on a set with the losses of some methods at known rates, and of the preset."""
+    found, share = {}, 1 if rows == "math" else 0.5
     for method, losses in rivals.items():
-        for rate in cells._tried({}, "math", "all-linear", method):
-            found[str(Cell("fair", "math", "all-linear", method, rate, 0))] = bowl(rate, cells._CENTRE[method])
-        best = best_rate(found, "math", "all-linear", method)
+        for rate in cells._tried({}, rows, "all-linear", method):
+            found[str(Cell("fair", rows, "all-linear", method, rate, 0))] = bowl(rate, share * cells._CENTRE[method])
+        best = best_rate(found, rows, "all-linear", method)
         found |= {
-            str(Cell("fair", "math", "all-linear", method, best, seed)): {"loss": {"final": loss}}
+            str(Cell("fair", rows, "all-linear", method, best, seed)): {"loss": {"final": loss}}
             for seed, loss in enumerate(losses, 1)
         }
-    for seed, loss in enumerate(preset, 1):
-        found[str(Cell("tools", "math", "own", AUTO, "auto", seed))] = {"loss": {"final": loss}}
+    for seed, loss in enumerate(own, 1):
+        found[str(Cell("tools", rows, "own", AUTO, "auto", seed))] = {"loss": {"final": loss}}
     return found
 
 
 def test_the_margin_of_the_preset_is_to_the_best_method_with_an_interval():
     rivals = {"lora": [1.0, 1.1, 1.2], "rslora": [1.01, 1.11, 1.22], "dora": [1.02, 1.13, 1.22]}
-    margin = reading.margins(preset_beside(rivals, [1.004, 1.104, 1.204]))["math"]
+    margin = preset.margins(preset_beside(rivals, [1.004, 1.104, 1.204]))["math"]
     assert (margin.best, margin.seeds) == ("lora", 3) and margin.share == pytest.approx(0.004 / 1.1)
     assert margin.reached and margin.tied and margin.half > margin.share
-    far = reading.margins(preset_beside(rivals, [1.1, 1.2, 1.3]))["math"]
+    far = preset.margins(preset_beside(rivals, [1.1, 1.2, 1.3]))["math"]
     assert not far.reached and not far.tied
-    alone = reading.margins(preset_beside({name: each[:1] for name, each in rivals.items()}, [1.004]))["math"]
+    alone = preset.margins(preset_beside({name: each[:1] for name, each in rivals.items()}, [1.004]))["math"]
     assert alone.half is None and not alone.tied
 
 
@@ -221,17 +241,17 @@ def test_less_than_the_mean_of_the_tools_counts_only_where_all_were_run():
         }
 
     found = runs(1, [0.9, 0.8, 0.9, 1.0, 1.1, 1.2]) | runs(2, [0.5, 9.0])
-    assert reading.less_than_mean(found, "math") == pytest.approx(0.1)
-    assert reading.less_than_mean(runs(1, [0.9, 0.8]), "math") is None
+    assert preset.less_than_mean(found, "math") == pytest.approx(0.1)
+    assert preset.less_than_mean(runs(1, [0.9, 0.8]), "math") is None
 
 
 def test_gpus_may_be_added_and_runs_that_would_last_too_long_are_told_by_the_longest_of_their_kind(tmp_path):
-    assert evidence.devices_of("0,2") == ["0", "2"] and evidence.devices_of("") == [""]
+    assert processes.devices_of("0,2") == ["0", "2"] and processes.devices_of("") == [""]
     told = tmp_path / "gpus"
     told.write_text("3\n")
-    assert evidence.devices_of(str(told)) == ["3"]
+    assert processes.devices_of(str(told)) == ["3"]
     told.write_text("3\n0\n")
-    assert evidence.devices_of(str(told)) == ["3", "0"]
+    assert processes.devices_of(str(told)) == ["3", "0"]
     runs = {
         str(Cell("fair", rows, "attention", "dora", 1e-3, 1)): {"seconds": n} for n, rows in enumerate(("math", "code"))
     }
@@ -261,16 +281,42 @@ def test_the_interval_of_an_accuracy_covers_a_true_difference_and_not_zero_when_
     draw = np.random.default_rng(2)
     one = {seed: (draw.random(1000) < 0.8).astype(int) for seed in SEEDS}
     other = {seed: (draw.random(1000) < 0.7).astype(int) for seed in SEEDS}
-    middle, low, high = reading.accuracy_interval(one, other)
+    middle, low, high = accuracy.accuracy_interval(one, other)
     assert low < 0.1 < high and low > 0
     assert middle == pytest.approx(np.mean([one[seed].mean() - other[seed].mean() for seed in SEEDS]))
-    assert reading.accuracy_interval(one, one) == (0, 0, 0)
+    assert accuracy.accuracy_interval(one, one) == (0, 0, 0)
+
+
+def test_the_interval_of_many_comparisons_is_wider():
+    draw = np.random.default_rng(3)
+    one, other = ({1: (draw.random(500) < 0.6).astype(int)} for _ in range(2))
+    (_, low, high), (_, lower, higher) = (accuracy.accuracy_interval(one, other, count) for count in (1, 10))
+    assert lower < low < high < higher
+
+
+def of_100(count):
+    """An accuracy on 100 rows of two choices."""
+    return {"metrics": {"accuracy": count / 100}, "right": "1" * count + "0" * (100 - count), "chance": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("mine", "base", "reached", "points"),
+    [(89, 50, True, -0.01), (80, 50, False, -0.10), (89, 88, False, None)],
+    ids=["within a standard error", "further", "no better than the base"],
+)
+def test_an_accuracy_within_a_standard_error_is_enough_where_it_says_something(mine, base, reached, points):
+    found = preset_beside({"lora": [1.0], "rslora": [1.01], "dora": [1.02]}, [1.2], "sst2")
+    for name in [name for name in found if name.endswith("| 1")]:
+        found[name]["tasks"] = {"sst2": {"trained": of_100(mine if AUTO in name else 90), "base": of_100(base)}}
+    margin = preset.margins(found)["sst2"]
+    assert not margin.by_loss and margin.reached == reached
+    assert margin.points == (None if points is None else pytest.approx(points)) and margin.error == pytest.approx(0.03)
 
 
 def test_an_accuracy_near_chance_says_nothing():
-    assert reading.says_something(0.60, 1000, [0.5])
-    assert not reading.says_something(0.52, 1000, [0.5])
-    assert not reading.says_something(0.60, 1000, [0.5, 0.59])
+    assert accuracy.says_something(0.60, 1000, [0.5])
+    assert not accuracy.says_something(0.52, 1000, [0.5])
+    assert not accuracy.says_something(0.60, 1000, [0.5, 0.59])
 
 
 def test_the_grid_has_steps_of_two():

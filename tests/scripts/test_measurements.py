@@ -29,13 +29,13 @@ def data(name):
 
 def test_the_table_of_images_is_that_of_the_runs():
     rows = study.table(Results(DATA / "images-h200.json"), argparse.Namespace(methods=list(study.METHODS)))
-    page = (ROOT / "docs" / "results.md").read_text()
+    page = (ROOT / "docs" / "results-images.md").read_text()
     for row in rows.splitlines()[2:]:
         assert row in page
 
 
 def test_the_accuracies_of_the_preset_at_other_rates_are_those_of_the_runs():
-    page = (ROOT / "docs" / "results.md").read_text()
+    page = (ROOT / "docs" / "results-images.md").read_text()
     for title, kind in (("five other classes", "cifar"), ("digits", "digits")):
         runs = [run for run in data("images-h200.json")["runs"] if (run["set"], run["method"]) == (kind, AUTO)]
         tried = sorted((run["rate"], 100 * run["accuracy"]) for run in runs if run["rate"])
@@ -159,7 +159,7 @@ def test_what_is_said_of_a_70b_shape_is_what_was_measured():
 
 
 def test_the_table_of_waiting_for_images_is_that_of_the_runs():
-    page, found = (ROOT / "docs" / "results.md").read_text(), data("images-waiting-h200.json")
+    page, found = (ROOT / "docs" / "results-images.md").read_text(), data("images-waiting-h200.json")
     for title, precision in (("float32", "fp32"), ("bfloat16", "bf16")):
         row = found[precision]
         cells = [f"{row['images_per_second']:.0f}", f"{row['waiting']:.2%}", f"{row['most_waiting']:.2%}"]
