@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from cells import ALL, AUTO, AUTO_LORA, KEPT, SEARCHED, TOOLS, Found, again
+from cells import ALL, AUTO, AUTO_LORA, KEPT, NEAREST, SEARCHED, TOOLS, Found, again
 from names import NAMES, NOT_YET, named, plain, points, signed, title, titles
 from preset import (
     Margin,
@@ -121,7 +121,11 @@ def answer_fair(found: Found) -> str:
         "**`preset: auto` is no worse than the best of the tuned methods - within 0.5 % of its loss, or one standard "
         f"error of its accuracy - on {len(reached)} of {len(every)} sets.**"
     )
-    return text + (f" Not on {named(missed)}." if missed else "")
+    parts = []
+    for what, sets in (("where their rates were looked for", SEARCHED), ("that take rates over", tuple(NEAREST))):
+        if here := [rows for rows in sets if rows in every]:
+            parts.append(f"{sum(rows in reached for rows in here)} of {len(here)} {what}")
+    return f"{text} These are {named(parts)}.{f' Not on {named(missed)}.' if missed else ''}"
 
 
 def _missed_by(one: Margin) -> str:
