@@ -230,13 +230,34 @@ def test_the_tables_of_the_gradient_pass_on_mixed_lengths_are_those_of_the_passe
     rows = {row["way"]: row for row in found["results"]}
     padded, *_, alone, together = rows.values()
     math = {row["way"]: row for row in found["math"]["results"]}
-    for results, first in ((rows, padded), (math, math["padded, unrecorded"])):
+    small = {row["way"]: row for row in found["small"]["results"]}
+    each_alone = small["end to end, each alone, unrecorded"]
+    for results, first in ((rows, padded), (math, math["padded, unrecorded"]), (small, each_alone)):
         for cells in passes_in(results.values(), first):
             assert f" | {' | '.join(cells)} |" in PERFORMANCE
     assert together["seconds"][1] / alone["seconds"][1] == pytest.approx(1.18, abs=5e-3)
     assert rows["padded, kernels, unrecorded"]["apart"] == pytest.approx(alone["apart"], rel=1e-3)
+    assert (
+        f"differ by {max(row['apart'] for row in small.values()):.1%} of their norm".replace("%", " %") in PERFORMANCE
+    )
+    assert f"recorded micro-batches have {each_alone['padding']:.0%} padding".replace("%", " %") in PERFORMANCE
     assert "by 12.39 %" in PERFORMANCE
     assert alone["apart"] == pytest.approx(0.1239, abs=5e-5)
+
+
+def test_the_trial_that_did_not_count_took_what_sharing_passes_lost():
+    math = {row["way"]: row for row in data("gradient-rows-h200.json")["math"]["results"]}
+    rates = [math[way]["rates"][1] for way in ("end to end", "end to end, each alone, unrecorded")]
+    tokens, tried = 36172, 3823  # of 20 micro-batches, and of the first two, by the seed
+    shared, alone = (tokens / rate for rate in rates)
+    assert f"took {shared - alone:.2f} s longer of {shared:.2f}," in PERFORMANCE
+    passes = 2 * tried / rates[1]
+    assert f"{tried:,} tokens, take {passes:.2f} s by themselves" in PERFORMANCE
+    forward = (4024 + 2044) / 3 / rates[1]  # the first micro-batch, padded and not
+    without = tokens / (shared - passes - forward)
+    assert without == pytest.approx(15_300, rel=0.005)
+    assert "shared passes would have had about 15,300 tokens/s, calculated" in PERFORMANCE
+    assert f"it is about {without / rates[1] - 1:.0%} by the calculation".replace("%", " %") in PERFORMANCE
 
 
 def test_what_the_gradient_pass_gains_is_compared_with_what_training_gains_over():
