@@ -95,7 +95,9 @@ class Recorder:
             try:
                 self._replay = self._record()
             except RuntimeError as error:
-                self._say(f"no: {str(error).strip().splitlines()[0]}")
+                # Some say nothing: a model's `raise NotImplementedError`.
+                words = str(error).strip() or type(error).__name__
+                self._say(f"no: {words.splitlines()[0]}")
 
 
 def _seconds(work: Callable[[], object]) -> tuple[float, float]:

@@ -62,5 +62,5 @@ def range_test(rehearsal: Rehearsal, batches: list[list[int]], *, whole_weights:
             losses.append(rehearsal.learn(batches[step - 1], rate))
             if divergence(rates[:step], losses, before) is not None:
                 break
-            meter.advance(1)
+            meter.advance()
     return RangeTest(rates=rates[: len(losses)], losses=losses, before=before[: len(losses)])

@@ -65,7 +65,7 @@ def try_rates(rehearsal: Rehearsal, rates: list[float], batches: list[list[int]]
             losses: list[float] = []
             for step, rows in enumerate(batches):
                 losses.append(rehearsal.learn(rows, rate * annealed(step, len(batches))))
-                meter.advance(1)
+                meter.advance()
                 if not smoothed(losses)[-1] < _APART * max(start, losses[0]):
                     break
             last = losses[-max(1, round(len(batches) / _COUNTED)) :]

@@ -696,7 +696,8 @@ def test_replayed_micro_batches_add_what_eager_ones_add(llama, dtype):
         ([(0.06, 0.2), (0.06, 0.2)], 0.01, [], [], ["no: the GPU does not wait for its host"]),
         ([(0.90, 1.0), (0.06, 0.2)], 0.01, [], [], ["no: the GPU does not wait for its host"]),
         ([(0.18, 0.2), (0.18, 0.2)], 0.06, [], [], ["no: padding would cost more than launches do"]),
-        ([(0.18, 0.2), (0.18, 0.2)], 0.01, None, [], ["no: it looks at values"]),
+        ([(0.18, 0.2), (0.18, 0.2)], 0.01, RuntimeError("it looks at values\nand more"), [], ["no: it looks at values"]),
+        ([(0.18, 0.2), (0.18, 0.2)], 0.01, NotImplementedError(), [], ["no: NotImplementedError"]),
     ],
     ids=[
         "the GPU waits",
@@ -705,6 +706,7 @@ def test_replayed_micro_batches_add_what_eager_ones_add(llama, dtype):
         "the GPU waited once, for kernels to load",
         "the model is large, and nothing is recorded",
         "the model cannot be recorded",
+        "the model cannot be recorded and says no more",
     ],
 )
 def test_passes_that_are_tried_count_and_are_recorded_where_that_is_faster(
@@ -713,7 +715,8 @@ def test_passes_that_are_tried_count_and_are_recorded_where_that_is_faster(
     """Twelve micro-batches, two of which share each pass as usual; times are given, everything else is run."""
     from gora.gradients import replay
 
-    seconds = iter([*usual, *((0.0, each) for each in replayed or [])])
+    fails = isinstance(replayed, RuntimeError)
+    seconds = iter([*usual, *((0.0, each) for each in ([] if fails else replayed))])
 
     def timed(work):
         work()
@@ -735,8 +738,8 @@ def test_passes_that_are_tried_count_and_are_recorded_where_that_is_faster(
 
     def record():
         recordings.append(len(told))
-        if replayed is None:
-            raise RuntimeError("it looks at values")
+        if fails:
+            raise replayed
 
         def run(index):
             replays.append(index)
@@ -764,7 +767,7 @@ def test_passes_that_are_tried_count_and_are_recorded_where_that_is_faster(
     assert words == said
     assert not list(seconds), "a pass that should have been timed was not"
     # Recorded, if at all, after four passes of two micro-batches, the last of which is not told of yet.
-    assert recordings == ([6] if by_replay or replayed is None else [])
+    assert recordings == ([6] if by_replay or fails else [])
     assert told == list(range(12))
     for index, batch in enumerate(batches):
         assert losses[index] == pytest.approx(loss_of(llama)(batch).item(), rel=1e-6)

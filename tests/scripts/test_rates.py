@@ -3,9 +3,10 @@
 import json
 from statistics import mean
 
+import numpy as np
 import pytest
 
-from gora.core.learning_rate import COMMON_RATES, TRIALS_OVER_RUN, rate_of_trials, rate_under_new_head
+from gora.core.learning_rate import COMMON_RATES, TRIALS_OVER_RUN, lowest, rate_of_trials, rate_under_new_head
 from scripts.rates.choose import WAYS, above_best, judged, language_models
 from scripts.rates.table import PROPORTIONAL, TEXTS, above_with_what_ships, best_between, rate_that_ships, rows
 from tests.conftest import ROOT
@@ -47,6 +48,24 @@ def test_the_page_says_what_the_runs_say(combinations):
     encoder = sorted(shares(row for row in others if row["model"] == "minilm"))
     assert {row["seeds"] for row in others if row["model"] == "minilm"} == {3}
     assert f"({100 * encoder[-2]:.1f} and {100 * encoder[-1]:.1f} % above)" in page
+
+
+def test_the_page_says_what_other_rates_than_the_best_cost():
+    searches = json.loads((ROOT / "docs" / "data" / "learning-rate.json").read_text())["searches"]
+
+    def above(search, factor):
+        rates, losses = np.log(search["rates"]), search["loss"]
+        best = lowest(search["rates"], losses)
+        return 100 * (np.interp(np.log(factor * best), rates, losses) / min(losses) - 1)
+
+    lower = sorted(above(search, 1 / 3) for search in searches)
+    higher = sorted(above(search, 3) for search in searches)
+    lost = [each for each in higher if each > 100]
+    kept = higher[: -len(lost)]
+    assert (
+        f"a third of the best rate costs {lower[0]:.1f} to {lower[-1]:.1f} % of the evaluation loss, three times the best "
+        f"{kept[0]:.1f} to {kept[-1]:.1f} %, or the whole run (in {len(lost)} of the {len(searches)} searches below)"
+    ) in page_on_rates()
 
 
 def test_the_page_says_which_runs_ended_above_the_base_model():
