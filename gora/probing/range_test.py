@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from gora.core.learning_rate import divergence, rising_rates, smoothed
+from gora.errors import GoraError
 from gora.probing.rehearsal import Rehearsal
 from gora.runtime.console import output
 from gora.runtime.progress import Meter
 
 STEPS = 45
 """Micro-batches of a range test; each is one step, with a forward pass of each before."""
+TOLERATED = 0.1
+"""Share of micro-batches whose loss may be NaN or infinite, as in the gradient pass: that of a few rows always is."""
 _ADAPTERS, _WEIGHTS = (1e-5, 1.0), (1e-6, 1e-1)
 """Lowest and highest rate, for adapters and for whole weights."""
 
@@ -44,7 +48,9 @@ class RangeTest:
 
 
 def range_test(rehearsal: Rehearsal, batches: list[list[int]], *, whole_weights: bool) -> RangeTest:
-    """Train on a micro-batch a step, the rate rising with each, until the loss has risen above where it began.
+    """Train on a micro-batch per step, the rate rising with each, until the loss has risen above where it began.
+
+    A micro-batch whose loss is not finite before the first step is left out, as steps of training are skipped.
 
     Args:
         rehearsal: at the model's start.
@@ -53,9 +59,21 @@ def range_test(rehearsal: Rehearsal, batches: list[list[int]], *, whole_weights:
 
     Returns:
         Rates of A, the loss of a micro-batch before the step with each, and that at the start.
+
+    Raises:
+        GoraError: more than a tenth of the micro-batches would be left out.
     """
+    measured = [(rows, rehearsal.loss(rows)) for rows in batches]
+    batches = [rows for rows, loss in measured if math.isfinite(loss)]
+    before = [loss for _, loss in measured if math.isfinite(loss)]
+    left_out = len(measured) - len(batches)
+    if left_out > TOLERATED * len(measured):
+        raise GoraError(
+            f"train.learning_rate: auto: the loss of {left_out} of {len(measured)} micro-batches is NaN or infinity "
+            "before training. Look at the rows, or compute in float32 (train.precision: fp32, model.dtype: float32).",
+            code="not-finite",
+        )
     rates = rising_rates(*(_WEIGHTS if whole_weights else _ADAPTERS), len(batches))
-    before = [rehearsal.loss(rows) for rows in batches]
     losses: list[float] = []
     with Meter(output, "learning rate", len(batches)) as meter:
         for step, rate in enumerate(rates, 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import nn
@@ -90,7 +91,7 @@ def decide(context: RunContext, model: nn.Module, lr_ratio: float, steps: int) -
         if common is not None:
             common = None if whole_weights else common
             rate = rate_under_new_head(found.limit, common, lr_ratio)
-            why += "; the head begins as noise" + (f", and {common:g} is common under such a one" if common else "")
+            why += "; the head begins as noise" + (_what_is_common(common, lr_ratio, rate) if common else "")
         if tries:
             start = sum(found.before) / taken
             rates, ends = trials.try_around(rehearsal, rate, _batches(context, steps, size, turn=2), start=start)
@@ -98,6 +99,13 @@ def decide(context: RunContext, model: nn.Module, lr_ratio: float, steps: int) -
             words = ", ".join(f"{end:.3f} at {tried:.2g}" for tried, end in zip(rates, ends, strict=True))
             why += f"; {steps} steps, annealed, ended at a loss of {words}"
     return Decision(value=float(f"{rate:.1e}"), origin="measured", why=why, curve=found.curve)
+
+
+def _what_is_common(common: float, lr_ratio: float, rate: float) -> str:
+    told = f", and adapters under such a head commonly take {common:g}"
+    if lr_ratio != 1.0:
+        told += f", here over the square root of {lr_ratio:g}, B's rate over A's"
+    return told + (", which is too near that limit" if rate < common / math.sqrt(lr_ratio) else "")
 
 
 def _rows_to_spend(context: RunContext, steps: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ class Rehearsal:
         return float(self._loss_of(self._micro_batch(rows)).item())
 
     def learn(self, rows: Sequence[int], rate: float) -> float:
-        """One optimizer step on these rows.
+        """One optimizer step on these rows; none where their loss or gradient is not finite, as in training.
 
         Args:
             rows: of training, any number; they go through the model a micro-batch at a time.
@@ -71,11 +72,12 @@ class Rehearsal:
             loss = self._loss_of(self._micro_batch(chunk)) * (len(chunk) / len(rows))
             total += loss.item()
             loss.backward()
-        if self._settings.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_([value for value, _ in self._start], self._settings.max_grad_norm)
+        most = self._settings.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_([value for value, _ in self._start], most)
         for group, factor in zip(self._optimizer.param_groups, self._factors, strict=True):
             group["lr"] = rate * factor
-        self._optimizer.step()
+        if math.isfinite(total) and math.isfinite(norm):
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return total
 

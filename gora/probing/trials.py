@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from gora.core.learning_rate import annealed, smoothed
+from gora.probing.range_test import TOLERATED
 from gora.probing.rehearsal import Rehearsal
 from gora.runtime.console import output
 from gora.runtime.progress import Meter
@@ -63,13 +64,26 @@ def try_rates(rehearsal: Rehearsal, rates: list[float], batches: list[list[int]]
         for rate in rates:
             rehearsal.begin()
             losses: list[float] = []
+            end = _APART * start
             for step, rows in enumerate(batches):
                 losses.append(rehearsal.learn(rows, rate * annealed(step, len(batches))))
                 meter.advance()
-                if not smoothed(losses)[-1] < _APART * max(start, losses[0]):
+                if _fell_apart(losses, start, len(batches)):
                     break
-            last = losses[-max(1, round(len(batches) / _COUNTED)) :]
-            end = sum(last) / len(last)
-            complete = len(losses) == len(batches) and math.isfinite(end)
-            ends.append(min(end, _APART * start) if complete else _APART * start)
+            else:
+                last = _finite(losses[-max(1, round(len(batches) / _COUNTED)) :])
+                end = min(end, sum(last) / len(last))
+            ends.append(end)
     return ends
+
+
+def _fell_apart(losses: list[float], start: float, steps: int) -> bool:
+    """Whether training has by its losses so far; a few that are not finite are those of single rows."""
+    finite = _finite(losses)
+    if len(losses) - len(finite) > TOLERATED * steps:
+        return True
+    return bool(finite) and not smoothed(finite)[-1] < _APART * max(start, finite[0])
+
+
+def _finite(losses: list[float]) -> list[float]:
+    return [loss for loss in losses if math.isfinite(loss)]

@@ -696,7 +696,13 @@ def test_replayed_micro_batches_add_what_eager_ones_add(llama, dtype):
         ([(0.06, 0.2), (0.06, 0.2)], 0.01, [], [], ["no: the GPU does not wait for its host"]),
         ([(0.90, 1.0), (0.06, 0.2)], 0.01, [], [], ["no: the GPU does not wait for its host"]),
         ([(0.18, 0.2), (0.18, 0.2)], 0.06, [], [], ["no: padding would cost more than launches do"]),
-        ([(0.18, 0.2), (0.18, 0.2)], 0.01, RuntimeError("it looks at values\nand more"), [], ["no: it looks at values"]),
+        (
+            [(0.18, 0.2), (0.18, 0.2)],
+            0.01,
+            RuntimeError("it looks at values\nand more"),
+            [],
+            ["no: it looks at values"],
+        ),
         ([(0.18, 0.2), (0.18, 0.2)], 0.01, NotImplementedError(), [], ["no: NotImplementedError"]),
     ],
     ids=[

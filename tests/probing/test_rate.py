@@ -1,6 +1,7 @@
 """`train.learning_rate: auto`: what is tried leaves no trace but the rate."""
 
 import json
+import math
 import os
 import signal
 from contextlib import ExitStack
@@ -223,6 +224,36 @@ def test_first_rows_that_are_much_easier_than_the_others_do_not_make_every_trial
     assert 2.9 < ends[1] < ends[0] < 3.0
 
 
+def test_a_row_whose_loss_is_never_finite_ends_no_trial_and_is_left_out_of_the_range_test():
+    class Rows(Learner):
+        def loss(self, rows):
+            return rows[0]
+
+    bad, good = [math.nan], [[3.0]] * 29
+    batches = [*good[:27], bad, *good[27:]]
+    with_it, without = (module.trials.try_rates(Rows(), [1e-3, 1e-2], each, start=3.0) for each in (batches, good))
+    assert with_it[1] < with_it[0] < 3.0
+    assert with_it == pytest.approx(without, rel=0.05)
+    rows = Rows()
+    rows.begin()
+    assert len(module.ranging.range_test(rows, batches, whole_weights=False).before) == 29
+    with pytest.raises(GoraError, match=r"the loss of 4 of 33 micro-batches is NaN or infinity before training"):
+        module.ranging.range_test(rows, [*good, *[bad] * 4], whole_weights=False)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(opened):
+    context, model = opened()
+    with rehearsing(context, model, 1.0) as rehearsal:
+        before = {name: value.detach().clone() for name, value in model.named_parameters()}
+        usual = rehearsal._loss_of
+        rehearsal._loss_of = lambda batch: usual(batch) * math.nan
+        assert math.isnan(rehearsal.learn([0, 1], 1e-2))
+        assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+        rehearsal._loss_of = usual
+        assert math.isfinite(rehearsal.learn([0, 1], 1e-2))
+        assert not all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
 def test_where_training_falls_apart_at_all_rates_the_next_one_is_lower():
     class FallsApart(Learner):
         def learn(self, rows, rate):
@@ -278,3 +309,4 @@ def test_a_new_head_makes_no_trials_and_adapters_take_what_is_common(tmp_path, m
     assert decision.value == pytest.approx(rate, rel=0.05)
     assert "the head begins as noise" in decision.why
     assert "annealed" not in decision.why
+    assert ("over the square root of 16, B's rate over A's" in decision.why) == (method == "lora+")

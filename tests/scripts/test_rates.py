@@ -61,10 +61,10 @@ def test_the_page_says_what_other_rates_than_the_best_cost():
     lower = sorted(above(search, 1 / 3) for search in searches)
     higher = sorted(above(search, 3) for search in searches)
     lost = [each for each in higher if each > 100]
-    kept = higher[: -len(lost)]
+    kept, of = higher[: -len(lost)], len(searches)
     assert (
-        f"a third of the best rate costs {lower[0]:.1f} to {lower[-1]:.1f} % of the evaluation loss, three times the best "
-        f"{kept[0]:.1f} to {kept[-1]:.1f} %, or the whole run (in {len(lost)} of the {len(searches)} searches below)"
+        f"a third of the best rate costs {lower[0]:.1f} to {lower[-1]:.1f} % of the evaluation loss, three times the "
+        f"best {kept[0]:.1f} to {kept[-1]:.1f} %, or the whole run (in {len(lost)} of the {of} searches below)"
     ) in page_on_rates()
 
 
