@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from gora.core.learning_rate import COMMON_RATES, rate_under_new_head
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts" / "vision"))
@@ -41,6 +42,18 @@ def test_the_accuracies_of_the_preset_at_other_rates_are_those_of_the_runs():
         tried = sorted((run["rate"], 100 * run["accuracy"]) for run in runs if run["rate"])
         assert f"| {title} | {' | '.join(f'{accuracy:.1f}' for _, accuracy in tried)} |" in page
         assert f"| rate | {' | '.join(f'{rate:g}' for rate, _ in tried)} |" in page
+
+
+def test_the_page_says_what_the_rule_that_ships_takes_for_images():
+    """From the limits of the runs that took a fifteenth of them."""
+    page = (ROOT / "docs" / "results-images.md").read_text().replace("\n", " ")
+    runs = [run for run in data("images-h200.json")["runs"] if run["method"] == AUTO and not run["rate"]]
+    found = [run["rate_found"] for run in runs]
+    assert f"over 15: rates of {min(found):g} to {max(found):g}." in page
+    assert [rate_under_new_head(15 * rate, COMMON_RATES["image-classification"], 1.0) for rate in found] == [
+        pytest.approx(0.001, rel=0.01)
+    ] * 6
+    assert "with the limits of those runs 0.001 in all six" in page
 
 
 def test_the_table_of_engines_on_two_gpus_is_that_of_the_runs():

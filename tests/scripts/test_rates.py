@@ -1,6 +1,7 @@
 """What the page on learning rates says of the judged combinations, recomputed from their runs."""
 
 import json
+import re
 from statistics import mean
 
 import numpy as np
@@ -105,6 +106,32 @@ def test_the_page_says_where_what_ships_would_end(combinations):
     ) in page
     higher = [rate_that_ships(row) / row["rates"][0] for row in combinations if row["model"] == "smollm2"]
     assert f"gives rates {min(each for each in higher if each > 1.2):.1f} to {max(higher):.1f} times as high" in page
+
+
+def test_the_page_says_what_the_limit_changes_under_a_new_head():
+    """Limits are those that the runs told, rates read off the grids."""
+    lowered, ends = [], {}
+    for name in ("", "-one-divisor"):
+        found = runs_of(name)
+        encoders = [row for row in rows(found) if row["model"] == "minilm"]
+        ends[name] = []
+        for row in encoders:
+            ratio = 16.0 if row["method"] == "lora+" else 1.0
+            key = f"minilm {row['set']} {row['targets']} {row['method']} {row['steps']}"
+            runs = [run for each in found if each.split(" seed ")[0] == key for run in found[each] if run.get("auto")]
+            limits = [float(re.search(r"above its start from (\S+) on", run["why"])[1]) for run in runs]
+            common = COMMON_RATES["classification"]
+            ship = [rate_under_new_head(limit, common, ratio) for limit in limits]
+            lowered += [common / ratio**0.5 / rate for rate in ship]
+            ends[name].append(mean(above_best(row["grid"], rate) for rate in ship))
+    now, before = ends[""], sorted(ends["-one-divisor"])
+    further = before[near(before) :]
+    assert near(now) == len(now) == 3
+    assert (
+        f"is lower than this in {sum(each > 1 for each in lowered)} of the {len(lowered)} runs of all eleven, by up to "
+        f"{max(lowered):.1f} times: at the rates that come of it the three still end within 1 %, and so do "
+        f"{near(before)} of the {len(before)}, the others {100 * further[0]:.1f} to {100 * further[-1]:.1f} % above."
+    ) in page_on_rates()
 
 
 def test_what_ships_is_what_gora_takes(combinations):
