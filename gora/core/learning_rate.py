@@ -18,6 +18,8 @@ BELOW_DIVERGENCE_NEW_HEAD = 15.0
 COMMON_RATES = {"classification": 5e-4, "image-classification": 1e-3}
 """What adapters under a new head are best trained with on average, by the head. A new head begins as noise, and limits
 differ more from seed to seed than best rates do from set to set."""
+_LEAST_OF_COMMON = 0.25
+"""Share of a common rate below which a limit does not pull it: the loss of a head that is noise may rise by chance."""
 TRIALS_OVER_RUN = 0.65
 """The best rate of short trials of few rows over that of a run, for rows whose form the model knows."""
 KNOWN_FORM = 1.6
@@ -90,20 +92,21 @@ def rate_below(divergence: float) -> float:
     return divergence / BELOW_DIVERGENCE
 
 
-def rate_under_new_head(divergence: float, common: float | None, lr_ratio: float) -> float:
+def rate_under_new_head(divergence: float | None, common: float | None, lr_ratio: float) -> float | None:
     """What to train with where a part of the model begins as noise: what is common, if it is far enough from the limit.
 
     Args:
-        divergence: see `rate_below`.
+        divergence: see `rate_below`; None where the loss rose at no rate.
         common: of `COMMON_RATES`, for one rate for A and B; None where no adapter is trained.
         lr_ratio: rate of B over that of A.
 
     Returns:
-        The rate of A.
+        The rate of A; None where nothing says it.
     """
     if common is None:
-        return divergence / BELOW_DIVERGENCE_NEW_HEAD
-    return min(common / math.sqrt(lr_ratio), rate_below(divergence))
+        return None if divergence is None else divergence / BELOW_DIVERGENCE_NEW_HEAD
+    rate = common / math.sqrt(lr_ratio)
+    return rate if divergence is None else min(rate, max(rate_below(divergence), _LEAST_OF_COMMON * rate))
 
 
 def rate_of_trials(rates: Sequence[float], ends: Sequence[float], start: float) -> float:

@@ -13,7 +13,7 @@ from gora.methods import METHODS
 from gora.plan import Decision, add_decision
 from gora.probing import range_test as ranging
 from gora.probing import trials
-from gora.probing.rehearsal import rehearsing, rows_to_rehearse
+from gora.probing.rehearsal import Rehearsal, rehearsing, rows_to_rehearse
 from gora.recipe.derived import training_micro_batch_size
 from gora.recipe.origins import Origin
 from gora.runs.context import RunContext
@@ -72,11 +72,11 @@ def decide(context: RunContext, model: nn.Module, lr_ratio: float, steps: int) -
         lr_ratio: rate of B over that of A.
         steps: optimizer steps of the run.
     """
-    rows = _rows_to_spend(context, steps)
+    rows, head = _rows_to_spend(context, steps), context.recipe.model.head
     size = min(trials.ROWS, context.recipe.train.batch_size)
-    steps = min(trials.STEPS, int(rows * (1 - _RANGE_SHARE)) // (size * trials.MOST))
-    common = COMMON_RATES.get(context.recipe.model.head)
-    tries = steps >= trials.FEWEST and common is None
+    trial_steps = min(trials.STEPS, int(rows * (1 - _RANGE_SHARE)) // (size * trials.MOST))
+    new_head = head in COMMON_RATES
+    tries = trial_steps >= trials.FEWEST and not new_head
     whole_weights = METHODS[context.recipe.adapter.method].saved_as == "model"
     with rehearsing(context, model, lr_ratio) as rehearsal:
         found = ranging.range_test(
@@ -84,28 +84,49 @@ def decide(context: RunContext, model: nn.Module, lr_ratio: float, steps: int) -
             _batches(context, ranging.STEPS, _rows_of_range_test(context, rows, alone=not tries), turn=1),
             whole_weights=whole_weights,
         )
-        if found.limit is None:
+        if new_head:
+            rate, told = _under_new_head(found.limit, None if whole_weights else COMMON_RATES[head], lr_ratio)
+        elif found.limit is None:
             return None
-        rate, taken = rate_below(found.limit), len(found.losses)
-        why = f"with a rising rate the loss was above its start from {found.limit:.2g} on, after {taken} steps"
-        if common is not None:
-            common = None if whole_weights else common
-            rate = rate_under_new_head(found.limit, common, lr_ratio)
-            why += "; the head begins as noise" + (_what_is_common(common, lr_ratio, rate) if common else "")
-        if tries:
-            start = sum(found.before) / taken
-            rates, ends = trials.try_around(rehearsal, rate, _batches(context, steps, size, turn=2), start=start)
-            rate = rate_of_trials(rates, ends, start)
-            words = ", ".join(f"{end:.3f} at {tried:.2g}" for tried, end in zip(rates, ends, strict=True))
-            why += f"; {steps} steps, annealed, ended at a loss of {words}"
-    return Decision(value=float(f"{rate:.1e}"), origin="measured", why=why, curve=found.curve)
+        elif tries:
+            rate, told = _of_trials(rehearsal, found, _batches(context, trial_steps, size, turn=2))
+        else:
+            rate, told = rate_below(found.limit), ""
+    if rate is None:
+        return None
+    return Decision(value=float(f"{rate:.1e}"), origin="measured", why=_seen(found) + told, curve=found.curve)
 
 
-def _what_is_common(common: float, lr_ratio: float, rate: float) -> str:
-    told = f", and adapters under such a head commonly take {common:g}"
+def _seen(found: ranging.RangeTest) -> str:
+    steps = len(found.losses)
+    if found.limit is None:
+        return f"with a rising rate the loss was above its start at none, in {steps} steps"
+    return f"with a rising rate the loss was above its start from {found.limit:.2g} on, after {steps} steps"
+
+
+def _of_trials(rehearsal: Rehearsal, found: ranging.RangeTest, batches: list[list[int]]) -> tuple[float, str]:
+    """What trials around the first guess say, and in words."""
+    assert found.limit is not None
+    start = sum(found.before) / len(found.before)
+    rates, ends = trials.try_around(rehearsal, rate_below(found.limit), batches, start=start)
+    if min(ends) >= trials.APART * start:
+        output.warn(
+            f"train.learning_rate: auto: training fell apart in all trials, also with a rate of {rates[0]:.2g}; what "
+            "is taken is a guess. Look at the loss of the first steps, or set train.learning_rate."
+        )
+    words = ", ".join(f"{end:.3f} at {tried:.2g}" for tried, end in zip(rates, ends, strict=True))
+    return rate_of_trials(rates, ends, start), f"; {len(batches)} steps, annealed, ended at a loss of {words}"
+
+
+def _under_new_head(limit: float | None, common: float | None, lr_ratio: float) -> tuple[float | None, str]:
+    """What a head that is noise is trained with, and in words."""
+    rate, told = rate_under_new_head(limit, common, lr_ratio), "; the head begins as noise"
+    if common is None or rate is None:
+        return rate, told
+    told += f", and adapters under such a head commonly take {common:g}"
     if lr_ratio != 1.0:
         told += f", here over the square root of {lr_ratio:g}, B's rate over A's"
-    return told + (", which is too near that limit" if rate < common / math.sqrt(lr_ratio) else "")
+    return rate, told + (", which is too near that limit" if rate < common / math.sqrt(lr_ratio) else "")
 
 
 def _rows_to_spend(context: RunContext, steps: int) -> int:

@@ -18,7 +18,7 @@ MOST = len(FACTORS) + 1
 """Trials: a fourth one where the lowest or the highest rate of three is the best."""
 _COUNTED = 4
 """A trial ends at the mean of the last one in so many of its losses. All see the same rows, and can be compared."""
-_APART = 2.0
+APART = 2.0
 """Times the loss at the start: a trial whose smoothed loss is above that ends there."""
 
 
@@ -64,7 +64,7 @@ def try_rates(rehearsal: Rehearsal, rates: list[float], batches: list[list[int]]
         for rate in rates:
             rehearsal.begin()
             losses: list[float] = []
-            end = _APART * start
+            end = APART * start
             for step, rows in enumerate(batches):
                 losses.append(rehearsal.learn(rows, rate * annealed(step, len(batches))))
                 meter.advance()
@@ -82,7 +82,7 @@ def _fell_apart(losses: list[float], start: float, steps: int) -> bool:
     finite = _finite(losses)
     if len(losses) - len(finite) > TOLERATED * steps:
         return True
-    return bool(finite) and not smoothed(finite)[-1] < _APART * max(start, finite[0])
+    return bool(finite) and not smoothed(finite)[-1] < APART * max(start, finite[0])
 
 
 def _finite(losses: list[float]) -> list[float]:

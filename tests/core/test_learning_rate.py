@@ -118,7 +118,10 @@ def test_the_rate_lies_below_by_the_measured_factor_and_further_for_a_new_head()
 def test_adapters_under_a_new_head_take_what_is_common_as_far_as_it_keeps_from_the_limit():
     assert rate_under_new_head(0.2, 5e-4, 1.0) == pytest.approx(5e-4)
     assert rate_under_new_head(0.2, 5e-4, 16.0) == pytest.approx(1.25e-4)
-    assert rate_under_new_head(9.5e-5, 5e-4, 1.0) == pytest.approx(1e-5)
+    assert rate_under_new_head(9.5 * 2e-4, 5e-4, 1.0) == pytest.approx(2e-4)
+    assert rate_under_new_head(1.4e-5, 5e-4, 1.0) == pytest.approx(1.25e-4)  # a loss that rose by chance
+    assert rate_under_new_head(None, 5e-4, 1.0) == 5e-4
+    assert rate_under_new_head(None, None, 1.0) is None
 
 
 @given(best=st.floats(-0.69, 0.69), curvature=st.floats(0.01, 10), level=st.floats(0.1, 10))

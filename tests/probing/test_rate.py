@@ -295,6 +295,15 @@ def test_fewer_rows_make_shorter_trials_and_too_few_a_better_range_test_alone(
     assert (f"{trial_steps} steps, annealed" in decision.why) == (trial_steps > 0)
 
 
+def test_where_all_trials_fall_apart_a_warning_says_that_the_rate_is_a_guess(opened, monkeypatch, capsys):
+    context, model = opened("train.micro_batch_size=8", "train.batch_size=16")
+    tested = module.ranging.RangeTest(rates=[1e-3, 1e-1], losses=[2.0, 9.0], before=[2.0, 2.0])
+    monkeypatch.setattr(module.ranging, "range_test", lambda *_, **__: tested)
+    monkeypatch.setattr(module.trials, "try_rates", lambda _, rates, __, start: [2 * start for _ in rates])
+    module.decide(context, model, 1.0, steps=6)
+    assert "training fell apart in all trials" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(("method", "rate"), [("lora", 5e-4), ("lora+", 1.25e-4), ("full", 2e-3)])
 def test_a_new_head_makes_no_trials_and_adapters_take_what_is_common(tmp_path, monkeypatch, method, rate):
     recipe = load_recipe(
