@@ -79,7 +79,7 @@ def test_the_page_names_each_miss_and_why(combinations):
     *others, last = trials_of("base-28m math attention dora 150 seed 7")[1]
     assert last < min(others)
     assert dora["rates"][0] / dora["best rate"] == pytest.approx(2, rel=0.01)
-    assert f"DoRA ({per_cent(dora)} %)" in told
+    assert f"DoRA ({100 * dora['above the best of the grid']:.2f} %)" in told
 
     qnli, openbookqa = (
         misses.pop(f"smollm2 {name}") for name in ("qnli all-linear gora", "openbookqa all-linear lora")
