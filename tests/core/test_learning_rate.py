@@ -54,6 +54,29 @@ def test_the_limit_is_found_whatever_the_loss_is_measured_in(limit, scale):
     assert divergence(rates, [scale * loss for loss in losses], [scale * 2.0] * STEPS) == pytest.approx(found, rel=1e-6)
 
 
+LOSSES = st.floats(0.01, 20)
+
+
+@settings(deadline=None)
+@given(pairs=st.lists(st.tuples(LOSSES, LOSSES), min_size=2, max_size=STEPS), power=st.integers(-8, 8))
+def test_whatever_all_losses_are_multiplied_by_the_limit_and_the_lowest_stay(pairs, power):
+    """By powers of two, which change no other digit: any losses will do, those at a threshold too."""
+    losses, before = zip(*pairs, strict=True)
+    rates, scale = rising_rates(1e-5, 1.0, len(pairs)), 2.0**power
+    scaled = [scale * loss for loss in losses]
+    assert divergence(rates, scaled, [scale * loss for loss in before]) == divergence(rates, losses, before)
+    assert lowest(rates, scaled) == lowest(rates, losses)
+
+
+@given(ends=st.lists(LOSSES, min_size=3, max_size=4), start=LOSSES, scale=st.sampled_from([0.25, 0.5, 2.0, 4.0]))
+def test_the_rate_of_trials_looks_at_the_size_of_the_loss_only_for_rows_of_an_unknown_form(ends, start, scale):
+    rates = rising_rates(1e-4, 1e-2, len(ends))
+    one, other = (rate_of_trials(rates, [by * end for end in ends], by * start) for by in (1.0, scale))
+    unknown, more_unknown = (max(1.0, by * start / 1.6) for by in (1.0, scale))
+    assert one / other == pytest.approx((more_unknown / unknown) ** 0.5)
+    assert (one == other) == (unknown == more_unknown)
+
+
 @settings(deadline=None)
 @given(limit=st.floats(1e-3, 1e-1), factor=st.floats(1.5, 5))
 def test_a_limit_that_is_higher_gives_a_rate_that_is_higher(limit, factor):

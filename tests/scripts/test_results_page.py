@@ -335,6 +335,9 @@ def test_all_linear_layers_are_as_far_below_attention_as_said():
         f"{per_cent(-middle)} % lower than in attention ({per_cent(-middle - half)} to {per_cent(half - middle)} %), "
         f"in {len(LAYERS)} of {len(LAYERS)} comparisons"
     ) in TEXT
+    preset = " ".join((ROOT / "docs" / "preset.md").read_text().split())
+    assert f"end {per_cent(-middle)} % lower on all linear layers (rank 3) than on attention (rank 8)" in preset
+    assert f"({per_cent(-middle - half)} to {per_cent(half - middle)} %, in {len(LAYERS)} of {len(LAYERS)}" in preset
 
 
 def test_the_paper_s_order_holds_at_one_rate_and_not_at_each_one_s_own():
