@@ -36,7 +36,7 @@ def main() -> None:
         run_here(arguments.only, arguments)
         return
     command = [sys.executable, *sys.argv, "--only"]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     runs = {way: subprocess.Popen([*command, way], **pipes) for way in WAYS}
     for way, run in runs.items():
         _, errors = run.communicate()
@@ -81,6 +81,8 @@ def run_here(way: str, arguments: argparse.Namespace) -> None:
 
     if not torch.cuda.is_available():
         context.resolve_precision = lambda wanted, device: "bf16" if wanted == "bf16" else "fp32"
+        # Which `auto` takes beside a GPU alone.
+        WAYS["fast"].append("train.kernels=fused")
     settings = [*settings_of(arguments), *WAYS[way], f"output={arguments.work / way}"]
     run(load_recipe(arguments.recipe, settings).recipe, mode="overwrite")
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from gora.core.learning_rate import COMMON_RATES, rate_under_new_head
+from gora.recipe import load_recipe
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts" / "vision"))
@@ -15,6 +16,7 @@ sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
 
 import distributed_table
 import methods
+import parity
 import study
 from vision_search import AUTO, Results
 
@@ -318,6 +320,26 @@ def test_the_table_of_whole_sets_is_that_of_the_runs():
         peft, trl = (rates[row["setting"], way] for way in ("PEFT + Trainer", "TRL, packed"))
         cells = [f"{row['rate']:,.0f}", f"{row['rate'] / peft:.2f}", f"{row['rate'] / trl:.2f}"]
         assert f" | {' | '.join(cells)} | {row['memory'] / 1e9:.1f} GB |" in PERFORMANCE
+
+
+@pytest.mark.parametrize(("name", "where"), [("h200", "one H200"), ("cpu", "a CPU")])
+def test_the_curves_of_the_same_training_are_as_far_apart_as_the_page_says(name, where):
+    runs = data(f"training-parity-{name}.json")["runs"]
+    cells = [f"{where} ([figures](data/training-parity-{name}.json))", str(len(runs["float32"]["losses"]))]
+    for way in ("bfloat16", "fast"):
+        found = parity.apart(runs[way], runs["float32"], 20)
+        cells.append(f"{100 * found['largest']:.2f} %, {100 * found['mean']:.2f} %")
+        assert runs[way]["ranks"] == runs["float32"]["ranks"]
+        assert len(runs[way]["losses"]) == len(runs["float32"]["losses"])
+    cells.append(", ".join(f"{runs[way]['eval']:.4f}" for way in parity.WAYS))
+    assert f"| {' | '.join(cells)} |" in PERFORMANCE
+
+
+def test_the_comparison_of_trainings_asks_for_as_many_epochs_as_its_steps_need():
+    settings = parity.settings_of(argparse.Namespace(steps=200, set=[]))
+    train = load_recipe("quickstart", settings).recipe.train
+    assert train.max_steps == 200
+    assert train.epochs >= 200  # an epoch may have one step
 
 
 def test_seconds_of_a_checkpoint_are_those_of_the_saves():
