@@ -200,6 +200,12 @@ def classes_say_whether_they_have_flash_attention() -> bool:
     return LlamaForCausalLM._supports_flash_attn is True
 
 
+def flash_attention_is_told_where_rows_begin() -> bool:
+    from transformers.modeling_flash_attention_utils import _flash_attention_forward
+
+    return takes(_flash_attention_forward, "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+
+
 def classes_say_which_weights_they_leave_out() -> bool:
     from transformers import PreTrainedModel
 
@@ -638,6 +644,11 @@ PRIVATE = [
         "transformers PreTrainedModel._supports_flash_attn",
         classes_say_whether_they_have_flash_attention,
         "`model.attention: auto` never takes FlashAttention",
+    ),
+    Private(
+        "transformers FlashAttention's arguments for rows end to end",
+        flash_attention_is_told_where_rows_begin,
+        "with flash_attention_2, rows are not packed",
     ),
     Private(
         "transformers PreTrainedModel._keys_to_ignore_on_load_unexpected",

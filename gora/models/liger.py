@@ -52,8 +52,9 @@ def use_liger(model: PreTrainedModel, rows: list[list[int]], context: AbstractCo
         model.train(training)
     if reason:
         for module in model.modules():
-            if vars(module).get("forward") is not forwards.get(id(module)):
-                vars(module).pop("forward")
+            vars(module).pop("forward", None)
+            if (own := forwards.get(id(module))) is not None:
+                module.forward = own
         if rotary is not None:
             setattr(code, _ROTARY, rotary)
     return reason

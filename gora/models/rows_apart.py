@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -29,6 +30,7 @@ _SETTINGS = frozenset(inspect.signature(_varlen).parameters) if _varlen else fro
 """What torch's attention over rows of several lengths can be told; it has learnt since it came."""
 
 NAME = "rows-apart"
+FLASH = "flash_attention_2"
 ROWS = "rows"
 """Key of a batch whose value is the length of each row, a tuple of int: the sign that they lie end to end."""
 
@@ -102,8 +104,8 @@ def in_recomputation() -> tuple[AbstractContextManager[None], AbstractContextMan
 
 def keeps_apart(model: nn.Module) -> bool:
     """Whether rows that lie end to end may be given to this model: `set_apart` has been called and found it right."""
-    config = getattr(model, "config", None)
-    return getattr(config, "_attn_implementation", None) == NAME
+    kernel = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    return kernel == NAME or (kernel == FLASH and getattr(model, _SEEN, False))
 
 
 def set_apart(model: PreTrainedModel, rows: Sequence[Sequence[int]], context: AbstractContextManager[Any]) -> str:
@@ -111,7 +113,7 @@ def set_apart(model: PreTrainedModel, rows: Sequence[Sequence[int]], context: Ab
 
     Each row alone has to give what it gives beside others, and no row may depend on the tokens of another. Models that
     carry more than attention from token to token, such as state-space models, fail this, as do those with an attention
-    of their own.
+    of their own. A model with FlashAttention keeps it, and is told where rows begin.
 
     Args:
         model: a causal language model.
@@ -123,23 +125,28 @@ def set_apart(model: PreTrainedModel, rows: Sequence[Sequence[int]], context: Ab
     """
     before = model.config._attn_implementation
     training = model.training
-    if before != "sdpa":
-        return f"its attention is {before}"
+    if before not in ("sdpa", FLASH):
+        return f"its attention is {before}, where `model.attention` has to be auto, sdpa or {FLASH}"
     try:
         model.eval()
-        model.set_attn_implementation(NAME)
+        if before == "sdpa":
+            model.set_attn_implementation(NAME)
         with torch.no_grad(), context:
             reason = _mixes(model, [list(row[:_TRIED]) for row in rows if len(row) > 1][:3])
     except Exception as error:  # whatever a model does not know of, such as positions, is a reason not to
         reason = f"it cannot be run on them ({type(error).__name__})"
     finally:
         model.train(training)
+    if before == FLASH:
+        setattr(model, _SEEN, not reason)
+        return reason and f"with {FLASH}, {reason}; `model.attention: sdpa` may do it"
     if reason:
         model.set_attn_implementation(before)
     return reason
 
 
 _TRIED = 48  # tokens of each row
+_SEEN = "flash_keeps_rows_apart"
 
 
 def _mixes(model: PreTrainedModel, rows: list[list[int]]) -> str:
@@ -281,8 +288,26 @@ def _by_varlen(
     else:
         settings["is_causal"] = True
     q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
-    longest = rows.span.shape[0] if torch.compiler.is_compiling() else rows.longest
+    longest = _longest(rows)
     return _varlen(q, k, v, rows.bounds, rows.bounds, longest, longest, scale=scaling, **settings)[None]
+
+
+def _longest(rows: _Rows) -> int:
+    return rows.span.shape[0] if torch.compiler.is_compiling() else rows.longest
+
+
+def _flash(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    """FlashAttention as transformers calls it, told where rows begin if they lie end to end.
+
+    It would see that from positions as well, for which every layer waits for the device.
+    """
+    if (rows := _current) is not None:
+        attention_mask, longest = None, _longest(rows)
+        settings |= {"cu_seq_lens_q": rows.bounds, "cu_seq_lens_k": rows.bounds}
+        settings |= {"max_length_q": longest, "max_length_k": longest}
+    return flash_attention_forward(module, query, key, value, attention_mask, **settings)
 
 
 def _varlen_serves(query: Tensor, dropout: float, window: int | None) -> bool:
@@ -292,3 +317,4 @@ def _varlen_serves(query: Tensor, dropout: float, window: int | None) -> bool:
 
 AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, _mask)
+AttentionInterface.register(FLASH, _flash)

@@ -169,7 +169,8 @@ class DataSection(Section):
     packing: Packing = "auto"
     """How rows share a micro-batch; a step's rows and their weight stay the same. `none`: padded, as drawn;
     `padding-free`: as many rows, end to end without padding; `packed`: as many end to end as fit the tokens of
-    `micro_batch_size` longest rows; `auto`: packed where the model keeps rows apart, else rows of similar length."""
+    `micro_batch_size` longest rows; `auto`: packed where the model keeps rows apart, which none does with
+    `model.attention: eager`, else rows of similar length."""
     streaming: bool = False
     """Read rows while training, for sets that no disk holds: nothing is counted or checked ahead, and
     `train.max_steps` says when training ends."""

@@ -63,7 +63,8 @@ class ModelSection(Section):
     """Keep the frozen linear weights in 4 or 8 bits (bitsandbytes); null keeps them in `dtype`, or in the bits that the
     checkpoint is stored in."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
-    """Attention kernel; auto is FlashAttention-2 where it is installed and the device has it, else torch's SDPA."""
+    """Attention kernel; auto is FlashAttention-2 where it is installed and the device has it, else torch's SDPA. Rows
+    lie end to end with both (`data.packing`), with SDPA by torch's own FlashAttention for rows of several lengths."""
 
 
 class AdapterSection(Section):

@@ -22,7 +22,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "recipe.md"
 PULLS = {
     "model.dtype": "float32 doubles the memory of the base weights; bfloat16 halves it on GPUs that compute in it.",
     "model.quantization": "less memory for the base weights (a quarter or half), slower steps, slightly higher loss.",
-    "model.attention": "`flash_attention_2` is fastest on long rows; `eager` is slowest and works everywhere.",
+    "model.attention": "`eager` is slowest, works everywhere and packs no rows.",
     "data.max_length": "higher keeps more of long rows; memory and time of a micro-batch grow with it.",
     "data.overlong": "`truncate` keeps every row but trains answers without their end; `drop` keeps whole rows only.",
     "data.holdout": "higher makes the eval loss steadier and leaves fewer rows to train on.",

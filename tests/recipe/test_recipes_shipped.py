@@ -132,6 +132,9 @@ def test_the_llama_recipes_have_the_paper_s_settings(name, data, model, rank):
     path, rows, supervised = SETS[data]
     assert (recipe.data.train.path, recipe.data.train.max_rows) == (path, rows)
     assert (recipe.data.supervise, recipe.data.max_length) == (supervised, 1024)
+    # Rows are padded as they were drawn, and processes share optimizer states in host memory.
+    assert recipe.data.packing == "none"
+    assert recipe.distributed == "zero2-offload"
 
 
 @pytest.mark.parametrize("task", GLUE)

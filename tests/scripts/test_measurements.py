@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from gora.core.learning_rate import COMMON_RATES, rate_under_new_head
+from gora.recipe import load_recipe
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts" / "vision"))
@@ -15,6 +16,7 @@ sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
 
 import distributed_table
 import methods
+import parity
 import study
 from vision_search import AUTO, Results
 
@@ -318,6 +320,132 @@ def test_the_table_of_whole_sets_is_that_of_the_runs():
         peft, trl = (rates[row["setting"], way] for way in ("PEFT + Trainer", "TRL, packed"))
         cells = [f"{row['rate']:,.0f}", f"{row['rate'] / peft:.2f}", f"{row['rate'] / trl:.2f}"]
         assert f" | {' | '.join(cells)} | {row['memory'] / 1e9:.1f} GB |" in PERFORMANCE
+
+
+def of_run(name, run, setting, way, shape="8b"):
+    rows = data(f"training-{name}.json")["runs"][run]["results"]
+    return next(row for row in rows if (row["shape"], row["setting"], row["way"]) == (shape, setting, way))
+
+
+PLAIN, LIGER = "PEFT + Trainer", "gora, kernels liger"
+# Run of the file, setting and way of each row of the table, and the words that name it.
+OF_8B = [
+    (0, "attention, 4 x 1024", "gora", "8B, attention, 4 x 1024"),
+    (0, "attention, 1 x 4096", "gora", "8B, attention, 1 x 4096"),
+    (4, "all-linear, 4 x 1024", LIGER, "8B, all-linear, 4 x 1024 (packed)"),
+    (3, "attention, math", LIGER, "8B, attention, math (38 % padding in PEFT's)"),
+    (1, "all-linear, math", "gora", "8B, all-linear, math"),
+    (1, "attention, instruction", "gora", "8B, attention, instruction (56 %)"),
+]
+
+
+def test_the_first_table_of_training_is_that_of_the_runs():
+    peak = data("precompute-h200.json")["rates"]["flops"] / 1e12
+    lines = PERFORMANCE.split(f"TFLOP/s, of {peak:.0f} |")[1].split("\n\n")[0].splitlines()
+    for run, setting, way, words in OF_8B:
+        plain, mine = (of_run("h200", run, setting, each) for each in (PLAIN, way))
+        (line,) = (line for line in lines if line.startswith(f"| {words} | "))
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[1] == f"{plain['rate']:,.0f}"
+        assert cells[3:5] == [f"{mine['rate']:,.0f}", f"{mine['rate'] / plain['rate']:.2f}"]
+        assert cells[-2] == f"{mine['tflops']:.0f}, {100 * mine['tflops'] / peak:.0f} %"
+        assert cells[-1] == f"{plain['memory'] / 1e9:.1f}, {mine['memory'] / 1e9:.1f} GB"
+
+
+def test_aims_of_training_are_met_as_far_as_the_page_says():
+    table = PERFORMANCE.split("## Training")[1].split("Not measured")[0]
+    long, bare = (of_run("h200", 0, "attention, 1 x 4096", way)["rate"] for way in ("gora", "PEFT, bare passes"))
+    assert f"{long:,.0f}, which is {1 - long / 16_000:.1%} less; {long / bare:.2f} times".replace("%", " %") in table
+    gains = {
+        targets: of_run("h200", run, f"{targets}, 4 x 1024", way)["rate"]
+        / of_run("h200", run, f"{targets}, 4 x 1024", PLAIN)["rate"]
+        for targets, run, way in (("attention", 0, "gora"), ("all-linear", 4, LIGER))
+    }
+    for run, setting, way, _ in OF_8B[3:]:
+        plain, mine = (of_run("h200", run, setting, each) for each in (PLAIN, way))
+        aim = 0.95 * gains[setting.split(",")[0]] / (1 - plain["padding"])
+        assert mine["rate"] / plain["rate"] > aim
+        assert f"{setting}: {aim:.2f} | {mine['rate'] / plain['rate']:.2f} |" in table
+    shares = [
+        of_run("h200", run, setting, way)["memory"] / of_run("h200", run, setting, PLAIN)["memory"]
+        for run, setting, way, _ in OF_8B
+    ]
+    assert f"{min(shares):.2f} to {max(shares):.2f} of it, 8B" in table
+    small = [
+        of_run("h200", 2, f"{targets}, math", "gora, one micro-batch", "135m")["memory"]
+        / of_run("h200", 2, f"{targets}, math", PLAIN, "135m")["memory"]
+        for targets in ("attention", "all-linear")
+    ]
+    assert "one micro-batch {:.2f} and {:.2f} times it".format(*small) in table
+    mixed = [
+        of_run(name, run, setting, f"{way}, mixed ranks", shape)["rate"]
+        / of_run(name, run, setting, way, shape)["rate"]
+        for name, run, setting, way, shape in (
+            ("recorded-h200", 2, "attention, 4 x 1024", "gora", "8b"),
+            ("recorded-h200", 1, "attention, 4 x 1024", "gora, packed", "8b"),
+            ("recorded-h200", 0, "all-linear, math", "gora", "135m"),
+            ("later-h200", 1, "all-linear, 4 x 1024", "gora", "8b"),
+        )
+    ]
+    said = (
+        "{:+.1f} %; end to end and recorded {:+.1f} %; 135M, all-linear, recorded {:+.1f} %; 8B, all-linear {:+.1f} %"
+    )
+    assert said.format(*(100 * (gain - 1) for gain in mixed)) in table
+
+
+def test_reserved_memory_is_told_where_it_is_above_peft_s_too():
+    fixed = [
+        of_run("recorded-h200", run, "attention, 4 x 1024", way)["reserved"]
+        / of_run("recorded-h200", run, "attention, 4 x 1024", PLAIN)["reserved"]
+        for run, way in (
+            (2, "gora"),
+            (2, "gora, mixed ranks"),
+            (1, "gora"),
+            (1, "gora, packed"),
+            (1, "gora, packed, mixed ranks"),
+        )
+    ]
+    assert f"{min(fixed):.2f} to {max(fixed):.2f} of it, 8B at 4 x 1024" in PERFORMANCE
+    rows = data("training-full-sets-h200.json")["results"]
+    peft, trl, mine = (
+        next(row["reserved"] / 1e9 for row in rows if (row["setting"], row["way"]) == ("attention, math", way))
+        for way in (PLAIN, "TRL, packed", "gora")
+    )
+    assert mine > peft
+    assert f"{mine:.1f} GB reserved on the math rows, PEFT {peft:.1f} GB and TRL {trl:.1f} GB" in PERFORMANCE
+    assert f"{mine:.1f} GB, PEFT {peft:.1f} GB" in PERFORMANCE
+    failed, plain = (of_run("later-h200", 1, "all-linear, 4 x 1024", way)["reserved"] / 1e9 for way in ("gora", PLAIN))
+    assert f"had {failed:.1f} GB reserved, PEFT {plain:.1f} GB" in PERFORMANCE
+
+
+def test_gains_across_two_runs_and_of_liger_alone_are_those_of_the_runs():
+    mine = of_run("h200", 1, "attention, instruction", "gora")["rate"]
+    rows = data("training-full-sets-h200.json")["results"]
+    trl = next(row["rate"] for row in rows if (row["setting"], row["way"]) == ("attention, instruction", "TRL, packed"))
+    assert f"{mine / trl:.2f} times TRL's {trl:,.0f}: two runs" in PERFORMANCE
+    plain, liger = (of_run("h200", 6, "attention, 4 x 1024", way) for way in (PLAIN, f"{PLAIN} + Liger"))
+    said = f"{liger['rate']:,.0f} tokens/s in {liger['memory'] / 1e9:.1f} GB, {liger['rate'] / plain['rate']:.2f} times"
+    assert f"{said} the Trainer without ({plain['rate']:,.0f}, the last run)" in PERFORMANCE
+
+
+@pytest.mark.parametrize(("name", "where"), [("h200", "one H200"), ("cpu", "a CPU")])
+def test_the_curves_of_the_same_training_are_as_far_apart_as_the_page_says(name, where):
+    runs = data(f"training-parity-{name}.json")["runs"]
+    cells = [f"{where} ([figures](data/training-parity-{name}.json))", str(len(runs["float32"]["losses"]))]
+    for way in ("bfloat16", "fast"):
+        found = parity.apart(runs[way], runs["float32"], 20)
+        cells.append(f"{100 * found['largest']:.2f} %, {100 * found['mean']:.2f} %")
+        assert runs[way]["ranks"] == runs["float32"]["ranks"]
+        assert len(runs[way]["losses"]) == len(runs["float32"]["losses"])
+    cells.append(", ".join(f"{runs[way]['eval']:.4f}" for way in parity.WAYS))
+    assert f"| {' | '.join(cells)} |" in PERFORMANCE
+
+
+def test_the_comparison_of_trainings_asks_for_as_many_epochs_as_its_steps_need():
+    settings = parity.settings_of(argparse.Namespace(steps=200, set=[]))
+    train = load_recipe("quickstart", settings).recipe.train
+    assert train.max_steps == 200
+    assert train.epochs >= 200  # an epoch may have one step
 
 
 def test_seconds_of_a_checkpoint_are_those_of_the_saves():

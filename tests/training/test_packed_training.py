@@ -9,9 +9,11 @@ from safetensors.torch import load_file
 from gora.errors import InputError
 from gora.plan import read_plan
 from gora.recipe import load_recipe
+from gora.runs import base_model
 from gora.stages.run import run
 from gora.training import trainer
 from gora.training.recording import RecordedSteps
+from tests.helpers.flash import pretend_flash_attention, with_flash_attention
 from tests.helpers.recorded import recording_on_a_cpu
 
 SETTINGS = (
@@ -78,6 +80,18 @@ def test_a_run_whose_passes_are_recorded_is_the_run_without(tmp_path, padded, mo
     monkeypatch.setattr(trainer, "recorded_steps", recorded)
     folder = trained(tmp_path / "run", "data.packing=packed", "train.kernels=fused")
     assert shapes
+    assert_same_run(folder, padded)
+
+
+def test_a_packed_run_with_flash_attention_is_the_padded_run(tmp_path, padded, monkeypatch):
+    told = pretend_flash_attention(monkeypatch)
+    load = base_model.load_model
+    monkeypatch.setattr(base_model, "load_model", lambda *each, **more: with_flash_attention(load(*each, **more)))
+    folder = trained(tmp_path / "run", "data.packing=packed", "train.kernels=fused")
+    assert any(len(bounds) > 2 for bounds in told)
+    log = (folder / "log.txt").read_text()
+    assert "packing   seen to keep rows apart" in log
+    assert "attention flash_attention_2" in log
     assert_same_run(folder, padded)
 
 
