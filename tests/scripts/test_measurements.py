@@ -428,6 +428,21 @@ def test_gains_across_two_runs_and_of_liger_alone_are_those_of_the_runs():
     assert f"{said} the Trainer without ({plain['rate']:,.0f}, the last run)" in PERFORMANCE
 
 
+def test_the_table_of_rows_beside_trl_is_that_of_the_starts():
+    found = data("rows-trl.json")
+    for kind in ("short", "math"):
+        ways = {way: starts[0] for way, starts in found[kind]["compared"].items()}
+        mine = ways["gora"]
+        for way, words in (("gora", "gora"), ("datasets.map", "`datasets.map`"), ("trl", "TRL")):
+            both = [
+                (mine[unit] / ways[way][unit], f"{ways[way][unit]:.0f}") for unit in ("seconds", "processor_seconds")
+            ]
+            cells = [words, *(said for _, said in both)]
+            cells += [f"{share:.2f}" for share, _ in both] if way != "gora" else [""]
+            assert f"| {' | '.join(cells)} |".replace("  ", " ") in PERFORMANCE
+    assert f"took {data('rows-whole.json')['short']['cold']['seconds']:.0f} s and" in PERFORMANCE
+
+
 @pytest.mark.parametrize(("name", "where"), [("h200", "one H200"), ("cpu", "a CPU")])
 def test_the_curves_of_the_same_training_are_as_far_apart_as_the_page_says(name, where):
     runs = data(f"training-parity-{name}.json")["runs"]
