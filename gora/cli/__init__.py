@@ -108,7 +108,8 @@ def run_command_line() -> None:
         _fail(str(error), error.exit_code)
     except StopSignal as stop:
         _fail(
-            f"Stopped by signal {stop.number}. What was being written has been removed; finished files are whole.",
+            f"Stopped by signal {stop.number}. What was being written has been removed; finished files are whole. "
+            "Give the command again, `gora run` and `gora train` with --resume to continue from them.",
             128 + stop.number,
         )
     except (OSError, MemoryError, RuntimeError) as error:

@@ -70,4 +70,9 @@ def pass_taken(plan: Path) -> dict[str, Any]:
 
 def _read(place: Path) -> tuple[Path, Plan]:
     path = place / "plan.safetensors" if place.is_dir() else place
+    if place.is_dir() and not path.exists() and (place / "adapter").exists():
+        raise InputError(
+            f"{place}: a run without a plan, since its method has one rank for all layers or chooses ranks by itself. "
+            f"`gora report {place}` shows what was decided for it."
+        )
     return path, read_plan(path)

@@ -203,6 +203,14 @@ def test_a_plan_of_a_run_shows_what_its_pass_took(tmp_path, gora_here):
     assert json.loads(out)["pass"]["engine"] == "zero2"
 
 
+def test_a_run_of_a_method_without_a_plan_is_told_as_that(tmp_path, gora_here):
+    (tmp_path / "run" / "adapter").mkdir(parents=True)
+    code, _, err = gora_here("inspect-ranks", "run", cwd=tmp_path)
+    assert code == 2
+    assert "run: a run without a plan" in err
+    assert "gora report run" in " ".join(err.split())
+
+
 def test_a_missing_plan_is_named():
     with pytest.raises(InputError, match="no such plan file"):
         read_plan("none.safetensors")
