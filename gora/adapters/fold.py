@@ -67,8 +67,11 @@ def folded_pieces(layer: Any, weight: Tensor) -> Iterator[Tensor]:
     with torch.no_grad():
         factor_a, factor_b = (held[adapter].weight.float().cpu() for held in (layer.lora_A, layer.lora_B))
         torch.matmul(factor_b, factor_a, out=product)
-        for update, rows in zip(row_pieces(product), row_pieces(weight, like=product), strict=True):
-            yield update.mul_(layer.scaling[adapter]).add_(rows)
+    for update, rows in zip(row_pieces(product), row_pieces(weight, like=product), strict=True):
+        # Not around the yield: who does not take all pieces would be left without gradients.
+        with torch.no_grad():
+            update.mul_(layer.scaling[adapter]).add_(rows)
+        yield update
 
 
 _THREAD = threading.local()

@@ -48,3 +48,10 @@ def test_memory_is_kept_from_one_weight_to_the_next():
     layer = wrapped(torch.float32).base_model.model.layer
     places = {next(iter(folded_pieces(layer, layer.weight))).untyped_storage().data_ptr() for _ in range(3)}
     assert len(places) == 1
+
+
+def test_who_does_not_take_all_blocks_keeps_gradients():
+    layer = wrapped(torch.float32).base_model.model.layer
+    blocks = folded_pieces(layer, layer.weight)
+    assert next(blocks).shape[0] < 1000
+    assert torch.is_grad_enabled()
