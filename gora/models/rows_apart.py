@@ -2,7 +2,8 @@
 
 An attention implementation of transformers' own kind (`AttentionInterface`). Which rows a forward pass is on is not
 among the arguments of every model, so that it is noted here for the time of the pass, and again where activation
-checkpointing repeats a part of it in the backward pass.
+checkpointing repeats a part of it in the backward pass. FlashAttention-2, where a model has it, is told there as well
+where rows begin. Whether a model then really keeps rows apart is tried out before it is relied on.
 """
 
 from __future__ import annotations
